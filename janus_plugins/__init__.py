@@ -1,0 +1,47 @@
+"""janus-plugins: unified multimodal autoregressive models, composed from plugins.
+
+This is the author's and the user's door; importing it loads no torch. Names resolve on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_DOORS = {
+    "hookimpl": "janus_plugins.core.hookspecs",
+    "ComponentSpec": "janus_plugins.core.specs",
+    "ComponentConfig": "janus_plugins.core.specs",
+    "CONTRACT_VERSION": "janus_plugins.core.specs",
+    "Kind": "janus_plugins.core.kinds",
+    "UnderstandingFacts": "janus_plugins.core.facts",
+    "GenerationFacts": "janus_plugins.core.facts",
+    "AdapterFacts": "janus_plugins.core.facts",
+    "HeadFacts": "janus_plugins.core.facts",
+    "LanguageModelFacts": "janus_plugins.core.facts",
+    "SourceFacts": "janus_plugins.core.facts",
+    "Sample": "janus_plugins.core.samples",
+    "Turn": "janus_plugins.core.samples",
+    "Item": "janus_plugins.core.samples",
+    "BadSample": "janus_plugins.core.errors",
+    "plugins": "janus_plugins.core.plugins",
+    "compose": "janus_plugins.model.door",
+    "load": "janus_plugins.model.door",
+    "save": "janus_plugins.model.door",
+}
+
+__all__ = sorted([*_DOORS, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use."""
+    if name not in _DOORS:
+        raise AttributeError(f"module 'janus_plugins' has no attribute {name!r}")
+    return getattr(import_module(_DOORS[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return list(__all__)

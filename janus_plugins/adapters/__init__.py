@@ -1,0 +1,1 @@
+"""Shipped adapters, one folder each."""

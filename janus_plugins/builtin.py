@@ -1,0 +1,34 @@
+"""The shipped components, declared the way a third-party plugin declares its own."""
+
+from __future__ import annotations
+
+from janus_plugins.adapters.code_mlp.spec import CODE_MLP_ADAPTER
+from janus_plugins.adapters.mlp.spec import MLP
+from janus_plugins.core.hookspecs import hookimpl
+from janus_plugins.core.specs import ComponentSpec
+from janus_plugins.encoders.siglip.spec import SIGLIP
+from janus_plugins.encoders.vq.spec import VQ
+from janus_plugins.heads.code_mlp.spec import CODE_MLP_HEAD
+from janus_plugins.heads.text.spec import TEXT
+from janus_plugins.language_models.spec import CAUSAL_LM, LLAMA
+from janus_plugins.sources.digits.spec import DIGITS
+from janus_plugins.sources.hf_dataset.spec import HF_DATASET
+from janus_plugins.sources.sorting.spec import SORTING
+
+
+@hookimpl
+def janus_components() -> list[ComponentSpec]:
+    """Return every component that ships with janus-plugins."""
+    return [
+        LLAMA,
+        CAUSAL_LM,
+        SIGLIP,
+        VQ,
+        MLP,
+        CODE_MLP_ADAPTER,
+        TEXT,
+        CODE_MLP_HEAD,
+        HF_DATASET,
+        DIGITS,
+        SORTING,
+    ]

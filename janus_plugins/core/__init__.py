@@ -1,0 +1,1 @@
+"""Contracts, specs, plugin loading, run files and wiring. Nothing here imports torch."""

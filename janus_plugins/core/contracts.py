@@ -1,0 +1,299 @@
+"""The contracts between the framework and its components.
+
+Protocols, not base classes: a component is any object (for models: any `torch.nn.Module`) with
+these methods. Shapes: N items, T tokens of one item, C width of a feature, code or latent,
+M width of the language model, B rows, S slots of a row, P positions that a head answers for.
+
+Two rules hold for every model component:
+
+- *A part runs through `forward`.* Under ZeRO-3 a parameter is present only while the module that
+  owns it runs its own `forward`. A method such as `encode` may call submodules, but must not touch
+  a bare parameter of its own; wrap such a parameter in a small module.
+- *An absent modality runs a dummy.* Where a batch lacks a modality the framework feeds the
+  processor's `dummy()` item and multiplies the result by zero, so that every rank gathers the same
+  parameters in the same order. A dummy must give finite values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from janus_plugins.core.samples import Sample
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+    Arrays = dict[str, np.ndarray]
+    Tensors = dict[str, Tensor]
+
+
+@runtime_checkable
+class Processor(Protocol):
+    """Turn a raw item into arrays, in data workers. Must be picklable and free of global state.
+
+    Constructed as `Processor(config)` from the component's options.
+    """
+
+    def __call__(self, value: object) -> Arrays:
+        """Return named numpy arrays for one raw item, or raise `BadSample`.
+
+        The framework stacks equal shapes to [N, ...]; where the first axis differs it pads with
+        zeros and adds `<name>_lengths` [N].
+        """
+        ...
+
+    def num_tokens(self, arrays: Arrays) -> int:
+        """Answer how many tokens the encoder will make of these arrays (before the adapter)."""
+        ...
+
+    def dummy(self) -> Arrays:
+        """Return a small valid item that stands in where a batch lacks the modality."""
+        ...
+
+
+class GenerationProcessor(Processor, Protocol):
+    """Also turn what a generation encoder decodes back into something that can be kept."""
+
+    suffix: str
+    """File name ending of an artefact, e.g. ".png"."""
+
+    def restore(self, decoded: np.ndarray) -> Any:
+        """Return an artefact (for images a PIL image) from one decoded item [...]."""
+        ...
+
+    def write(self, artefact: Any, path: str, metadata: Mapping[str, str]) -> None:
+        """Write an artefact to a file, with its metadata (prompt, seed) inside where it fits."""
+        ...
+
+
+class UnderstandingEncoder(Protocol):
+    """Read items: the continuous path into the language model. An `nn.Module`."""
+
+    def forward(self, items: Tensors) -> Tensor:
+        """Return features [N, T, C] of collated items.
+
+        For items of different lengths T is the longest; `Processor.num_tokens` says how many of
+        each item's features count, and the rest is dropped.
+        """
+        ...
+
+    def load_weights(self, source: str) -> None:
+        """Load published weights from a folder, a file or a hub id. Called once, when composing."""
+        ...
+
+
+class GenerationEncoder(Protocol):
+    """Turn items into codes or latents and back. An `nn.Module`."""
+
+    def encode(self, items: Tensors) -> Tensor:
+        """Return codes [N, T] (int64) or latents [N, T, C] of collated items."""
+        ...
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return decoded items [N, ...] from codes [N, T] or latents [N, T, C]."""
+        ...
+
+    def reconstruction_loss(self, items: Tensors) -> dict[str, Tensor]:
+        """Return named scalar losses, "loss" being the one to minimise. Optional.
+
+        Runs under a stage with `reconstruct: MODALITY`.
+        """
+        ...
+
+    def load_weights(self, source: str) -> None:
+        """Load published weights from a folder, a file or a hub id."""
+        ...
+
+
+class Adapter(Protocol):
+    """Bring an encoder's output to the language model's width. An `nn.Module`."""
+
+    def forward(self, source: Tensor) -> Tensor:
+        """Return embeddings [N, T', M] of features [N, T, C], codes [N, T] or latents [N, T, C]."""
+        ...
+
+
+class Draws(Protocol):
+    """Random numbers of a batch of generations, one stream a row, so that no row sees its mates."""
+
+    def uniform(self) -> Tensor:
+        """Return the next number of each row in [0, 1): [B] float32."""
+        ...
+
+    def normal(self, *shape: int) -> Tensor:
+        """Return the next standard normal numbers of each row: [B, *shape] float32."""
+        ...
+
+
+class Head(Protocol):
+    """Answer for hidden states: a loss in training, a sample in generation. An `nn.Module`."""
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each position [P] (float32).
+
+        Args:
+            hidden: hidden states [P, M].
+            targets: token ids or codes [P], or latents [P, C].
+        """
+        ...
+
+    def sample(
+        self,
+        hidden: Tensor,
+        unconditional: Tensor | None,
+        *,
+        guidance: float,
+        temperature: float,
+        draws: Draws,
+    ) -> Tensor:
+        """Return the next ids [B] or latents [B, C].
+
+        Args:
+            hidden: last hidden state of each conditional row [B, M].
+            unconditional: the same of the unconditional rows, or None without guidance.
+            guidance: s in `u + s (c - u)`.
+            temperature: 0 means greedy.
+            draws: random numbers, one stream a row.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Say which slots of a packed batch may see one another: causally, within one segment.
+
+    Attributes:
+        groups: for each distinct segment length, the flat slots [n, length] (int64, into B * S) of
+            the n segments of that length. Slots of no segment are padding.
+        cu_seqlens: where segments start in the flat batch, for variable-length kernels [k + 1]
+            (int32). Padding runs are segments of their own here.
+        max_length: longest segment in `cu_seqlens`.
+    """
+
+    groups: tuple[Tensor, ...]
+    cu_seqlens: Tensor
+    max_length: int
+
+    def to(self, device: torch.device | str) -> Packed:
+        """Return the same plan with its tensors on `device`."""
+        groups = tuple(group.to(device) for group in self.groups)
+        return Packed(groups, self.cu_seqlens.to(device), self.max_length)
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Say what a decoding step sees.
+
+    Attributes:
+        start: cache slots already filled; the step's S slots go to start .. start + S - 1.
+        visible: bool [B, start + S], False on left padding; None when every slot counts.
+    """
+
+    start: int
+    visible: Tensor | None = None
+
+
+AttentionPlan = Packed | Cached
+
+
+class LanguageModel(Protocol):
+    """Run a causal transformer over embeddings. An `nn.Module`."""
+
+    text_head: nn.Module
+    """A `Head` over token ids that also offers `logits(hidden [P, M]) -> [P, V]`."""
+
+    def attach_text_head(self, head: nn.Module) -> None:
+        """Take the composed text head as `self.text_head`; tie its weight where the facts say so."""
+        ...
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Return token embeddings [..., M] of ids [...]."""
+        ...
+
+    def forward(
+        self, embeds: Tensor, positions: Tensor, attention: AttentionPlan, cache: Any = None
+    ) -> Tensor:
+        """Return hidden states after the final norm [B, S, M].
+
+        Args:
+            embeds: input embeddings [B, S, M].
+            positions: position of every slot in its own sample [B, S] (int64).
+            attention: which slots see which; `Packed` in training, `Cached` with a cache.
+            cache: what `new_cache` made; written at slots `attention.start` onwards.
+        """
+        ...
+
+    def new_cache(self, batch: int, length: int) -> Any:
+        """Make a static key-value cache for `batch` rows of at most `length` slots."""
+        ...
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Recompute the blocks' activations in the backward pass, or keep them."""
+        ...
+
+    def load_weights(self, source: str) -> None:
+        """Load published weights from a folder or a hub id."""
+        ...
+
+
+class Source(Protocol):
+    """Yield samples by index. Random access makes shuffling and resuming exact."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return sample `index`, the same one each time, or raise `BadSample`."""
+        ...
+
+
+class StreamingSource(Protocol):
+    """Yield samples in order, where random access is not to be had."""
+
+    def rows(self, state: Mapping[str, Any] | None) -> Iterator[tuple[Any, Mapping[str, Any]]]:
+        """Yield (row, state after it) for ever, from `state` or from the beginning.
+
+        A row is picklable; a state is plain data from which `rows` goes on after that row.
+        """
+        ...
+
+    def sample(self, row: Any, index: int) -> Sample:
+        """Turn the row at position `index` into a sample, in a data worker."""
+        ...
+
+
+class TextSource(Protocol):
+    """Offer the run's own text to a tokenizer that is trained on it. Optional for sources."""
+
+    def texts(self) -> Iterable[str]:
+        """Yield every text that samples of this source may contain."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Turn text into ids. Special tokens are looked up by string, never by id."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return ids of text, special-token strings in it becoming their single id. No BOS added."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, special tokens left out."""
+        ...
+
+    def id_of(self, token: str) -> int:
+        """Return the id of one special token's string, or raise `RunFileError`."""
+        ...
+
+    def __len__(self) -> int:
+        """Return one more than the largest id."""
+        ...
+
+    def save(self, folder: str) -> None:
+        """Write the tokenizer's files into a checkpoint folder."""
+        ...

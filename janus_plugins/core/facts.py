@@ -1,0 +1,122 @@
+"""Facts: what a component's config can answer before a weight exists.
+
+Wiring is checked from these alone, so that a run file that cannot work is refused in milliseconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+CodeForm = Literal["codes", "latents"]
+"""How a generated item crosses the model: integer codes [T] or continuous latents [T, C]."""
+
+AdapterInput = Literal["features", "codes", "latents"]
+
+
+@dataclass(frozen=True)
+class LanguageModelFacts:
+    """Describe a language model.
+
+    Attributes:
+        width: size of a token embedding and of a hidden state (M).
+        vocab_size: rows of the token embedding; a tokenizer may use fewer.
+        max_positions: longest sequence that the model's positions can tell apart.
+        num_layers: decoder blocks.
+        num_heads: attention heads of a block (queries).
+        num_key_value_heads: heads whose keys and values are kept in the cache.
+        tied: whether the text head shares the token embedding's weight.
+    """
+
+    width: int
+    vocab_size: int
+    max_positions: int
+    num_layers: int
+    num_heads: int
+    num_key_value_heads: int
+    tied: bool = False
+
+
+@dataclass(frozen=True)
+class UnderstandingFacts:
+    """Describe an understanding encoder: item -> features [T, width].
+
+    Attributes:
+        modality: what it reads ("image", "audio", ...).
+        width: size of one feature vector.
+        tokens: feature vectors of one item, or None when the item decides.
+        max_tokens: most feature vectors of one item (equal to `tokens` where that is fixed).
+    """
+
+    modality: str
+    width: int
+    tokens: int | None
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class GenerationFacts:
+    """Describe a generation encoder: item -> codes [T] or latents [T, width], and back.
+
+    Attributes:
+        modality: what it writes ("image", "audio", ...).
+        form: "codes" or "latents".
+        tokens: codes or latents of one item (T).
+        width: size of one code's vector in the codebook, or of one latent.
+        codebook_size: number of distinct codes; None for latents.
+        grid: how the T tokens lie, row-major; the product is T.
+    """
+
+    modality: str
+    form: CodeForm
+    tokens: int
+    width: int
+    codebook_size: int | None
+    grid: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """Describe an adapter between an encoder and the language model.
+
+    Attributes:
+        accepts: "features" [N, T, in_width], "codes" [N, T] or "latents" [N, T, in_width].
+        in_width: width that it reads (for codes: of its table's vectors).
+        out_width: width that it writes; must be the language model's.
+        codebook_size: rows of the code table, for codes.
+    """
+
+    accepts: AdapterInput
+    in_width: int
+    out_width: int
+    codebook_size: int | None = None
+
+
+@dataclass(frozen=True)
+class HeadFacts:
+    """Describe a head on the language model's hidden states.
+
+    Attributes:
+        predicts: "text", "codes" or "latents".
+        in_width: width of the hidden states that it reads.
+        size: number of classes, or width of a latent.
+    """
+
+    predicts: Literal["text", "codes", "latents"]
+    in_width: int
+    size: int
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """Describe a data source.
+
+    Attributes:
+        tasks: the tasks ("text", "understanding", "generation", "interleaved") its samples serve.
+        understanding: modalities that its samples show to the model.
+        generation: modalities that its samples ask the model to make.
+    """
+
+    tasks: frozenset[str]
+    understanding: frozenset[str] = frozenset()
+    generation: frozenset[str] = frozenset()

@@ -1,0 +1,145 @@
+"""A run file resolved against the catalogue: every part with its spec, its options and its facts.
+
+Made by `core.wiring.resolve`; read by composition, by `explain`, and by data workers. Holds no
+weights and imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from janus_plugins.core.facts import (
+    AdapterFacts,
+    GenerationFacts,
+    HeadFacts,
+    LanguageModelFacts,
+    SourceFacts,
+    UnderstandingFacts,
+)
+from janus_plugins.core.schema import DataBlock, RunConfig
+from janus_plugins.core.specs import ComponentConfig, ComponentSpec
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Say which installed distribution offers a component."""
+
+    distribution: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """Hold one resolved component of a model or of its data.
+
+    Attributes:
+        address: "language_model", "understanding.image.encoder", "data.captions" ...
+        spec: the component's declaration.
+        owner: who offers it.
+        config: its validated options.
+        facts: what `config.facts(...)` answered.
+        weights: published weights to start from, or None.
+    """
+
+    address: str
+    spec: ComponentSpec
+    owner: Owner
+    config: ComponentConfig
+    facts: Any
+    weights: str | None = None
+
+
+@dataclass(frozen=True)
+class UnderstandingPlan:
+    """Hold the understanding path of one modality."""
+
+    encoder: Part
+    adapter: Part
+
+    @property
+    def facts(self) -> UnderstandingFacts:
+        """Return the encoder's facts."""
+        return self.encoder.facts  # type: ignore[no-any-return]
+
+    def tokens(self, encoder_tokens: int) -> int:
+        """Answer how many slots an item takes when the encoder makes `encoder_tokens` of it."""
+        return self.adapter.config.output_tokens(encoder_tokens)
+
+
+@dataclass(frozen=True)
+class GenerationPlan:
+    """Hold the generation path of one modality."""
+
+    encoder: Part
+    adapter: Part
+    head: Part
+
+    @property
+    def facts(self) -> GenerationFacts:
+        """Return the encoder's facts."""
+        return self.encoder.facts  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """Hold every part of a model."""
+
+    language_model: Part
+    text_head: Part
+    understanding: dict[str, UnderstandingPlan]
+    generation: dict[str, GenerationPlan]
+
+    @property
+    def facts(self) -> LanguageModelFacts:
+        """Return the language model's facts."""
+        return self.language_model.facts  # type: ignore[no-any-return]
+
+    def parts(self) -> Iterator[Part]:
+        """Yield every part, the language model first."""
+        yield self.language_model
+        yield self.text_head
+        for path in self.understanding.values():
+            yield from (path.encoder, path.adapter)
+        for made in self.generation.values():
+            yield from (made.encoder, made.adapter, made.head)
+
+    def addresses(self) -> tuple[str, ...]:
+        """Return the address of every part."""
+        return tuple(part.address for part in self.parts())
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """Hold one resolved data source."""
+
+    block: DataBlock
+    part: Part
+
+    @property
+    def facts(self) -> SourceFacts:
+        """Return the source's facts."""
+        return self.part.facts  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Hold a whole run: the validated file and everything it names."""
+
+    run: RunConfig
+    model: ModelPlan
+    data: dict[str, DataPlan]
+
+
+__all__ = [
+    "AdapterFacts",
+    "DataPlan",
+    "GenerationPlan",
+    "HeadFacts",
+    "ModelPlan",
+    "Owner",
+    "Part",
+    "RunPlan",
+    "UnderstandingPlan",
+]

@@ -1,0 +1,251 @@
+"""The frame of a run file: everything but the components' own options.
+
+One file is one run. The frame is validated first; each component's `options` are then validated by
+the class that its plugin declares (`core/wiring.py`). Field texts become the published JSON Schema.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from janus_plugins.core.samples import Task
+
+Ratio = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+Chance = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Strict(BaseModel):
+    """Refuse unknown keys, NaN and infinity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Use(Strict):
+    """Name a component and give its options."""
+
+    use: str = Field(description="component name, or distribution/name where two plugins offer it")
+    options: dict[str, Any] = Field(default_factory=dict, description="the component's own options")
+    weights: str | None = Field(
+        default=None, description="published weights to start from: a folder, a file or a hub id"
+    )
+
+
+class TokenizerBlock(Strict):
+    """Choose a tokenizer."""
+
+    type: Literal["pretrained", "bytes", "trained"] = "pretrained"
+    path: str | None = Field(default=None, description="pretrained: a folder, tokenizer.json or hub id")
+    vocab_size: Count | None = Field(default=None, description="trained: the most entries it may have")
+    level: Literal["word", "bpe"] = Field(default="bpe", description="trained: unit of the vocabulary")
+
+    @model_validator(mode="after")
+    def _complete(self) -> TokenizerBlock:
+        needed = {"pretrained": "path", "trained": "vocab_size", "bytes": None}[self.type]
+        if needed and getattr(self, needed) is None:
+            raise ValueError(f"a tokenizer of type {self.type} needs {needed!r}")
+        return self
+
+
+class TemplateBlock(Strict):
+    """Spell out a chat template. The named ones are in `sequence/templates.py`."""
+
+    user: str = Field(description="the user's role tag")
+    assistant: str = Field(description="the assistant's role tag")
+    separator: str = Field(default="\n\n", description="ends a user's turn")
+    system: str = Field(default="", description="system prompt of understanding and text")
+    bos: str
+    eos: str
+    pad: str
+
+
+class LanguageModelBlock(Use):
+    """Name the language model, its tokenizer and its chat template."""
+
+    tokenizer: TokenizerBlock
+    template: str | TemplateBlock = Field(
+        default="plain", description="a named template (deepseek-old, deepseek, plain) or one spelt out"
+    )
+    head: Use = Field(default_factory=lambda: Use(use="text"), description="head on text positions")
+
+
+class UnderstandingBlock(Strict):
+    """Compose the understanding path of one modality."""
+
+    encoder: Use
+    adapter: Use
+
+
+class GenerationBlock(Strict):
+    """Compose the generation path of one modality."""
+
+    encoder: Use
+    adapter: Use
+    head: Use
+
+
+class ItemTokens(Strict):
+    """Spell the special tokens around an item; looked up by string in the tokenizer."""
+
+    begin: str
+    end: str
+    placeholder: str
+
+
+class ModelBlock(Strict):
+    """Compose a model."""
+
+    language_model: LanguageModelBlock
+    understanding: dict[str, UnderstandingBlock] = Field(default_factory=dict)
+    generation: dict[str, GenerationBlock] = Field(default_factory=dict)
+    tokens: dict[str, ItemTokens] = Field(
+        default_factory=dict,
+        description="special tokens by modality (default: <begin_of_NAME>, <end_of_NAME>, <NAME_placeholder>)",
+    )
+
+    def modalities(self) -> tuple[str, ...]:
+        """Name every modality of the model, sorted."""
+        return tuple(sorted({*self.understanding, *self.generation}))
+
+    def item_tokens(self, modality: str) -> ItemTokens:
+        """Return the special tokens around an item of `modality`."""
+        begin, end = f"<begin_of_{modality}>", f"<end_of_{modality}>"
+        default = ItemTokens(begin=begin, end=end, placeholder=f"<{modality}_placeholder>")
+        return self.tokens.get(modality, default)
+
+
+class DataBlock(Use):
+    """Name a data source and the task that its samples serve."""
+
+    task: Task
+    split: Literal["train", "test"] = Field(default="train", description="test sets are never trained on")
+
+
+class Window(Strict):
+    """Say when, and how much, a stage draws from one source."""
+
+    weight: Rate | None = Field(default=None, description="share within its task (default: its size)")
+    after: Annotated[int, Field(ge=0)] = Field(default=0, description="first step that draws from it")
+    until: Count | None = Field(default=None, description="first step that no longer draws from it")
+
+
+class Optimizer(Strict):
+    """Set AdamW, as in the papers' tables (eps is not stated there; 1e-8 is torch's default)."""
+
+    betas: tuple[Chance, Chance] = (0.9, 0.95)
+    eps: Rate = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Schedule(Strict):
+    """Set how the learning rate moves after a linear warm-up."""
+
+    type: Literal["constant", "cosine", "linear"] = "constant"
+    warmup: Annotated[int, Field(ge=0)] = Field(default=0, description="steps of linear warm-up from 0")
+    floor: Chance = Field(default=0.0, description="share of the rate left at the last step")
+
+
+class StageBlock(Strict):
+    """Set one stage of the recipe: a row of the paper's table. Its name means nothing to the code."""
+
+    name: str
+    learn: dict[str, Rate] = Field(description="part address (or a parameter prefix in it) -> learning rate")
+    steps: Count
+    stop_at: Count | None = Field(default=None, description="end early, keeping the schedule of `steps`")
+    batch: Count = Field(description="samples of one optimiser step, over all ranks")
+    mix: dict[Task, Ratio] = Field(default_factory=dict, description="task -> share of every step")
+    sources: dict[str, Window] | None = Field(
+        default=None, description="sources to draw from (default: every source whose task is in the mix)"
+    )
+    reconstruct: str | None = Field(
+        default=None, description="train this modality's generation encoder by its own loss instead"
+    )
+    optimizer: Optimizer = Field(default_factory=Optimizer)
+    schedule: Schedule = Field(default_factory=Schedule)
+    clip: Rate | None = Field(default=1.0, description="largest norm of the gradient")
+    template: Literal["plain", "chat"] = Field(
+        default="chat", description="plain: turns joined without role tags"
+    )
+    loss_on: Literal["text", "answers"] = Field(
+        default="answers", description="text: prompts are learnt too; answers: prompts are masked"
+    )
+    loss_mean: Literal["token", "task"] = Field(
+        default="token", description="mean over all positions, or over each head's and then the heads"
+    )
+    drop_prompt: Chance = Field(default=0.0, description="chance that a generation's prompt becomes pads")
+    drop_to: Literal["pads", "pad"] = Field(
+        default="pads", description="a dropped prompt keeps its length, or becomes a single pad"
+    )
+    first_sentence: Chance = Field(
+        default=0.0, description="chance that a generation's prompt is cut to its first sentence"
+    )
+    close_generated: bool = Field(
+        default=False, description="end a generated item with its end token and EOS, and learn them"
+    )
+    max_length: Annotated[int, Field(ge=8)] = Field(description="slots of one packed row")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StageBlock:
+        if not self.learn:
+            raise ValueError("a stage must learn something: name a part and a rate under 'learn'")
+        if self.reconstruct is None and not any(self.mix.values()):
+            raise ValueError("'mix' needs a task with a ratio above 0 (or set 'reconstruct')")
+        if self.stop_at is not None and self.stop_at > self.steps:
+            raise ValueError(f"stop_at {self.stop_at} is later than steps {self.steps}")
+        return self
+
+    @property
+    def last_step(self) -> int:
+        """Return the number of optimiser steps that are really taken."""
+        return self.stop_at or self.steps
+
+
+class EngineBlock(Strict):
+    """Set how training runs, apart from what it computes."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    accumulate: Count = Field(default=1, description="micro-batches of one step on each rank")
+    checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
+    workers: Annotated[int, Field(ge=0)] = Field(default=0, description="data workers of each rank")
+    threads: Count | None = Field(default=None, description="CPU threads of each rank")
+    save_every: Count | None = Field(default=None, description="steps between checkpoints")
+    keep: Count = Field(default=2, description="checkpoints kept for resuming")
+    log_every: Count = 10
+    sample_every: Count | None = Field(default=None, description="steps between sample images in the log")
+    nonfinite_limit: Count = Field(default=5, description="bad steps in a row that stop the run")
+    max_bad_samples: Chance = Field(default=0.01, description="share of unreadable samples that stops the run")
+    data_timeout: Rate = Field(default=300.0, description="seconds to wait for a data worker")
+    deepspeed: dict[str, Any] = Field(
+        default_factory=dict, description="reaches DeepSpeed unchanged, but for what we must fill in"
+    )
+
+
+class EvaluationBlock(Strict):
+    """Name a test to run after training: a task on a held-out source."""
+
+    task: str = Field(description="evaluation task, e.g. exact-match or generation-accuracy")
+    source: str = Field(description="name of a data entry with split: test")
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class RunConfig(Strict):
+    """Describe one run: the model, its data, the stages that train it, and the engine."""
+
+    name: str = Field(default="run", description="names the output folder")
+    seed: int = 0
+    model: ModelBlock
+    data: dict[str, DataBlock] = Field(default_factory=dict)
+    stages: tuple[StageBlock, ...] = ()
+    engine: EngineBlock = Field(default_factory=EngineBlock)
+    evaluation: dict[str, EvaluationBlock] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _named_once(self) -> RunConfig:
+        names = [stage.name for stage in self.stages]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two stages are called {twice[0]!r}; each needs its own name")
+        return self

@@ -1,0 +1,1 @@
+"""Data: samples by mixture, preprocessing in workers, collation."""

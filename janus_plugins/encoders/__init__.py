@@ -1,0 +1,1 @@
+"""Shipped encoders, one folder each."""

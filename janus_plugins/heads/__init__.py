@@ -1,0 +1,1 @@
+"""Shipped heads, one folder each."""

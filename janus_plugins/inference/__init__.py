@@ -1,0 +1,1 @@
+"""Sampling, one decode loop for every path, and the session behind `ask` and `generate`."""

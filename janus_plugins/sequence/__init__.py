@@ -1,0 +1,1 @@
+"""Where modalities meet in one line of tokens: templates, layout, packing, batches."""

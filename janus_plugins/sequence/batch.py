@@ -1,0 +1,100 @@
+"""The typed batch: what crosses from the data room to the model.
+
+Every position is planned on the CPU when the batch is made; the model only gathers and scatters
+and never searches for special ids. Slots are flat indices into R * S.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from janus_plugins.core.contracts import Packed
+
+
+@dataclass(frozen=True)
+class ItemBatch:
+    """Hold the items of one path of one modality, and where their tokens lie.
+
+    Attributes:
+        items: collated processor output, [N, ...] each. Where the batch has no item of this
+            modality it holds one dummy and `absent` is True.
+        lengths: tokens of each item as the language model sees them (after the adapter); length N.
+        at: flat slots that the items' embeddings fill, item by item [sum(lengths)].
+        predict_at: generation only: slots whose hidden states predict codes [P].
+        targets: generation only: which code each of them predicts, as an index into N * T [P].
+        absent: whether this is a dummy whose contribution must be exactly zero.
+    """
+
+    items: dict[str, Tensor]
+    lengths: tuple[int, ...]
+    at: Tensor
+    predict_at: Tensor | None = None
+    targets: Tensor | None = None
+    absent: bool = False
+
+    def to(self, device: torch.device | str) -> ItemBatch:
+        """Return the same items with every tensor on `device`."""
+        return replace(
+            self,
+            items={name: tensor.to(device, non_blocking=True) for name, tensor in self.items.items()},
+            at=self.at.to(device),
+            predict_at=None if self.predict_at is None else self.predict_at.to(device),
+            targets=None if self.targets is None else self.targets.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Hold one micro-batch of packed rows.
+
+    Attributes:
+        ids: token ids [R, S] (int64); slots of items and of padding hold the pad id.
+        positions: position of each slot in its own sample [R, S] (int64); restarts at each sample.
+        packed: which slots see which.
+        text_at: flat slots whose hidden states predict a text token [P].
+        text_targets: those tokens [P].
+        text_tasks: index into `tasks` of the sample that each of them belongs to [P].
+        understanding: modality -> items, one entry for every understanding path of the model.
+        generation: modality -> items, one entry for every generation path of the model.
+        tasks: the names that `text_tasks` indexes.
+        num_samples: samples in this batch, by task.
+        num_tokens: slots that belong to a sample.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    packed: Packed
+    text_at: Tensor
+    text_targets: Tensor
+    text_tasks: Tensor
+    understanding: dict[str, ItemBatch]
+    generation: dict[str, ItemBatch]
+    tasks: tuple[str, ...]
+    num_samples: dict[str, int] = field(default_factory=dict)
+    num_tokens: int = 0
+
+    def targets(self) -> dict[str, int]:
+        """Count the positions each head answers for: "text" and "generation.<modality>"."""
+        counts = {"text": self.text_targets.numel()}
+        for modality, items in self.generation.items():
+            counts[f"generation.{modality}"] = 0 if items.targets is None else items.targets.numel()
+        return counts
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the same batch with every tensor on `device`."""
+        return replace(
+            self,
+            ids=self.ids.to(device),
+            positions=self.positions.to(device),
+            packed=self.packed.to(device),
+            text_at=self.text_at.to(device),
+            text_targets=self.text_targets.to(device),
+            text_tasks=self.text_tasks.to(device),
+            understanding={name: items.to(device) for name, items in self.understanding.items()},
+            generation={name: items.to(device) for name, items in self.generation.items()},
+        )

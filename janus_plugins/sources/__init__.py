@@ -1,0 +1,1 @@
+"""Shipped sources, one folder each."""

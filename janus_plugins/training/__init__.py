@@ -1,0 +1,1 @@
+"""Stages, losses, the DeepSpeed engine, the loop and its checkpoints."""
