@@ -27,9 +27,8 @@ _DOORS = {
     "Item": "janus_plugins.core.samples",
     "BadSample": "janus_plugins.core.errors",
     "plugins": "janus_plugins.core.plugins",
-    "compose": "janus_plugins.model.door",
-    "load": "janus_plugins.model.door",
-    "save": "janus_plugins.model.door",
+    "compose": "janus_plugins.door",
+    "load": "janus_plugins.door",
 }
 
 __all__ = sorted([*_DOORS, "__version__"])
