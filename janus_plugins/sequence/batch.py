@@ -78,8 +78,19 @@ class Batch:
     num_samples: dict[str, int] = field(default_factory=dict)
     num_tokens: int = 0
 
-    def targets(self) -> dict[str, int]:
-        """Count the positions each head answers for: "text" and "generation.<modality>"."""
+    def targets(self, reconstruct: str | None = None) -> dict[str, int]:
+        """Count what each loss is a sum over.
+
+        Args:
+            reconstruct: modality whose encoder is trained by its own loss; the only key is then
+                "reconstruct", counting items.
+
+        Returns:
+            Positions by path: "text" and "generation.<modality>".
+        """
+        if reconstruct is not None:
+            items = self.generation[reconstruct]
+            return {"reconstruct": 0 if items.absent else len(items.lengths)}
         counts = {"text": self.text_targets.numel()}
         for modality, items in self.generation.items():
             counts[f"generation.{modality}"] = 0 if items.targets is None else items.targets.numel()

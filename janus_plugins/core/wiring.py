@@ -1,0 +1,346 @@
+"""Resolve a run file against the catalogue and check that its parts fit, from facts alone.
+
+No weight exists yet and torch is not imported: a model that cannot work is refused in milliseconds,
+with both places in the file, both numbers and the next step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from janus_plugins.core.catalogue import Catalogue, catalogue
+from janus_plugins.core.errors import RunFileError, WiringError
+from janus_plugins.core.facts import GenerationFacts, HeadFacts, LanguageModelFacts
+from janus_plugins.core.kinds import Kind
+from janus_plugins.core.plan import (
+    DataPlan,
+    GenerationPlan,
+    ModelPlan,
+    Part,
+    RunPlan,
+    UnderstandingPlan,
+)
+from janus_plugins.core.schema import RunConfig, StageBlock, Use
+from janus_plugins.core.suggest import nearest
+
+Locate = Callable[[tuple[str | int, ...]], str]
+"""Answer where a path of the run file stands ("run.yaml:12"), or an empty string."""
+
+
+def resolve(run: RunConfig, found: Catalogue | None = None, locate: Locate | None = None) -> RunPlan:
+    """Resolve every component that a run names, and check the wiring.
+
+    Args:
+        run: a validated run file.
+        found: the installed components (default: this process's catalogue).
+        locate: where a path of the file stands, for messages.
+
+    Raises:
+        RunFileError: a component's options do not validate.
+        WiringError: parts that do not fit one another, with both addresses and both numbers.
+        PluginError: a component that is not installed, or whose plugin is broken.
+    """
+    builder = _Builder(found or catalogue(), locate or (lambda path: ""))
+    plan = RunPlan(run, builder.model(run), builder.data(run))
+    problems = [*_model_problems(plan), *_data_problems(plan)]
+    for position, stage in enumerate(run.stages):
+        problems += [f"stages[{position}] ({stage.name}): {text}" for text in _stage_problems(plan, stage)]
+    if problems:
+        raise WiringError("the parts of this run do not fit:\n  " + "\n  ".join(problems))
+    return plan
+
+
+class _Builder:
+    """Turn `use:` blocks into parts, in the order in which their facts depend on one another."""
+
+    def __init__(self, found: Catalogue, locate: Locate) -> None:
+        self.found = found
+        self.locate = locate
+
+    def part(self, address: str, kind: Kind, use: Use, path: tuple[str, ...], *neighbours: Any) -> Part:
+        entry = self.found.get(kind, use.use)
+        try:
+            config = entry.spec.config.model_validate(use.options)
+            facts = config.facts(*neighbours)
+        except ValidationError as error:
+            raise RunFileError(self._explain(error, entry.spec.config, use.use, path)) from None
+        except RunFileError as error:
+            raise type(error)(f"{self._where((*path, 'options'))}{address} ({use.use}): {error}") from error
+        return Part(address, entry.spec, entry.owner, config, facts, use.weights)
+
+    def _where(self, path: tuple[str | int, ...]) -> str:
+        place = self.locate(path)
+        return f"{place}: " if place else ""
+
+    def _explain(self, error: ValidationError, config: Any, use: str, path: tuple[str, ...]) -> str:
+        lines = []
+        for problem in error.errors():
+            where = (*path, "options", *problem["loc"])
+            message = problem["msg"]
+            if problem["type"] == "extra_forbidden":
+                message = f"{use} has no such option.{nearest(str(problem['loc'][-1]), config.model_fields)}"
+            lines.append(f"{self._where(where)}{'.'.join(map(str, where))}: {message}")
+        return "\n".join(lines)
+
+    def model(self, run: RunConfig) -> ModelPlan:
+        block = run.model.language_model
+        top = ("model", "language_model")
+        language = self.part("language_model", Kind.LANGUAGE_MODEL, block, top)
+        facts: LanguageModelFacts = language.facts
+        head = self.part(
+            "language_model.text_head", Kind.HEAD, block.head, (*top, "head"), None, facts
+        )
+        return ModelPlan(
+            language,
+            head,
+            {name: self._understanding(run, name, facts) for name in run.model.understanding},
+            {name: self._generation(run, name, facts) for name in run.model.generation},
+        )
+
+    def _understanding(self, run: RunConfig, name: str, model: LanguageModelFacts) -> UnderstandingPlan:
+        block, top = run.model.understanding[name], ("model", "understanding", name)
+        base = f"understanding.{name}"
+        encoder = self.part(
+            f"{base}.encoder", Kind.UNDERSTANDING_ENCODER, block.encoder, (*top, "encoder")
+        )
+        adapter = self.part(
+            f"{base}.adapter", Kind.ADAPTER, block.adapter, (*top, "adapter"), encoder.facts, model
+        )
+        return UnderstandingPlan(encoder, adapter)
+
+    def _generation(self, run: RunConfig, name: str, model: LanguageModelFacts) -> GenerationPlan:
+        block, top = run.model.generation[name], ("model", "generation", name)
+        base = f"generation.{name}"
+        encoder = self.part(f"{base}.encoder", Kind.GENERATION_ENCODER, block.encoder, (*top, "encoder"))
+        adapter = self.part(
+            f"{base}.adapter", Kind.ADAPTER, block.adapter, (*top, "adapter"), encoder.facts, model
+        )
+        head = self.part(f"{base}.head", Kind.HEAD, block.head, (*top, "head"), encoder.facts, model)
+        return GenerationPlan(encoder, adapter, head)
+
+    def data(self, run: RunConfig) -> dict[str, DataPlan]:
+        return {
+            name: DataPlan(block, self.part(f"data.{name}", Kind.SOURCE, block, ("data", name)))
+            for name, block in run.data.items()
+        }
+
+
+def _differ(one: str, value: object, other: str, expected: object, fix: str) -> list[str]:
+    return [] if value == expected else [f"{one} is {value}, but {other} is {expected}; {fix}"]
+
+
+def _model_problems(plan: RunPlan) -> list[str]:
+    model, problems = plan.model, _text_problems(plan)
+    for name, path in model.understanding.items():
+        problems += _path_problems(path.encoder, path.adapter, name, "features", model.facts)
+    for name, made in model.generation.items():
+        problems += _path_problems(made.encoder, made.adapter, name, made.facts.form, model.facts)
+        problems += _code_problems(made, model.facts)
+    return problems + _token_problems(plan)
+
+
+def _text_problems(plan: RunPlan) -> list[str]:
+    head: HeadFacts = plan.model.text_head.facts
+    problems = _head_problems(plan.model.text_head, "text", plan.model.facts)
+    problems += _differ(
+        "language_model.text_head: number of classes",
+        head.size,
+        "language_model: vocab_size",
+        plan.model.facts.vocab_size,
+        "make them equal",
+    )
+    block = plan.run.model.language_model.tokenizer
+    if block.vocab_size and block.vocab_size > plan.model.facts.vocab_size:
+        problems.append(
+            f"language_model.tokenizer.vocab_size is {block.vocab_size}, but the language model embeds "
+            f"{plan.model.facts.vocab_size} tokens; raise its vocab_size or lower the tokenizer's"
+        )
+    return problems
+
+
+def _path_problems(
+    encoder: Part, adapter: Part, name: str, accepts: str, model: LanguageModelFacts
+) -> list[str]:
+    problems = _differ(
+        f"{encoder.address}: modality of {encoder.spec.name}",
+        encoder.facts.modality,
+        "the path's name",
+        name,
+        "move it to the path of its modality",
+    )
+    problems += _differ(
+        f"{adapter.address}: {adapter.spec.name} accepts",
+        adapter.facts.accepts,
+        f"the output of {encoder.address} ({encoder.spec.name})",
+        accepts,
+        "choose another adapter",
+    )
+    problems += _differ(
+        f"{adapter.address}: input width",
+        adapter.facts.in_width,
+        f"{encoder.address}: width",
+        encoder.facts.width,
+        "change one of them",
+    )
+    return problems + _differ(
+        f"{adapter.address}: output width",
+        adapter.facts.out_width,
+        "language_model: width",
+        model.width,
+        "change one of them",
+    )
+
+
+def _code_problems(made: GenerationPlan, model: LanguageModelFacts) -> list[str]:
+    facts: GenerationFacts = made.facts
+    problems = _head_problems(made.head, facts.form, model)
+    size = facts.codebook_size if facts.form == "codes" else facts.width
+    problems += _differ(
+        f"{made.head.address}: size", made.head.facts.size, f"{made.encoder.address}: codes", size,
+        "a head answers for exactly the encoder's codes",
+    )  # fmt: skip
+    problems += _differ(
+        f"{made.adapter.address}: rows of the code table",
+        made.adapter.facts.codebook_size,
+        f"{made.encoder.address}: codebook size",
+        facts.codebook_size,
+        "the table needs one row for each code",
+    )
+    count = 1
+    for side in facts.grid:
+        count *= side
+    return problems + _differ(
+        f"{made.encoder.address}: tokens", facts.tokens, "the size of its grid", count, "correct its facts"
+    )
+
+
+def _head_problems(head: Part, predicts: str, model: LanguageModelFacts) -> list[str]:
+    problems = _differ(
+        f"{head.address}: {head.spec.name} predicts",
+        head.facts.predicts,
+        "what is needed there",
+        predicts,
+        "choose another head",
+    )
+    return problems + _differ(
+        f"{head.address}: input width",
+        head.facts.in_width,
+        "language_model: width",
+        model.width,
+        "change one of them",
+    )
+
+
+def _token_problems(plan: RunPlan) -> list[str]:
+    owners: dict[str, str] = {}
+    problems = []
+    for name in plan.run.model.modalities():
+        for role, token in plan.run.model.item_tokens(name).model_dump().items():
+            here = f"tokens.{name}.{role}"
+            if token in owners:
+                problems.append(f"{here} and {owners[token]} are both {token!r}; each needs its own string")
+            owners[token] = here
+    unknown = set(plan.run.model.tokens) - set(plan.run.model.modalities())
+    problems += [
+        f"tokens.{name}: the model has no such modality.{nearest(name, plan.run.model.modalities())}"
+        for name in sorted(unknown)
+    ]
+    return problems
+
+
+def _data_problems(plan: RunPlan) -> list[str]:
+    problems = []
+    for name, data in plan.data.items():
+        if data.block.task not in data.facts.tasks:
+            problems.append(
+                f"data.{name}: {data.block.use} with these options yields {sorted(data.facts.tasks)}, "
+                f"not task {data.block.task!r}; change one of them"
+            )
+        for kind in ("understanding", "generation"):
+            have: Mapping[str, object] = getattr(plan.model, kind)
+            for modality in sorted(getattr(data.facts, kind) - set(have)):
+                problems.append(
+                    f"data.{name}: its samples need model.{kind}.{modality}, and the model's {kind} paths "
+                    f"are {sorted(have)}; add that path or change the source's modality"
+                )
+    for name, test in plan.run.evaluation.items():
+        if test.source not in plan.data:
+            problems.append(f"evaluation.{name}: no data entry {test.source!r}.{nearest(test.source, plan.data)}")
+        elif plan.data[test.source].block.split != "test":
+            problems.append(f"evaluation.{name}: data.{test.source} has split: train; use one with split: test")
+    return problems
+
+
+def _stage_problems(plan: RunPlan, stage: StageBlock) -> list[str]:
+    problems = [text for prefix in stage.learn for text in _learn_problems(plan, prefix)]
+    if stage.reconstruct is not None and stage.reconstruct not in plan.model.generation:
+        problems.append(
+            f"reconstruct: the model generates {sorted(plan.model.generation)}, not {stage.reconstruct!r}"
+        )
+    if stage.max_length > plan.model.facts.max_positions:
+        problems.append(
+            f"max_length is {stage.max_length}, but the language model has {plan.model.facts.max_positions} "
+            "positions; lower one or raise the other"
+        )
+    problems += _length_problems(plan, stage)
+    return problems + _mix_problems(plan, stage)
+
+
+def _learn_problems(plan: RunPlan, prefix: str) -> list[str]:
+    addresses = plan.model.addresses()
+    if any(_under(address, prefix) or _under(prefix, address) for address in addresses):
+        return []
+    return [f"learn: {prefix!r} is no part of the model.{nearest(prefix, addresses)}"]
+
+
+def _under(address: str, prefix: str) -> bool:
+    return address == prefix or address.startswith(prefix + ".")
+
+
+def _length_problems(plan: RunPlan, stage: StageBlock) -> list[str]:
+    if stage.reconstruct is not None:
+        return []
+    longest: dict[str, int] = {}
+    for name, path in plan.model.understanding.items():
+        longest[f"understanding.{name}"] = path.tokens(path.facts.max_tokens)
+    for name, made in plan.model.generation.items():
+        longest[f"generation.{name}"] = made.facts.tokens
+    return [
+        f"max_length is {stage.max_length}, but one item of {address} takes {tokens} slots and 3 more "
+        "around it; raise max_length"
+        for address, tokens in longest.items()
+        if tokens + 3 > stage.max_length
+    ]
+
+
+def _mix_problems(plan: RunPlan, stage: StageBlock) -> list[str]:
+    problems, windows = [], stage.sources
+    for name in windows or ():
+        if name not in plan.data:
+            problems.append(f"sources: no data entry {name!r}.{nearest(name, plan.data)}")
+        elif plan.data[name].block.split != "train":
+            problems.append(f"sources: data.{name} has split: test, which is never trained on")
+    for task, ratio in stage.mix.items():
+        if ratio <= 0:
+            continue
+        spans = [
+            (windows[name].after, windows[name].until or stage.steps) if windows else (0, stage.steps)
+            for name, data in plan.data.items()
+            if data.block.task == task and data.block.split == "train" and (not windows or name in windows)
+        ]
+        gap = _first_gap(spans, stage.last_step)
+        if gap is not None:
+            problems.append(f"mix: task {task!r} has no source to draw from at step {gap}; add one under data")
+    return problems
+
+
+def _first_gap(spans: list[tuple[int, int]], steps: int) -> int | None:
+    reached = 0
+    for start, end in sorted(spans):
+        if start > reached:
+            break
+        reached = max(reached, end)
+    return None if reached >= steps else reached

@@ -1,0 +1,121 @@
+"""Compose a model from a resolved run file. The only caller of a component's factory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from janus_plugins.core.catalogue import load_factory
+from janus_plugins.core.errors import PluginError, RunFileError, WiringError
+from janus_plugins.core.plan import GenerationPlan, Part, RunPlan, UnderstandingPlan
+from janus_plugins.data.texts import run_texts
+from janus_plugins.model.unified import GenerationPath, UnderstandingPath, UnifiedModel
+from janus_plugins.sequence.templates import resolve_template, special_tokens
+from janus_plugins.sequence.tokenizers import build_tokenizer
+
+if TYPE_CHECKING:
+    from janus_plugins.core.contracts import Tokenizer
+
+
+def build_tokenizer_for(plan: RunPlan) -> Tokenizer:
+    """Build the run's tokenizer; a trained one learns from the texts of the run's train sources.
+
+    Raises:
+        WiringError: the tokenizer has more entries than the language model embeds.
+    """
+    block = plan.run.model.language_model.tokenizer
+    texts = run_texts(plan) if block.type == "trained" else None
+    tokenizer = build_tokenizer(block, special_tokens(plan.run.model), texts)
+    room = plan.model.facts.vocab_size
+    if len(tokenizer) > room:
+        raise WiringError(
+            f"language_model.tokenizer has {len(tokenizer)} entries, special tokens included, but the language "
+            f"model embeds {room} (vocab_size); raise vocab_size or choose a smaller tokenizer"
+        )
+    return tokenizer
+
+
+def compose_plan(
+    plan: RunPlan,
+    tokenizer: Tokenizer | None = None,
+    *,
+    weights: bool = True,
+    device: torch.device | str = "cpu",
+) -> UnifiedModel:
+    """Build every part of a run's model, seeded by the run.
+
+    Args:
+        plan: what `core.wiring.resolve` answered.
+        tokenizer: reuse this one (a checkpoint's) instead of building the run's.
+        weights: load the published weights that parts name; False where a checkpoint follows.
+        device: where to build; "meta" builds shapes without memory.
+
+    Raises:
+        PluginError: a factory fails; the message names the component and its plugin.
+    """
+    tokenizer = tokenizer or build_tokenizer_for(plan)
+    template = resolve_template(plan.run.model.language_model.template)
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(plan.run.seed)
+        language_model = _language_model(plan)
+        understanding = {name: _understanding(path) for name, path in plan.model.understanding.items()}
+        generation = {name: _generation(path) for name, path in plan.model.generation.items()}
+    model = UnifiedModel(plan, tokenizer, template, language_model, understanding, generation)
+    if torch.device(device).type != "meta":
+        if weights:
+            _load_weights(model, plan)
+        model.init_tables()
+    return model
+
+
+def build_part(part: Part) -> nn.Module:
+    """Build one component by its factory.
+
+    Raises:
+        PluginError: the factory raised, or answered something that is no `nn.Module`.
+    """
+    factory: Callable[..., object] = load_factory(part.spec)
+    try:
+        built = factory(part.config, part.facts)
+    except (RunFileError, PluginError):
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"{part.address}: building {part.spec.kind}/{part.spec.name} of {part.owner.distribution} "
+            f"{part.owner.version} failed: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(built, nn.Module):
+        raise PluginError(
+            f"{part.address}: the factory {part.spec.factory} returned {type(built).__name__}, not an nn.Module"
+        )
+    return built
+
+
+def _language_model(plan: RunPlan) -> nn.Module:
+    model = build_part(plan.model.language_model)
+    model.attach_text_head(build_part(plan.model.text_head))  # type: ignore[operator]
+    return model
+
+
+def _understanding(path: UnderstandingPlan) -> UnderstandingPath:
+    return UnderstandingPath(build_part(path.encoder), build_part(path.adapter))
+
+
+def _generation(path: GenerationPlan) -> GenerationPath:
+    return GenerationPath(build_part(path.encoder), build_part(path.adapter), build_part(path.head))
+
+
+def _load_weights(model: UnifiedModel, plan: RunPlan) -> None:
+    for part in plan.model.parts():
+        if part.weights is None:
+            continue
+        module = model.get_submodule(part.address)
+        if not hasattr(module, "load_weights"):
+            raise RunFileError(
+                f"{part.address}: {part.spec.name} cannot load weights, but 'weights: {part.weights}' is given; "
+                "remove that line"
+            )
+        module.load_weights(part.weights)

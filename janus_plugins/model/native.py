@@ -1,0 +1,216 @@
+"""The native checkpoint: a folder with config.yaml, safetensors, tokenizer, provenance, checksums.
+
+No pickle is read or written. Every file's sha256 is recorded in manifest.json, since safetensors has no
+checksum of its own: a flipped bit is refused, not loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import janus_plugins
+from janus_plugins.core.errors import CheckpointError, PluginError
+from janus_plugins.core.runfile import dump_run, load_run
+from janus_plugins.core.wiring import resolve
+from janus_plugins.model.compose import compose_plan
+from janus_plugins.model.unified import UnifiedModel
+from janus_plugins.sequence.tokenizers import load_tokenizer
+
+FORMAT = 1
+SHARD_BYTES = 4_500_000_000
+
+
+def save_native(model: UnifiedModel, folder: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
+    """Write `model` to `folder`, at once or not at all.
+
+    Args:
+        model: the model.
+        folder: replaced if it is a native checkpoint already; refused if it holds anything else.
+        state: weights to write in the place of the model's own (gathered under ZeRO-3).
+
+    Raises:
+        CheckpointError: the folder holds something else, or the disk is full.
+    """
+    target = Path(folder)
+    if target.exists() and any(target.iterdir()) and not (target / "manifest.json").exists():
+        raise CheckpointError(f"{target} is not empty and no native checkpoint; choose another folder")
+    partial = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        _write(model, partial, state if state is not None else model.state_dict())
+        _swap(partial, target)
+    except OSError as error:
+        raise CheckpointError(f"{target}: writing the model failed: {error}; free space and save again") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(model: UnifiedModel, folder: Path, state: Mapping[str, Tensor]) -> None:
+    (folder / "config.yaml").write_text(dump_run(model.plan.run), encoding="utf-8")
+    model.tokenizer.save(str(folder))
+    (folder / "provenance.json").write_text(json.dumps(provenance(model), indent=1), encoding="utf-8")
+    save_tensors(state, folder)
+    files = {path.name: _digest(path) for path in sorted(folder.iterdir())}
+    manifest = {"format": FORMAT, "sha256": files}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def _swap(partial: Path, target: Path) -> None:
+    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    if target.exists():
+        target.rename(old)
+    partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def provenance(model: UnifiedModel) -> dict[str, Any]:
+    """Return who made each part: distribution, version and component by address."""
+    parts = {
+        part.address: {
+            "component": f"{part.spec.kind}/{part.spec.name}",
+            "distribution": part.owner.distribution,
+            "version": part.owner.version,
+        }
+        for part in model.plan.model.parts()
+    }
+    return {"janus-plugins": janus_plugins.__version__, "torch": torch.__version__, "parts": parts}
+
+
+def save_tensors(state: Mapping[str, Tensor], folder: Path) -> None:
+    """Write tensors as model.safetensors, or as shards with an index; a shared tensor only once."""
+    shards, shared = _shards(state)
+    for number, shard in enumerate(shards, start=1):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in shard.items()}
+        save_file(tensors, folder / name, metadata={"format": "pt", "shared": json.dumps(shared)})
+
+
+def _shards(state: Mapping[str, Tensor]) -> tuple[list[dict[str, Tensor]], dict[str, str]]:
+    shards: list[dict[str, Tensor]] = [{}]
+    shared: dict[str, str] = {}
+    seen: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+    size = 0
+    for key, tensor in state.items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if tensor.numel() and place in seen:
+            shared[key] = seen[place]
+            continue
+        seen[place] = key
+        if size and size + tensor.nbytes > SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][key] = tensor
+        size += tensor.nbytes
+    return shards, shared
+
+
+def load_native(folder: str | Path, device: torch.device | str = "cpu") -> UnifiedModel:
+    """Load a native checkpoint.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the tensors do not fit the config.
+        PluginError: a part's plugin is not installed; the message says what to install.
+    """
+    source = Path(folder)
+    verify_manifest(source)
+    made_by = json.loads((source / "provenance.json").read_text(encoding="utf-8"))
+    run = load_run(source / "config.yaml")
+    try:
+        plan = resolve(run)
+    except PluginError as error:
+        raise PluginError(f"{source}: {error}\n{_install_hint(made_by)}") from error
+    model = compose_plan(plan, load_tokenizer(str(source)), weights=False)
+    load_tensors(model, source)
+    return model.to(device).eval()
+
+
+def _install_hint(made_by: Mapping[str, Any]) -> str:
+    wanted = {f"{part['distribution']}=={part['version']}" for part in made_by["parts"].values()}
+    wanted -= {f"janus-plugins=={made_by['janus-plugins']}"}
+    return f"this model was made with: pip install {' '.join(sorted(wanted))}" if wanted else ""
+
+
+def verify_manifest(folder: Path) -> None:
+    """Check every file of a native checkpoint against its sha256.
+
+    Raises:
+        CheckpointError: naming the file that is missing, damaged or not recorded.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        files: dict[str, str] = manifest["sha256"]
+        version = manifest["format"]
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} is no native checkpoint: it has no manifest.json") from None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise CheckpointError(f"{folder}/manifest.json is damaged: {error}") from error
+    if version != FORMAT:
+        raise CheckpointError(f"{folder} has checkpoint format {version}; this version reads {FORMAT}")
+    for name, digest in files.items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise CheckpointError(f"{folder}: {name} is missing; copy the whole folder again")
+        if _digest(path) != digest:
+            raise CheckpointError(f"{path} is damaged: its sha256 is not the recorded one; copy it again")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def load_tensors(model: nn.Module, folder: Path) -> None:
+    """Load every tensor of a folder's safetensors into `model`, each key accounted for.
+
+    Raises:
+        CheckpointError: naming missing, unknown and wrongly shaped keys.
+    """
+    state = model.state_dict()
+    missing, problems = set(state), []
+    for key, tensor in _tensors(folder):
+        if key not in state:
+            problems.append(f"unknown tensor {key}")
+        elif state[key].shape != tensor.shape:
+            problems.append(f"{key} has shape {list(tensor.shape)}, the model needs {list(state[key].shape)}")
+        else:
+            state[key].copy_(tensor)
+        missing.discard(key)
+    problems += [f"missing tensor {key}" for key in sorted(missing)]
+    if problems:
+        raise CheckpointError(f"{folder} does not fit its model:\n  " + "\n  ".join(problems[:20]))
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{folder} has no model*.safetensors")
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as stream:
+                own = set(stream.keys())
+                for key in sorted(own):
+                    yield key, stream.get_tensor(key)
+                shared: dict[str, str] = json.loads((stream.metadata() or {}).get("shared", "{}"))
+                yield from ((key, stream.get_tensor(other)) for key, other in shared.items() if other in own)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}; copy it again") from error
+
+
+def is_native(folder: Path) -> bool:
+    """Answer whether a folder is a native checkpoint, by its content."""
+    return (folder / "manifest.json").is_file() and (folder / "config.yaml").is_file()
+
+
+__all__ = ["is_native", "load_native", "provenance", "save_native", "save_tensors", "verify_manifest"]

@@ -1,0 +1,241 @@
+"""The unified model: one language model, with an understanding and a generation path a modality.
+
+Parameter names begin with their part's address, so that a stage's `learn` patterns, a checkpoint and
+an error message all speak of the same thing. The model only gathers and scatters at slots that were
+planned on the CPU; it knows no special ids, templates or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from janus_plugins.core.plan import RunPlan
+from janus_plugins.core.schema import ItemTokens
+from janus_plugins.inference import session
+from janus_plugins.sequence.batch import Batch, ItemBatch
+
+if TYPE_CHECKING:
+    from janus_plugins.core.contracts import Tokenizer
+    from janus_plugins.sequence.templates import Template
+
+
+class Losses(NamedTuple):
+    """Hold what a forward pass answers.
+
+    Attributes:
+        loss: the scalar to minimise: the sum over paths of `scale[path]` times the path's sum.
+        sums: detached sums by label: "text.<task>", "generation.<modality>", "reconstruct.<name>".
+        counts: how many positions (or items) each sum is over.
+    """
+
+    loss: Tensor
+    sums: dict[str, Tensor]
+    counts: dict[str, Tensor]
+
+
+class UnderstandingPath(nn.Module):
+    """Bring items to embeddings: encoder, then adapter."""
+
+    def __init__(self, encoder: nn.Module, adapter: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.adapter = encoder, adapter
+
+    def forward(self, items: dict[str, Tensor]) -> Tensor:
+        """Return embeddings [N, T', M] of collated items; a frozen encoder keeps no graph."""
+        with nullcontext() if learns(self.encoder) else torch.no_grad():
+            features = self.encoder(items)
+        return self.adapter(features)  # type: ignore[no-any-return]
+
+
+class GenerationPath(nn.Module):
+    """Bring items to codes and embeddings, and answer for the codes: encoder, adapter, head."""
+
+    def __init__(self, encoder: nn.Module, adapter: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.adapter, self.head = encoder, adapter, head
+
+    def forward(self, items: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return codes [N, T] (or latents [N, T, C]) and their embeddings [N, T, M]."""
+        with torch.no_grad():
+            codes = self.encoder.encode(items)  # type: ignore[operator]
+        return codes, self.adapter(codes)
+
+
+def learns(module: nn.Module) -> bool:
+    """Answer whether any parameter of `module` is trained."""
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+class UnifiedModel(nn.Module):
+    """Understand and generate with one language model. Made by `compose_plan`.
+
+    Attributes:
+        plan: the resolved run file that it was composed from.
+        tokenizer: text to ids and back.
+        template: the chat template.
+    """
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        tokenizer: Tokenizer,
+        template: Template,
+        language_model: nn.Module,
+        understanding: Mapping[str, UnderstandingPath],
+        generation: Mapping[str, GenerationPath],
+    ) -> None:
+        super().__init__()
+        self.plan, self.tokenizer, self.template = plan, tokenizer, template
+        self.language_model = language_model
+        self.understanding = nn.ModuleDict(understanding)
+        self.generation = nn.ModuleDict(generation)
+
+    def forward(self, batch: Batch, scale: Mapping[str, float], reconstruct: str | None = None) -> Losses:
+        """Return the loss of one packed micro-batch.
+
+        Args:
+            batch: see `sequence.batch.Batch`.
+            scale: weight of each path's sum; the paths are the keys of `batch.targets()`.
+            reconstruct: train this modality's generation encoder by its own loss instead.
+        """
+        if reconstruct is not None:
+            return self._reconstruct(batch.generation[reconstruct], reconstruct, scale)
+        embeds, codes = self._embed(batch)
+        rows, slots = batch.ids.shape
+        hidden = self.language_model(embeds.view(rows, slots, -1), batch.positions, batch.packed)
+        return self._losses(batch, hidden.reshape(rows * slots, -1), codes, scale)
+
+    def _embed(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return embeddings [R * S, M] with every item in its slots, and the codes by modality."""
+        embeds = self.language_model.embed(batch.ids.view(-1))  # type: ignore[operator]
+        codes: dict[str, Tensor] = {}
+        for name, path in self.understanding.items():
+            items = batch.understanding[name]
+            embeds = _place(embeds, path(items.items), items)
+        for name, path in self.generation.items():
+            items = batch.generation[name]
+            codes[name], embedded = path(items.items)
+            embeds = _place(embeds, embedded, items)
+        return embeds, codes
+
+    def _losses(
+        self, batch: Batch, hidden: Tensor, codes: dict[str, Tensor], scale: Mapping[str, float]
+    ) -> Losses:
+        head = self.language_model.text_head
+        losses = _answer(head, hidden, batch.text_at, batch.text_targets)
+        total = losses.sum() * scale.get("text", 0.0)
+        sums, counts = _by_task(batch, losses.detach())
+        for name, path in self.generation.items():
+            items, label = batch.generation[name], f"generation.{name}"
+            at, targets = _predicted(items, codes[name], hidden.device)
+            losses = _answer(path.head, hidden, at, targets)  # type: ignore[arg-type]
+            total = total + losses.sum() * scale.get(label, 0.0)
+            if at.numel():
+                sums[label] = losses.detach().sum()
+                counts[label] = torch.tensor(float(at.numel()), device=hidden.device)
+        return Losses(total, sums, counts)
+
+    def _reconstruct(self, items: ItemBatch, name: str, scale: Mapping[str, float]) -> Losses:
+        parts = self.generation[name].encoder.reconstruction_loss(items.items)  # type: ignore[union-attr, operator]
+        number = 0 if items.absent else len(items.lengths)
+        total = parts["loss"] * (number * scale.get("reconstruct", 0.0))
+        sums = {f"reconstruct.{key}": value.detach() * number for key, value in parts.items()}
+        count = torch.tensor(float(number), device=total.device)
+        return Losses(total, sums, dict.fromkeys(sums, count))
+
+    def init_tables(self) -> None:
+        """Copy each codebook into its adapter's code table, where the adapter asks for it.
+
+        The paper's generation adapter reads "the codebook embeddings corresponding to each ID"; its
+        released code keeps them in a table of their own.
+        """
+        for path in self.generation.values():
+            take, give = getattr(path.adapter, "init_table", None), getattr(path.encoder, "codebook", None)
+            if take is not None and give is not None:
+                with torch.no_grad():
+                    take(give())
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device of the weights."""
+        return next(self.parameters()).device
+
+    def item_tokens(self, modality: str) -> ItemTokens:
+        """Return the special tokens around an item of `modality`."""
+        return self.plan.run.model.item_tokens(modality)
+
+    def generate(self, prompts: str | Sequence[str], **options: Any) -> Any:
+        """Make items from prompts. See `inference.session.generate`."""
+        return session.generate(self, prompts, **options)
+
+    def ask(self, question: str | Sequence[str], **options: Any) -> Any:
+        """Answer questions about items. See `inference.session.ask`."""
+        return session.ask(self, question, **options)
+
+    def encode(self, modality: str, items: Sequence[object]) -> Tensor:
+        """Return the codes [N, T] of raw items. See `inference.session.encode`."""
+        return session.encode(self, modality, items)
+
+    def decode(self, modality: str, ids: Tensor) -> Any:
+        """Return the artefacts of codes [N, T]. See `inference.session.decode`."""
+        return session.decode(self, modality, ids)
+
+    def save(self, folder: str) -> None:
+        """Write a native folder: config.yaml, safetensors, tokenizer, provenance."""
+        from janus_plugins.model.native import save_native
+
+        save_native(self, folder)
+
+
+def _place(embeds: Tensor, values: Tensor, items: ItemBatch) -> Tensor:
+    """Put items' embeddings [N, T, M] into their slots of [R * S, M].
+
+    An absent path's dummy is added times zero: its value and its gradients are exactly zero, and
+    every rank still runs the same modules in the same order.
+    """
+    values = values.to(embeds.dtype)
+    if items.absent:
+        return embeds + values.sum() * 0
+    if any(length != values.shape[1] for length in items.lengths):
+        flat = torch.cat([value[:length] for value, length in zip(values, items.lengths, strict=True)])
+    else:
+        flat = values.reshape(-1, values.shape[-1])
+    return embeds.index_copy(0, items.at, flat)
+
+
+def _predicted(items: ItemBatch, codes: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the slots that predict codes [P], and the codes [P] (or latents [P, C])."""
+    flat = codes.reshape(-1, *codes.shape[2:])
+    if items.predict_at is None or items.targets is None or items.absent:
+        return torch.empty(0, dtype=torch.long, device=device), flat[:0]
+    return items.predict_at, flat[items.targets]
+
+
+def _answer(head: nn.Module, hidden: Tensor, at: Tensor, targets: Tensor) -> Tensor:
+    """Return a head's losses at its positions only [P]; without positions, an exact zero.
+
+    The zero still runs through the head, so that ranks whose batches differ stay in step.
+    """
+    if at.numel():
+        return head.loss(hidden[at], targets)  # type: ignore[no-any-return, operator]
+    blank = torch.zeros(1, *targets.shape[1:], dtype=targets.dtype, device=hidden.device)
+    return head.loss(hidden[:1], blank) * 0  # type: ignore[no-any-return, operator]
+
+
+def _by_task(batch: Batch, losses: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return sums and counts of text losses by the task of their sample."""
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, Tensor] = {}
+    if not batch.text_at.numel():
+        return sums, counts
+    number = len(batch.tasks)
+    summed = losses.new_zeros(number).index_add_(0, batch.text_tasks, losses)
+    counted = torch.bincount(batch.text_tasks, minlength=number).to(losses.dtype)
+    for position, task in enumerate(batch.tasks):
+        sums[f"text.{task}"], counts[f"text.{task}"] = summed[position], counted[position]
+    return sums, counts
