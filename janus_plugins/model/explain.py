@@ -1,0 +1,193 @@
+"""Explain a run before it costs anything: parts, parameters, tokens and memory, on the meta device.
+
+Memory is counted, not measured: weights, gradients and optimiser states by the rules of ZeRO (Rajbhandari
+et al. 2020, arXiv 1910.02054, section 3), activations by the formula of Korthikanti et al. 2022 (arXiv
+2205.05198, section 4: about 34 s b h bytes a layer in bf16 with fused attention, 2 s b h with full
+recomputation), and the text logits of one chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+from janus_plugins.core.plan import Part, RunPlan
+from janus_plugins.core.schema import StageBlock
+from janus_plugins.model.compose import compose_plan
+from janus_plugins.model.unified import UnifiedModel
+
+GIB = 2**30
+ZERO_STAGES = (0, 1, 2, 3)
+WORLDS = (1, 8, 64, 128)
+
+
+@dataclass(frozen=True)
+class PartRow:
+    """Describe one part: what it is, its shapes, its parameters."""
+
+    address: str
+    component: str
+    distribution: str
+    shapes: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """Describe one stage: what it trains and what a step costs.
+
+    Attributes:
+        trainable: parameters by part address.
+        memory: GiB of one GPU by "ZeRO stage" and number of GPUs, activations of one full row included.
+    """
+
+    name: str
+    steps: int
+    batch: int
+    trainable: dict[str, int]
+    tokens_per_sample: dict[str, int]
+    tokens_per_step: int
+    memory: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def total_trainable(self) -> int:
+        """Return the parameters that this stage trains."""
+        return sum(self.trainable.values())
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Hold everything `janus-plugins explain` prints."""
+
+    name: str
+    parts: tuple[PartRow, ...]
+    total: int
+    stages: tuple[StageRow, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for `--json`."""
+        stages = [{**asdict(stage), "total_trainable": stage.total_trainable} for stage in self.stages]
+        return {**asdict(self), "stages": stages}
+
+
+def explain(plan: RunPlan) -> Explanation:
+    """Build a run's model on the meta device and count."""
+    model = compose_plan(plan, _NoTokenizer(), weights=False, device="meta")  # type: ignore[arg-type]
+    parts = tuple(_part_row(model, plan, part) for part in plan.model.parts() if part.address != _HEAD)
+    stages = tuple(_stage_row(model, plan, stage) for stage in plan.run.stages)
+    return Explanation(plan.run.name, parts, _count(model), stages)
+
+
+_HEAD = "language_model.text_head"
+
+
+class _NoTokenizer:
+    """Stand in for the tokenizer, which shapes do not need."""
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _part_row(model: UnifiedModel, plan: RunPlan, part: Part) -> PartRow:
+    component = f"{part.spec.kind}/{part.spec.name}"
+    return PartRow(
+        part.address,
+        component,
+        f"{part.owner.distribution} {part.owner.version}",
+        shapes(plan, part),
+        _count(model.get_submodule(part.address)),
+    )
+
+
+def shapes(plan: RunPlan, part: Part) -> str:
+    """Describe what enters and leaves a part, e.g. "image -> [576, 1024]"."""
+    path, _, role = part.address.rpartition(".")
+    facts = part.facts
+    if part.address == "language_model":
+        return f"[S, {facts.width}] -> [S, {facts.width}] -> {facts.vocab_size} tokens"
+    if role == "head":
+        return f"[{facts.in_width}] -> {facts.size} {facts.predicts}"
+    if role == "encoder":
+        return _encoder_shapes(facts)
+    entering = next(other for other in plan.model.parts() if other.address == f"{path}.encoder")
+    tokens = entering.facts.tokens
+    leaving = "T" if tokens is None else str(part.config.output_tokens(tokens))
+    inner = "" if facts.accepts == "codes" else f", {facts.in_width}"
+    return f"[{tokens or 'T'}{inner}] -> [{leaving}, {facts.out_width}]"
+
+
+def _encoder_shapes(facts: Any) -> str:
+    if hasattr(facts, "form"):
+        kind = f"codes of {facts.codebook_size}" if facts.form == "codes" else f"latents [{facts.width}]"
+        return f"{facts.modality} <-> {facts.tokens} {kind}"
+    tokens = facts.tokens if facts.tokens is not None else f"up to {facts.max_tokens}"
+    return f"{facts.modality} -> [{tokens}, {facts.width}]"
+
+
+def trainable(model: nn.Module, stage: StageBlock, plan: RunPlan) -> dict[str, int]:
+    """Count the parameters that a stage trains, by part address."""
+    counts: dict[str, int] = {}
+    addresses = sorted((a for a in plan.model.addresses() if a != _HEAD), key=len, reverse=True)
+    for name, parameter in model.named_parameters():
+        if any(name == prefix or name.startswith(prefix + ".") for prefix in stage.learn):
+            owner = next(address for address in addresses if name.startswith(address + "."))
+            counts[owner] = counts.get(owner, 0) + parameter.numel()
+    return counts
+
+
+def _stage_row(model: UnifiedModel, plan: RunPlan, stage: StageBlock) -> StageRow:
+    counts = trainable(model, stage, plan)
+    tokens = tokens_per_sample(plan)
+    per_step = _tokens_per_step(plan, stage, tokens)
+    memory = {
+        f"ZeRO {zero}": {
+            f"{world} GPU" + ("s" if world > 1 else ""): round(
+                memory_bytes(plan, stage, _count(model), sum(counts.values()), zero, world) / GIB, 1
+            )
+            for world in WORLDS
+        }
+        for zero in ZERO_STAGES
+    }
+    return StageRow(stage.name, stage.last_step, stage.batch, counts, tokens, per_step, memory)
+
+
+def tokens_per_sample(plan: RunPlan) -> dict[str, int]:
+    """Return the slots that one item takes on each path, its two special tokens included."""
+    slots = {}
+    for name, path in plan.model.understanding.items():
+        slots[f"understanding.{name}"] = path.tokens(path.facts.max_tokens) + 2
+    for name, made in plan.model.generation.items():
+        slots[f"generation.{name}"] = made.facts.tokens + 2
+    return slots
+
+
+def _tokens_per_step(plan: RunPlan, stage: StageBlock, tokens: dict[str, int]) -> int:
+    """Count item slots of a full step; texts come on top, as long as the data makes them."""
+    if stage.reconstruct is not None:
+        return stage.batch * plan.model.generation[stage.reconstruct].facts.tokens
+    whole = sum(stage.mix.values())
+    longest = {
+        task: max((slots for path, slots in tokens.items() if path.startswith(task)), default=0)
+        for task in stage.mix
+    }
+    return round(sum(stage.batch * ratio / whole * longest[task] for task, ratio in stage.mix.items()))
+
+
+def memory_bytes(
+    plan: RunPlan, stage: StageBlock, total: int, learnt: int, zero: int, world: int
+) -> float:
+    """Estimate one GPU's bytes: weights, gradients, AdamW states, one row's activations and logits."""
+    bf16 = plan.run.engine.precision == "bf16"
+    weight, gradient, states = (2, 2, 12) if bf16 else (4, 4, 8)
+    share = {0: (1, 1, 1), 1: (1, 1, world), 2: (1, world, world), 3: (world, world, world)}[zero]
+    fixed = total * weight / share[0] + learnt * gradient / share[1] + learnt * states / share[2]
+    facts = plan.model.facts
+    per_layer = (2 if plan.run.engine.checkpointing else 34) * (1 if bf16 else 2)
+    activations = per_layer * stage.max_length * facts.width * facts.num_layers
+    if plan.run.engine.checkpointing:
+        activations += 34 * (1 if bf16 else 2) * stage.max_length * facts.width
+    logits = 4 * 2 * min(stage.max_length, 1024) * facts.vocab_size
+    return float(fixed + activations + logits)
