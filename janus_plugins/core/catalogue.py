@@ -1,0 +1,199 @@
+"""The components that installed plugins offer, by kind and name.
+
+Listing shows everything; asking by name either answers or raises what went wrong: an unknown name, a
+plugin that did not load, two owners of one name, a library that is not installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from typing import Any, NoReturn
+
+from packaging.utils import canonicalize_name
+
+from janus_plugins.core.errors import PluginError
+from janus_plugins.core.kinds import Kind
+from janus_plugins.core.plan import Owner
+from janus_plugins.core.plugins import PluginHost, PluginReport, host
+from janus_plugins.core.specs import ComponentSpec
+from janus_plugins.core.suggest import nearest
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """Hold one component and who offers it."""
+
+    spec: ComponentSpec
+    owner: Owner
+
+    @property
+    def full_name(self) -> str:
+        """Return "distribution/name", which names it even where two plugins offer the name."""
+        return f"{self.owner.distribution}/{self.spec.name}"
+
+
+class Catalogue:
+    """Look components up.
+
+    Args:
+        entries: what is offered.
+        reports: how loading went, so that a failed lookup can name the plugin that failed.
+    """
+
+    def __init__(self, entries: Iterable[CatalogueEntry], reports: Iterable[PluginReport] = ()) -> None:
+        self._entries = tuple(sorted(entries, key=_order))
+        self._reports = tuple(reports)
+
+    def entries(self) -> tuple[CatalogueEntry, ...]:
+        """Return every component, sorted by kind, name and distribution."""
+        return self._entries
+
+    def names(self, kind: Kind) -> tuple[str, ...]:
+        """Return the names that `get(kind, ...)` answers: bare where unique, else with distribution."""
+        entries = [entry for entry in self._entries if entry.spec.kind == kind]
+        bare = [entry.spec.name for entry in entries]
+        return tuple(
+            entry.spec.name if bare.count(entry.spec.name) == 1 else entry.full_name for entry in entries
+        )
+
+    def get(self, kind: Kind, use: str) -> CatalogueEntry:
+        """Return the component that a run file calls `use`: "name" or "distribution/name".
+
+        Raises:
+            PluginError: if there is none, if two plugins offer the bare name, or if a module that the
+                component requires cannot be imported.
+        """
+        distribution, name = _split(use)
+        found = [
+            entry
+            for entry in self._entries
+            if (entry.spec.kind, entry.spec.name) == (kind, name)
+            and distribution in ("", entry.owner.distribution)
+        ]
+        if not found:
+            self._refuse(kind, use)
+        if len(found) > 1:
+            spellings = " or ".join(repr(entry.full_name) for entry in found)
+            raise PluginError(f"{kind} {use!r} is offered by {len(found)} plugins; write {spellings}")
+        _import_required(found[0])
+        return found[0]
+
+    def digest(self) -> str:
+        """Return a sha256 of what is offered, equal on two ranks exactly when their plugins are."""
+        rows = [
+            (str(spec.kind), spec.name, owner.distribution, owner.version, spec.contract)
+            for spec, owner in ((entry.spec, entry.owner) for entry in self._entries)
+        ]
+        return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
+
+    def _refuse(self, kind: Kind, use: str) -> NoReturn:
+        """Raise what explains best why there is no such component."""
+        distribution, name = _split(use)
+        for report in self._reports:
+            declared = any((part.kind, part.name) == (kind, name) for part in report.components)
+            if report.status == "ok" or not (declared or report.distribution == distribution):
+                continue
+            raise PluginError(
+                f"{kind} {use!r} cannot be had: {_outcome(report)}. `janus-plugins plugins` shows it"
+            ) from report.exception
+        sentences = [f"no {kind} is called {use!r}.{nearest(use, self._spellings(kind))}"]
+        sentences.append(f"Available: {', '.join(self.names(kind)) or 'none'}.")
+        sentences += self._hints(kind, distribution, name)
+        raise PluginError(" ".join(sentences))
+
+    def _hints(self, kind: Kind, distribution: str, name: str) -> Iterable[str]:
+        others = {str(entry.spec.kind) for entry in self._entries if entry.spec.name == name} - {str(kind)}
+        for other in sorted(others):
+            yield f"({name!r} is a {other}.)"
+        if distribution and distribution not in {report.distribution for report in self._reports}:
+            yield f"No plugin from {distribution!r} is installed; next: pip install {distribution}"
+        troubled = [report for report in self._reports if report.status != "ok"]
+        for report in troubled:
+            yield f"{_outcome(report)}."
+        if troubled:
+            yield "`janus-plugins plugins` shows more."
+
+    def _spellings(self, kind: Kind) -> set[str]:
+        entries = [entry for entry in self._entries if entry.spec.kind == kind]
+        return {entry.spec.name for entry in entries} | {entry.full_name for entry in entries}
+
+
+def catalogue() -> Catalogue:
+    """Return the catalogue of this process's plugin host; `host.cache_clear()` forgets it."""
+    return _catalogue_of(host())
+
+
+def load_factory(spec: ComponentSpec) -> Callable[..., Any]:
+    """Import the factory of a component; called as `factory(config, facts)`.
+
+    Raises:
+        PluginError: naming the component, the import string and the cause.
+    """
+    return _load_target(spec, "factory", spec.factory)
+
+
+def load_processor(spec: ComponentSpec) -> Callable[..., Any]:
+    """Import the processor class of an encoder; called as `processor(config)`.
+
+    Raises:
+        PluginError: naming the component, the import string and the cause.
+    """
+    if spec.processor is None:
+        raise PluginError(f"{spec.kind}/{spec.name} declares no processor")
+    return _load_target(spec, "processor", spec.processor)
+
+
+@lru_cache(maxsize=1)
+def _catalogue_of(source: PluginHost) -> Catalogue:
+    entries = [CatalogueEntry(spec, plugin.owner) for plugin in source.plugins for spec in plugin.specs]
+    return Catalogue(entries, source.reports)
+
+
+def _order(entry: CatalogueEntry) -> tuple[str, str, str]:
+    return (str(entry.spec.kind), entry.spec.name, entry.owner.distribution)
+
+
+def _split(use: str) -> tuple[str, str]:
+    """Split "distribution/name"; the distribution is normalised, and empty for a bare name."""
+    distribution, slash, name = use.rpartition("/")
+    return (canonicalize_name(distribution) if slash else ""), name
+
+
+def _outcome(report: PluginReport) -> str:
+    verb = "is blocked" if report.status == "blocked" else "failed to load"
+    return f"plugin {report.name} {verb} ({report.error})"
+
+
+def _import_required(entry: CatalogueEntry) -> None:
+    """Import what the component needs: a module can be found and still not import."""
+    spec = entry.spec
+    for module in spec.requires:
+        try:
+            import_module(module)
+        except Exception as cause:
+            raise PluginError(
+                f"{spec.kind} {spec.name!r} of {entry.owner.distribution} needs module {module!r}, which "
+                f"cannot be imported ({type(cause).__name__}: {cause}); "
+                f'next: pip install "{spec.extra or module}"'
+            ) from cause
+
+
+def _load_target(spec: ComponentSpec, label: str, target: str) -> Callable[..., Any]:
+    module, _, attribute = target.partition(":")
+    try:
+        loaded = getattr(import_module(module), attribute)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as cause:  # a plugin's module may call sys.exit()
+        raise PluginError(
+            f"{label} {target!r} of {spec.kind}/{spec.name} cannot be loaded "
+            f"({type(cause).__name__}: {cause})"
+        ) from cause
+    if not callable(loaded):
+        raise PluginError(f"{label} {target!r} of {spec.kind}/{spec.name} is not callable: {loaded!r:.80}")
+    return loaded  # type: ignore[no-any-return]
