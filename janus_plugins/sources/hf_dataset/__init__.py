@@ -1,0 +1,1 @@
+"""Anything that the `datasets` library can open."""

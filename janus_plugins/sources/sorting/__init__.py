@@ -1,0 +1,1 @@
+"""A text task that needs generalising: put numbers written as words in order."""
