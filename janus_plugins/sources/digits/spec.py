@@ -27,7 +27,7 @@ class DigitsConfig(ComponentConfig):
     prompts: tuple[str, ...] = Field(
         default=("a handwritten {word}",),
         min_length=1,
-        description="asked for a picture; {word} is the digit",
+        description="asked for a picture; {word}: the digit",
     )
     test_percent: Annotated[int, Field(ge=1, le=90)] = Field(default=20, description="share held out")
     split_seed: int = Field(default=0, description="fixes which scans are held out")

@@ -27,6 +27,7 @@ class HfDatasetConfig(ComponentConfig):
     - text: `{text: "{text}"}` or `{question: "{q}", answer: "{a}"}`
     - conversations: `{conversations: "{conversations}", image: "{image}"}`: a list of
       `{from, value}` or `{role, content}`; `<image>` in a turn's text marks where an item stands
+    - interleaved: `{text: "{text}", image: "{images}"}`, `<image>` marking the places again
 
     The key of the items' column is the modality's name.
     """
@@ -64,6 +65,7 @@ class HfDatasetConfig(ComponentConfig):
             item | {"answer"}: "understanding",
             item | {"question", "answer"}: "understanding",
             item | {"prompt"}: "generation",
+            item | {"text"}: "interleaved",
             frozenset({"conversations"}): "text",
             item | {"conversations"}: "understanding",
         }
@@ -76,7 +78,8 @@ class HfDatasetConfig(ComponentConfig):
         """Answer which task and which path the samples serve."""
         paths: dict[str, Any] = {}
         if self.modality in self.columns:
-            paths[self.task] = frozenset({self.modality})
+            path = "generation" if self.task == "generation" else "understanding"
+            paths[path] = frozenset({self.modality})
         return SourceFacts(tasks=frozenset({self.task}), **paths)
 
 
