@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from janus_plugins.core.catalogue import load_processor
 from janus_plugins.core.plan import RunPlan
 from janus_plugins.core.schema import ItemTokens
 from janus_plugins.inference import session
@@ -91,6 +92,7 @@ class UnifiedModel(nn.Module):
     ) -> None:
         super().__init__()
         self.plan, self.tokenizer, self.template = plan, tokenizer, template
+        self._processors: dict[str, Any] = {}
         self.language_model = language_model
         self.understanding = nn.ModuleDict(understanding)
         self.generation = nn.ModuleDict(generation)
@@ -164,6 +166,13 @@ class UnifiedModel(nn.Module):
     def device(self) -> torch.device:
         """Return the device of the weights."""
         return next(self.parameters()).device
+
+    def processor(self, modality: str) -> Any:
+        """Return the processor of a modality's generation encoder, made once."""
+        if modality not in self._processors:
+            part = self.plan.model.generation[modality].encoder
+            self._processors[modality] = load_processor(part.spec)(part.config)
+        return self._processors[modality]
 
     def item_tokens(self, modality: str) -> ItemTokens:
         """Return the special tokens around an item of `modality`."""

@@ -1,0 +1,39 @@
+# Two commands: `make demo` trains and measures the digits model, `make test` checks everything.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: setup demo test test-all test-gpu lint check clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev,lora]'
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/janus-plugins train configs/digits.yaml --out runs/digits $(DEMO)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-all: lint
+	$(BIN)/python -m pytest -m 'not gpu'
+
+test-gpu:
+	$(PYTHON) -m pytest -m gpu
+
+check: test
+
+clean:
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,227 @@
+"""The command line. Each verb is short; whatever is heavy is imported inside it.
+
+Exit codes: 0 done; 2 usage or run file; 3 a plugin or its extra is missing; 4 a bad checkpoint; 5 stopped
+on non-finite values; 130/143 stopped by a signal after saving; 1 anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from janus_plugins.core.errors import JanusPluginsError, RunFileError
+
+app = typer.Typer(
+    name="janus-plugins",
+    help="Compose, train and use unified multimodal models made of plugins.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+
+RunFile = Annotated[str, typer.Argument(metavar="RUN.yaml", help="a run file, or a shipped one's name")]
+Overrides = Annotated[
+    Optional[list[str]], typer.Option("--set", metavar="PATH=VALUE", help="override a key; repeatable")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="folder of a trained model or of its run")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto")]
+
+
+def main() -> None:
+    """Run the command line; errors are a message without a traceback unless --debug is given."""
+    debug = "--debug" in sys.argv or bool(os.environ.get("JANUS_PLUGINS_DEBUG"))
+    sys.argv = [word for word in sys.argv if word != "--debug" and not word.startswith("--local_rank=")]
+    try:
+        app(standalone_mode=True)
+    except JanusPluginsError as error:
+        _fail(error, error.exit_code, debug)
+    except KeyboardInterrupt as error:
+        _fail(error, 130, debug, "interrupted")
+    except Exception as error:
+        hint = "this is a bug or a broken machine; run again with --debug for the traceback"
+        _fail(error, 1, debug, f"{type(error).__name__}: {error}\n{hint}")
+
+
+def _fail(error: BaseException, code: int, debug: bool, text: str | None = None) -> None:
+    if debug:
+        traceback.print_exception(error)
+    typer.echo(f"error: {text or error}", err=True)
+    sys.exit(code)
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False,
+) -> None:
+    """Compose, train and use unified multimodal models made of plugins. --debug shows tracebacks."""
+    if version:
+        import janus_plugins
+
+        typer.echo(janus_plugins.__version__)
+        raise typer.Exit
+
+
+@app.command("plugins")
+def list_plugins(as_json: AsJson = False) -> None:
+    """List what is installed: component, kind, distribution, version, status, load time."""
+    from janus_plugins.core.plugins import plugins
+    from janus_plugins.tables import plugins_as_data, print_plugins
+
+    reports = plugins()
+    if as_json:
+        _json(plugins_as_data(reports))
+    else:
+        print_plugins(reports)
+
+
+@app.command()
+def validate(run: RunFile, overrides: Overrides = None) -> None:
+    """Check a run file and the wiring of its parts. Imports no torch."""
+    plan = _plan(run, overrides)
+    parts = len(list(plan.model.parts()))
+    typer.echo(f"{run}: ok ({parts} parts, {len(plan.data)} sources, {len(plan.run.stages)} stages)")
+
+
+@app.command()
+def explain(run: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Print parts, shapes, parameters, tokens and memory; on the meta device."""
+    from janus_plugins.model.explain import explain as explain_plan
+    from janus_plugins.tables import print_explanation
+
+    explanation = explain_plan(_plan(run, overrides))
+    if as_json:
+        _json(explanation.as_dict())
+    else:
+        print_explanation(explanation)
+
+
+@app.command()
+def schema(out: Annotated[Optional[Path], typer.Option(help="write it there instead")] = None) -> None:
+    """Print the JSON Schema of run files, with the options of the installed components."""
+    from janus_plugins.core.json_schema import run_schema
+
+    text = json.dumps(run_schema(), indent=1, ensure_ascii=False) + "\n"
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        out.write_text(text, encoding="utf-8")
+
+
+@app.command()
+def train(
+    run: RunFile,
+    overrides: Overrides = None,
+    stage: Annotated[Optional[str], typer.Option(help="train this stage only")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint")] = False,
+    out: Annotated[Optional[Path], typer.Option(help="output folder (default: runs/NAME)")] = None,
+    evaluate: Annotated[bool, typer.Option(help="evaluate when the last stage is done")] = True,
+) -> None:
+    """Train a run's stages, then evaluate and write a report."""
+    plan = _plan(run, overrides)
+    from janus_plugins.evaluation.runner import train_and_evaluate
+
+    train_and_evaluate(plan, out or Path("runs") / plan.run.name, stage, resume, evaluate)
+
+
+@app.command()
+def generate(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="folder for the files")],
+    prompt: Annotated[list[str], typer.Option(help="what to make; repeatable")],
+    modality: str = "image",
+    num: Annotated[int, typer.Option(min=1, help="items a prompt")] = 1,
+    guidance: Annotated[float, typer.Option(help="classifier-free guidance")] = 5.0,
+    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 1.0,
+    seed: int = 0,
+    max_rows: Annotated[Optional[int], typer.Option(help="rows computed at once")] = None,
+    device: Device = "auto",
+) -> None:
+    """Make items from prompts and write them to files, prompt and seed inside."""
+    from janus_plugins.inference.session import save_generated
+
+    loaded = _load(model, device)
+    made = loaded.generate(
+        prompt, modality=modality, num_per_prompt=num, guidance=guidance, temperature=temperature,
+        seed=seed, max_rows=max_rows,
+    )  # fmt: skip
+    for path in save_generated(loaded, made, out):
+        typer.echo(str(path))
+
+
+@app.command()
+def ask(
+    model: Model,
+    question: Annotated[str, typer.Option(help="the question")],
+    image: Annotated[Optional[list[Path]], typer.Option(help="an image; repeatable")] = None,
+    item: Annotated[
+        Optional[list[str]], typer.Option("--input", metavar="MODALITY=FILE", help="another item; repeatable")
+    ] = None,
+    max_new_tokens: int = 512,
+    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
+    top_p: Optional[float] = None,
+    seed: int = 0,
+    device: Device = "auto",
+) -> None:
+    """Ask a question about images or other items; the answer goes to standard output."""
+    items = _items(image or [], item or [])
+    answer = _load(model, device).ask(
+        question, items=items, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+    )
+    typer.echo(answer)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    task: Annotated[Optional[list[str]], typer.Argument(help="names under 'evaluation' (default: all)")] = None,
+    out: Annotated[Optional[Path], typer.Option(help="write evaluation.json into this folder")] = None,
+    as_json: AsJson = False,
+    device: Device = "auto",
+) -> None:
+    """Run a model's evaluation tasks on its held-out sources."""
+    from janus_plugins.evaluation.runner import evaluate_model
+    from janus_plugins.tables import print_evaluation
+
+    result = evaluate_model(_load(model, device), tuple(task or ()), out)
+    if as_json:
+        _json(result)
+    else:
+        print_evaluation(result)
+
+
+def _plan(run: str, overrides: list[str] | None) -> Any:
+    from janus_plugins.core.runfile import load_run
+    from janus_plugins.core.wiring import resolve
+
+    return resolve(load_run(run, tuple(overrides or ())))
+
+
+def _load(model: Path, device: str) -> Any:
+    from janus_plugins.door import load
+
+    if device == "auto":
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load(model, device)
+
+
+def _items(images: list[Path], others: list[str]) -> dict[str, list[Path]]:
+    items: dict[str, list[Path]] = {"image": list(images)} if images else {}
+    for text in others:
+        modality, mark, path = text.partition("=")
+        if not mark or not modality or not path:
+            raise RunFileError(f"--input {text!r} must read MODALITY=FILE, e.g. audio=speech.wav")
+        items.setdefault(modality, []).append(Path(path))
+    return items
+
+
+def _json(data: object) -> None:
+    typer.echo(json.dumps(data, indent=1, ensure_ascii=False))

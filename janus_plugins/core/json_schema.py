@@ -1,0 +1,71 @@
+"""The JSON Schema of run files, with the options of every installed component, for editors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from janus_plugins.core.catalogue import Catalogue, catalogue
+from janus_plugins.core.kinds import Kind
+from janus_plugins.core.schema import RunConfig
+
+_PLACES: dict[str, dict[str, Kind]] = {
+    "UnderstandingBlock": {"encoder": Kind.UNDERSTANDING_ENCODER, "adapter": Kind.ADAPTER},
+    "GenerationBlock": {"encoder": Kind.GENERATION_ENCODER, "adapter": Kind.ADAPTER, "head": Kind.HEAD},
+    "LanguageModelBlock": {"head": Kind.HEAD},
+}
+"""Which kind of component each field of the frame names."""
+
+_BLOCKS = {"LanguageModelBlock": Kind.LANGUAGE_MODEL, "DataBlock": Kind.SOURCE}
+"""Blocks that are themselves a `use:` with further keys."""
+
+
+def run_schema(found: Catalogue | None = None) -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a run file."""
+    found = found or catalogue()
+    schema = RunConfig.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["properties"]["base"] = {"type": "string", "description": "a run file that this one overrides"}
+    schema["title"] = "janus-plugins run file"
+    definitions = schema["$defs"]
+    for kind in Kind:
+        definitions[f"Use.{kind}"] = _use(definitions, found, kind)
+    for block, fields in _PLACES.items():
+        for field, kind in fields.items():
+            definitions[block]["properties"][field] = {"$ref": f"#/$defs/Use.{kind}"}
+    for block, kind in _BLOCKS.items():
+        definitions[block]["properties"]["use"] = {"enum": _spellings(found, kind)}
+        definitions[block]["allOf"] = _choices(definitions, found, kind)
+    definitions.pop("Use", None)
+    return schema
+
+
+def _spellings(found: Catalogue, kind: Kind) -> list[str]:
+    entries = [entry for entry in found.entries() if entry.spec.kind == kind]
+    names = {entry.spec.name for entry in entries}
+    return sorted(names | {f"{entry.owner.distribution}/{entry.spec.name}" for entry in entries})
+
+
+def _use(definitions: dict[str, Any], found: Catalogue, kind: Kind) -> dict[str, Any]:
+    frame = definitions["Use"]
+    properties = {**frame["properties"], "use": {"enum": _spellings(found, kind)}}
+    return {**frame, "title": f"Use.{kind}", "properties": properties, "allOf": _choices(definitions, found, kind)}
+
+
+def _choices(definitions: dict[str, Any], found: Catalogue, kind: Kind) -> list[dict[str, Any]]:
+    choices = []
+    for entry in sorted(found.entries(), key=lambda one: (one.spec.name, one.owner.distribution)):
+        if entry.spec.kind != kind:
+            continue
+        label = f"options.{kind}.{entry.owner.distribution}.{entry.spec.name}"
+        options = entry.spec.config.model_json_schema(ref_template=f"#/$defs/{label}.{{model}}")
+        for name, inner in options.pop("$defs", {}).items():
+            definitions[f"{label}.{name}"] = inner
+        definitions[label] = options
+        spellings = [entry.spec.name, f"{entry.owner.distribution}/{entry.spec.name}"]
+        choices.append(
+            {
+                "if": {"properties": {"use": {"enum": spellings}}, "required": ["use"]},
+                "then": {"properties": {"options": {"$ref": f"#/$defs/{label}"}}},
+            }
+        )
+    return choices

@@ -1,0 +1,1 @@
+"""Tasks, metrics and the runner that measures a trained model on held-out data."""

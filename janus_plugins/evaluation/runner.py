@@ -1,0 +1,80 @@
+"""Run a model's evaluation tasks, and what comes after training: evaluation, pictures, report."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from janus_plugins.core.errors import RunFileError
+from janus_plugins.core.suggest import nearest
+from janus_plugins.evaluation.tasks import TASKS
+
+if TYPE_CHECKING:
+    from janus_plugins.core.plan import RunPlan
+    from janus_plugins.model.unified import UnifiedModel
+
+SECONDS_FILE = "seconds.json"
+"""Seconds of each stage, written by training beside the model."""
+
+
+def evaluate_model(
+    model: UnifiedModel, names: tuple[str, ...] = (), out: Path | None = None, *, seconds: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Run the evaluation entries of the model's run file.
+
+    Args:
+        model: a trained model.
+        names: entries to run; all of them by default.
+        out: folder for evaluation.json.
+        seconds: seconds of each training stage, to be kept beside the scores.
+
+    Returns:
+        The score of each entry by its name, with "ceilings", "details" and "seconds_per_stage".
+
+    Raises:
+        RunFileError: no such entry or task.
+    """
+    blocks = model.plan.run.evaluation
+    unknown = [name for name in names if name not in blocks]
+    if unknown:
+        raise RunFileError(f"no evaluation entry {unknown[0]!r}; the run has {sorted(blocks)}.{nearest(unknown[0], blocks)}")
+    result: dict[str, Any] = {}
+    ceilings: dict[str, float] = {}
+    details: dict[str, Any] = {}
+    for name in names or tuple(blocks):
+        block = blocks[name]
+        if block.task not in TASKS:
+            raise RunFileError(f"evaluation.{name}: no task {block.task!r}.{nearest(block.task, TASKS)}")
+        answer = TASKS[block.task](model, block.source, block.options)
+        result[name] = answer.pop("score")
+        ceilings.update(answer.pop("ceilings", {}))
+        details[name] = answer
+    result |= {"ceilings": ceilings, "details": details, "seconds_per_stage": dict(seconds or {})}
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+def train_and_evaluate(plan: RunPlan, out: Path, stage: str | None, resume: bool, evaluate: bool) -> None:
+    """Train, then on the first rank evaluate what was trained and write the report."""
+    from janus_plugins.door import load
+    from janus_plugins.evaluation.pictures import picture_grids, sampler
+    from janus_plugins.tables import print_evaluation
+    from janus_plugins.training.report import write_report
+    from janus_plugins.training.run import train
+
+    trained = train(plan, out, only_stage=stage, resume=resume, sampler=sampler(plan))
+    if int(os.environ.get("RANK", "0")) or stage is not None:
+        return
+    result: dict[str, Any] | None = None
+    pictures: dict[str, Path] = {}
+    if evaluate and plan.run.evaluation:
+        model = load(out / "model")
+        result = evaluate_model(model, out=out, seconds=trained.seconds)
+        pictures = picture_grids(model, out)
+        print_evaluation({key: value for key, value in result.items() if key != "details"})
+    print(f"report: {write_report(out, result, pictures)}")
