@@ -12,11 +12,10 @@ from janus_plugins.core.specs import ComponentConfig, ComponentSpec
 from janus_plugins.language_models import published
 
 Count = Annotated[int, Field(ge=1)]
-Attention = Literal["auto", "sdpa", "varlen", "flex"]
-_ATTENTION = Field(
-    default="auto",
-    description="kernel of packed attention; auto: varlen on a GPU in 16 bits, else one SDPA per length",
-)
+Attention = Annotated[
+    Literal["auto", "sdpa", "varlen", "flex"],
+    Field(description="kernel of packed attention; auto: varlen on a GPU in 16 bits, else SDPA by length"),
+]
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads")
 
 
@@ -35,7 +34,7 @@ class LlamaConfig(ComponentConfig):
     rope_theta: Annotated[float, Field(gt=0)] = 10000.0
     tie: bool = Field(default=False, description="share the token embedding's weight with the text head")
     init_std: Annotated[float, Field(gt=0)] = Field(default=0.02, description="spread of random weights")
-    attention: Attention = _ATTENTION
+    attention: Attention = "auto"
 
     @model_validator(mode="after")
     def _folder_or_sizes(self) -> LlamaConfig:
@@ -81,7 +80,7 @@ class CausalLmConfig(ComponentConfig):
     """Name a published causal language model; its config.json sets every size."""
 
     folder: str = Field(description="folder with a config.json, or hub id")
-    attention: Attention = _ATTENTION
+    attention: Attention = "auto"
 
     def facts(self, *neighbours: object) -> LanguageModelFacts:
         """Answer from config.json; asks transformers (and so torch) only where a field is missing.

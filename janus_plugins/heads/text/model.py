@@ -1,0 +1,65 @@
+"""The head over the vocabulary: a linear layer on hidden states. Source: Janus, `lm_head`."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from janus_plugins.core.choice import choose, guide, linear_cross_entropy
+from janus_plugins.core.contracts import Draws
+from janus_plugins.core.facts import HeadFacts
+from janus_plugins.heads.text.spec import TextConfig
+
+
+class OutputLayer(nn.Linear):
+    """Give logits, or the loss in chunks; both inside `forward`, where ZeRO-3 has the weight."""
+
+    def forward(self, hidden: Tensor, targets: Tensor | None = None, chunk: int = 0) -> Tensor:
+        """Return logits [P, V], or with targets [P] the loss of each position [P]."""
+        hidden = hidden.to(self.weight.dtype)
+        if targets is None:
+            return super().forward(hidden)
+        return linear_cross_entropy(hidden, self.weight, self.bias, targets, chunk)
+
+
+class TextHead(nn.Module):
+    """Predict tokens from hidden states."""
+
+    def __init__(self, config: TextConfig, facts: HeadFacts) -> None:
+        super().__init__()
+        self.config = config
+        self.output = OutputLayer(facts.in_width, facts.size, bias=config.bias)
+        nn.init.normal_(self.output.weight, std=0.02)
+
+    def output_layer(self) -> nn.Linear:
+        """Return the linear layer whose weight is tied to the token embedding, or loaded with it."""
+        return self.output
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return logits [P, V] of hidden states [P, M]."""
+        logits: Tensor = self.output(hidden)
+        return logits
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy of each position [P] (float32) of hidden [P, M], token ids [P]."""
+        losses: Tensor = self.output(hidden, targets, self.config.chunk)
+        return losses
+
+    def sample(
+        self,
+        hidden: Tensor,
+        unconditional: Tensor | None,
+        *,
+        guidance: float,
+        temperature: float,
+        draws: Draws,
+    ) -> Tensor:
+        """Return the next token id of each row [B]; see `core.contracts.Head`."""
+        other = None if unconditional is None else self.logits(unconditional)
+        logits = guide(self.logits(hidden), other, guidance)
+        config = self.config
+        return choose(logits, temperature=temperature, draws=draws, top_k=config.top_k, top_p=config.top_p)
+
+
+def build(config: TextConfig, facts: HeadFacts) -> TextHead:
+    """Build the text head."""
+    return TextHead(config, facts)

@@ -1,0 +1,215 @@
+"""Attention of a packed batch and of a decoding step, called from inside transformers' layers.
+
+transformers calls the function registered under `NAME` and, because no mask function has that name,
+builds no mask; it is never given a cache either. Its own packing leaks from sample to sample as
+soon as it makes one: two packed samples then differ by up to 2.0 in their logits.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from janus_plugins.core.contracts import Packed
+from janus_plugins.core.errors import RunFileError
+
+NAME = "janus_plugins"
+
+
+class Attend(Protocol):
+    """Attend within one forward pass; shared by its layers."""
+
+    reach: int
+    """Positions that the last query may look back to."""
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, dropout: float
+    ) -> Tensor:
+        """Return [B, S, H, D] of query [B, H, S, D], key and value [B, G, S, D] (G divides H)."""
+        ...
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    attend: Attend | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Answer transformers' attention call: ([B, S, H, D], no weights)."""
+    if attend is None or softcap is not None or s_aux is not None:
+        raise RunFileError(
+            f"{type(module).__name__} needs attention that this package does not have (soft caps or sinks), "
+            "or does not pass arguments on to it; choose another language model"
+        )
+    if sliding_window is not None and attend.reach > sliding_window:
+        raise RunFileError(
+            f"{type(module).__name__} looks back {sliding_window} positions only, but a sequence here has "
+            f"{attend.reach}; lower the stage's max_length or choose another language model"
+        )
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    return attend(layer, query, key, value, scale=scaling, dropout=dropout), None
+
+
+AttentionInterface.register(NAME, attention)
+
+
+def flatten(states: Tensor) -> Tensor:
+    """Return [B * S, H, D] of [B, H, S, D]."""
+    batch, heads, slots, width = states.shape
+    return states.transpose(1, 2).reshape(batch * slots, heads, width)
+
+
+class Grouped:
+    """Run one causal SDPA for each distinct segment length. Padding slots give zeros."""
+
+    def __init__(self, packed: Packed) -> None:
+        self.reach = max((group.shape[1] for group in packed.groups), default=0)
+        self.shapes = [tuple(group.shape) for group in packed.groups]
+        self.order = torch.cat([group.reshape(-1) for group in packed.groups])
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, dropout: float
+    ) -> Tensor:
+        """Gather each segment, attend within it, and scatter the result back."""
+        del layer
+        batch, heads, slots, _ = query.shape
+        # One gather for all segments: its backward pass is one scatter, not one a length.
+        states = [flatten(each).index_select(0, self.order) for each in (query, key, value)]
+        sizes = [count * length for count, length in self.shapes]
+        pieces = [torch.split(each, sizes) for each in states]
+        outputs = []
+        for (count, length), *parts in zip(self.shapes, *pieces, strict=True):
+            rows = [part.view(count, length, *part.shape[1:]).transpose(1, 2) for part in parts]
+            output = scaled_dot_product_attention(
+                rows[0],
+                rows[1],
+                rows[2],
+                is_causal=True,
+                scale=scale,
+                dropout_p=dropout,
+                enable_gqa=heads != key.shape[1],
+            )
+            outputs.append(output.transpose(1, 2).reshape(count * length, heads, -1))
+        joined = torch.cat(outputs)
+        empty = joined.new_zeros(batch * slots, heads, joined.shape[-1])
+        return empty.index_copy(0, self.order, joined).view(batch, slots, heads, -1)
+
+
+class Varlen:
+    """Run torch's variable-length flash attention over the flat batch (GPU, 16 bits)."""
+
+    def __init__(self, packed: Packed) -> None:
+        self.packed = packed
+        self.reach = packed.max_length
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, dropout: float
+    ) -> Tensor:
+        """Attend causally within the segments of `cu_seqlens`; padding runs are segments too."""
+        from torch.nn.attention.varlen import varlen_attn
+
+        del layer
+        if dropout:
+            raise RunFileError("attention: varlen has no dropout; use attention: sdpa for this model")
+        batch, heads, slots, _ = query.shape
+        bounds, longest = self.packed.cu_seqlens, self.packed.max_length
+        states = [flatten(each).contiguous() for each in (query, key, value)]
+        output = varlen_attn(
+            states[0],
+            states[1],
+            states[2],
+            bounds,
+            bounds,
+            longest,
+            longest,
+            scale=scale,
+            window_size=(-1, 0),
+            enable_gqa=heads != key.shape[1],
+        )
+        assert isinstance(output, Tensor)
+        return output.view(batch, slots, heads, -1)
+
+
+@functools.cache
+def _compiled_flex() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
+class Flex:
+    """Run compiled flex attention over the flat batch (GPU, any precision)."""
+
+    def __init__(self, packed: Packed, slots: int) -> None:
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        self.reach = packed.max_length
+        bounds = packed.cu_seqlens
+        at = torch.arange(slots, device=bounds.device)
+        segment = torch.bucketize(at, bounds[1:], right=True)
+
+        def sees(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (query >= key) & (segment[query] == segment[key])
+
+        self.mask = create_block_mask(sees, None, None, slots, slots, device=str(bounds.device))
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, dropout: float
+    ) -> Tensor:
+        """Attend causally within the segments of `cu_seqlens`."""
+        del layer
+        if dropout:
+            raise RunFileError("attention: flex has no dropout; use attention: sdpa for this model")
+        batch, heads, slots, _ = query.shape
+        states = [flatten(each).transpose(0, 1)[None] for each in (query, key, value)]
+        output = _compiled_flex()(
+            *states, block_mask=self.mask, scale=scale, enable_gqa=heads != key.shape[1]
+        )
+        return output[0].transpose(0, 1).reshape(batch, slots, heads, -1)
+
+
+def has_varlen() -> bool:
+    """Say whether this torch has the variable-length kernel with causal windows and grouped heads."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return {"window_size", "enable_gqa", "scale"} <= set(inspect.signature(varlen_attn).parameters)
+
+
+def packed_attention(packed: Packed, embeds: Tensor, choice: str, dropout: float) -> Attend:
+    """Choose the kernel of a packed batch by what the machine can do and what the options ask.
+
+    Raises:
+        RunFileError: the options ask for a kernel that cannot run here.
+    """
+    on_gpu = embeds.device.type == "cuda"
+    half = embeds.dtype in (torch.float16, torch.bfloat16)
+    if choice == "varlen" and not (on_gpu and half and has_varlen()):
+        raise RunFileError(
+            f"attention: varlen needs a GPU, 16 bits and a torch that has it, but this is {embeds.dtype} on "
+            f"{embeds.device.type} under torch {torch.__version__}; use attention: auto"
+        )
+    if choice == "flex" and not on_gpu:
+        raise RunFileError("attention: flex needs a GPU; use attention: auto")
+    if choice == "varlen" or (choice == "auto" and on_gpu and half and not dropout and has_varlen()):
+        return Varlen(packed)
+    if choice == "flex":
+        return Flex(packed, embeds.shape[0] * embeds.shape[1])
+    return Grouped(packed)

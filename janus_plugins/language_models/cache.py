@@ -1,0 +1,83 @@
+"""The static key-value cache, and attention over its filled part."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from janus_plugins.core.contracts import Cached
+from janus_plugins.core.errors import RunFileError
+
+
+class KeyValueCache:
+    """Hold keys and values of `batch` rows of at most `length` slots, one pair of tensors a layer.
+
+    A layer's tensors [B, G, length, D] are made at its first write, in the dtype it computes in.
+    """
+
+    def __init__(self, batch: int, length: int) -> None:
+        self.batch = batch
+        self.length = length
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(self, layer: int, key: Tensor, value: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Write key, value [B, G, S, D] from slot `start` on; return all so far [B, G, start + S, D]."""
+        stop = start + key.shape[2]
+        if layer not in self.layers:
+            shapes = [(self.batch, each.shape[1], self.length, each.shape[3]) for each in (key, value)]
+            self.layers[layer] = (key.new_zeros(shapes[0]), value.new_zeros(shapes[1]))
+        keys, values = self.layers[layer]
+        keys[:, :, start:stop] = key
+        values[:, :, start:stop] = value
+        return keys[:, :, :stop], values[:, :, :stop]
+
+
+class CachedAttention:
+    """Attend from S new slots to everything before them in the cache, causally among themselves."""
+
+    def __init__(
+        self, plan: Cached, cache: KeyValueCache, shape: tuple[int, int], device: torch.device
+    ) -> None:
+        batch, slots = shape
+        self.reach = plan.start + slots
+        if self.reach > cache.length or batch != cache.batch:
+            raise RunFileError(
+                f"a cache of {cache.batch} rows of {cache.length} slots cannot take {batch} rows up to slot "
+                f"{self.reach}; make a larger one"
+            )
+        self.start = plan.start
+        self.cache = cache
+        self.causal = plan.visible is None and plan.start == 0 and slots > 1
+        self.mask = None if self.causal else _mask(plan, slots, device)
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, dropout: float
+    ) -> Tensor:
+        """Write the new keys and values, and attend over the filled part."""
+        keys, values = self.cache.update(layer, key, value, self.start)
+        output = scaled_dot_product_attention(
+            query,
+            keys,
+            values,
+            attn_mask=self.mask,
+            is_causal=self.causal,
+            scale=scale,
+            dropout_p=dropout,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        return output.transpose(1, 2)
+
+
+def _mask(plan: Cached, slots: int, device: torch.device) -> Tensor | None:
+    """Return which slots are seen, bool [B or 1, 1, S, start + S], or None where that is all."""
+    if plan.visible is None and slots == 1:
+        return None
+    stop = plan.start + slots
+    keys = torch.arange(stop, device=device)
+    queries = torch.arange(plan.start, stop, device=device)[:, None]
+    mask = (keys <= queries)[None, None]
+    if plan.visible is not None:
+        # A slot always sees itself: on left padding it would else see nothing, and give NaN.
+        mask = mask & plan.visible[:, None, None, :] | (keys == queries)
+    return mask

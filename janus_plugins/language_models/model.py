@@ -1,0 +1,155 @@
+"""The language model: a transformers body run on embeddings, with our own attention and cache.
+
+Both `llama` and `causal-lm` are this module; they differ in where the configuration comes from.
+What a body does with ids, masks and caches of its own is never used.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForCausalLM
+from transformers import LlamaConfig as TransformersLlamaConfig
+
+from janus_plugins.core.contracts import AttentionPlan, Packed
+from janus_plugins.core.errors import PluginError, RunFileError
+from janus_plugins.core.facts import LanguageModelFacts
+from janus_plugins.language_models.attention import NAME, Attend, packed_attention
+from janus_plugins.language_models.cache import CachedAttention, KeyValueCache
+from janus_plugins.language_models.published import transformers_config
+from janus_plugins.language_models.spec import CausalLmConfig, LlamaConfig
+from janus_plugins.language_models.weights import load_published
+
+_SCALED_LOGITS = {"logit_scale": 1.0, "logits_scaling": 1.0, "final_logit_softcapping": None}
+"""Options of a configuration that change logits after the head, and the value that changes nothing."""
+
+
+class CausalLanguageModel(nn.Module):
+    """Run a causal transformer over embeddings; see `core.contracts.LanguageModel`."""
+
+    text_head: nn.Module
+
+    def __init__(self, config: Any, facts: LanguageModelFacts, attention: str) -> None:
+        super().__init__()
+        self.config = config
+        self.facts = facts
+        self.attention = attention
+        self.model = AutoModel.from_config(  # type: ignore[no-untyped-call]
+            config, attn_implementation=NAME, dtype=torch.get_default_dtype(), trust_remote_code=False
+        )
+        _check_body(self.model)
+
+    def attach_text_head(self, head: nn.Module) -> None:
+        """Take the head; where the facts say tied, its output layer gets the token embedding's weight.
+
+        Raises:
+            PluginError: the weights are tied, but the head has no `output_layer()` to tie.
+        """
+        if self.facts.tied:
+            offered = getattr(head, "output_layer", None)
+            if offered is None:
+                raise PluginError(
+                    f"the text head {type(head).__name__} has no output_layer() that could share the token "
+                    "embedding's weight; set tie: false, or use the head 'text'"
+                )
+            offered().weight = self.model.get_input_embeddings().weight
+        self.text_head = head
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Return token embeddings [..., M] of ids [...]."""
+        embeddings: Tensor = self.model.get_input_embeddings()(ids)
+        return embeddings
+
+    def forward(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        attention: AttentionPlan,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Return hidden states after the final norm [B, S, M]; see `core.contracts.LanguageModel`."""
+        embeds = embeds.to(next(self.model.parameters()).dtype)
+        output = self.model(
+            inputs_embeds=embeds,
+            position_ids=positions,
+            use_cache=False,
+            attend=self._attend(embeds, attention, cache),
+        )
+        return output.last_hidden_state  # type: ignore[no-any-return]
+
+    def _attend(self, embeds: Tensor, plan: AttentionPlan, cache: KeyValueCache | None) -> Attend:
+        if isinstance(plan, Packed):
+            dropout = getattr(self.config, "attention_dropout", 0.0) if self.training else 0.0
+            return packed_attention(plan, embeds, self.attention, dropout)
+        batch, slots, _ = embeds.shape
+        # Without a cache a plan that starts at 0 still has an answer: one that is thrown away after.
+        kept = KeyValueCache(batch, slots) if cache is None else cache
+        return CachedAttention(plan, kept, (batch, slots), embeds.device)
+
+    def new_cache(self, batch: int, length: int) -> KeyValueCache:
+        """Make a static key-value cache for `batch` rows of at most `length` slots."""
+        return KeyValueCache(batch, length)
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Recompute the blocks' activations in the backward pass, or keep them."""
+        if on:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            self.model.gradient_checkpointing_disable()
+
+    def load_weights(self, source: str) -> None:
+        """Load a causal language model of this size from a folder or hub id, its head included.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or keys or shapes do not fit.
+        """
+        load_published(self, source)
+
+
+def _check_body(body: Any) -> None:
+    """Refuse a body that would not do what is asked of it."""
+    takes = set(inspect.signature(body.forward).parameters)
+    lacking = sorted({"inputs_embeds", "position_ids"} - takes)
+    if not body._supports_attention_backend or lacking:
+        why = f"takes no {' and no '.join(lacking)}" if lacking else "cannot be given other attention"
+        raise RunFileError(f"{type(body).__name__} {why}; choose another language model")
+    for name, neutral in _SCALED_LOGITS.items():
+        value = getattr(body.config, name, neutral)
+        if value != neutral and value is not None:
+            raise RunFileError(
+                f"{type(body).__name__} changes its logits ({name}: {value}), which the text head does not; "
+                "choose another language model"
+            )
+
+
+def build(config: LlamaConfig, facts: LanguageModelFacts) -> CausalLanguageModel:
+    """Build a Llama from its sizes, or from the config.json in its folder, with random weights."""
+    if config.folder is not None:
+        return CausalLanguageModel(transformers_config(config.folder), facts, config.attention)
+    sizes = TransformersLlamaConfig(
+        vocab_size=facts.vocab_size,
+        hidden_size=facts.width,
+        intermediate_size=config.intermediate_size or 0,
+        num_hidden_layers=facts.num_layers,
+        num_attention_heads=facts.num_heads,
+        num_key_value_heads=facts.num_key_value_heads,
+        max_position_embeddings=facts.max_positions,
+        rms_norm_eps=config.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        tie_word_embeddings=facts.tied,
+        initializer_range=config.init_std,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return CausalLanguageModel(sizes, facts, config.attention)
+
+
+def build_causal(config: CausalLmConfig, facts: LanguageModelFacts) -> CausalLanguageModel:
+    """Build the causal language model that a folder or hub id describes, with random weights."""
+    described = transformers_config(config.folder)
+    if type(described) not in AutoModelForCausalLM._model_mapping:
+        raise RunFileError(f"{config.folder!r} is a {described.model_type}, not a causal language model")
+    return CausalLanguageModel(described, facts, config.attention)
