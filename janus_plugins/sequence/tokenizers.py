@@ -65,12 +65,16 @@ class TextTokenizer:
         Raises:
             BadSample: where the vocabulary has no other spelling for it.
         """
-        ids = list(self._literal.encode(text, add_special_tokens=False).ids)
-        found = self._reserved.intersection(ids)
+        return self.encode_spans(text)[0]
+
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Do `encode_plain`, and say which characters [first, last) each id covers."""
+        encoded = self._literal.encode(text, add_special_tokens=False)
+        found = self._reserved.intersection(encoded.ids)
         if found:
             names = [token for token in self.special if self.id_of(token) in found]
             raise BadSample(f"the text contains {names[0]!r}, which this tokenizer can only read as special")
-        return ids
+        return list(encoded.ids), list(encoded.offsets)
 
     def split(self, text: str) -> list[str | int]:
         """Cut text into plain pieces and the ids of the added tokens between them."""

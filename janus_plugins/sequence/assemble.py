@@ -1,0 +1,210 @@
+"""Prepared samples in rows become one typed batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from janus_plugins.core.errors import DataError
+from janus_plugins.core.samples import TASKS
+from janus_plugins.sequence.batch import Batch, ItemBatch
+from janus_plugins.sequence.layout import SequencePlan
+from janus_plugins.sequence.line import NO_TARGET, ItemSpan, Path
+from janus_plugins.sequence.packing import packed_plan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from janus_plugins.core.contracts import Arrays
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Hold one sample ready to be packed: its line of tokens and its processed items."""
+
+    plan: SequencePlan
+    items: tuple[Arrays, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+
+@dataclass(frozen=True)
+class Dummies:
+    """Hold what stands in for absent modalities.
+
+    Attributes:
+        understanding: modality -> the processor's dummy item, one for every understanding path.
+        generation: modality -> the same for every generation path.
+        lengths: (path, modality) -> slots that the dummy takes.
+    """
+
+    understanding: Mapping[str, Arrays] = field(default_factory=dict)
+    generation: Mapping[str, Arrays] = field(default_factory=dict)
+    lengths: Mapping[tuple[Path, str], int] = field(default_factory=dict)
+
+
+def assemble(rows: Sequence[Sequence[Prepared]], dummies: Dummies, pad: int) -> Batch:
+    """Lay packed rows out as one batch; rows are padded to the longest.
+
+    Args:
+        rows: the samples of each row, in order. No rows at all give one slot of padding.
+        dummies: what stands in for modalities that no sample has.
+        pad: id of padding.
+    """
+    import torch
+
+    rows = rows or [()]
+    width = max(1, *(sum(map(len, row)) for row in rows))
+    ids = np.full((len(rows), width), pad, dtype=np.int64)
+    positions = np.zeros((len(rows), width), dtype=np.int64)
+    targets = np.full((len(rows), width), NO_TARGET, dtype=np.int64)
+    tasks = np.zeros((len(rows), width), dtype=np.int64)
+    for row, start, sample in _placed(rows):
+        stop = start + len(sample)
+        ids[row, start:stop] = sample.plan.ids
+        positions[row, start:stop] = np.arange(len(sample))
+        targets[row, start:stop] = sample.plan.text_targets
+        tasks[row, start:stop] = TASKS.index(sample.plan.task)
+    text_at = np.flatnonzero(targets != NO_TARGET)
+    found = _found(rows, width)
+    return Batch(
+        ids=torch.from_numpy(ids),
+        positions=torch.from_numpy(positions),
+        packed=packed_plan([[len(sample) for sample in row] for row in rows], width),
+        text_at=torch.from_numpy(text_at),
+        text_targets=torch.from_numpy(targets.ravel()[text_at]),
+        text_tasks=torch.from_numpy(tasks.ravel()[text_at]),
+        understanding={
+            name: _understood(found.get(("understanding", name)), dummy, dummies, name)
+            for name, dummy in dummies.understanding.items()
+        },
+        generation={
+            name: _generated(found.get(("generation", name)), dummy, dummies, name)
+            for name, dummy in dummies.generation.items()
+        },
+        tasks=TASKS,
+        num_samples=_count(sample.plan.task for row in rows for sample in row),
+        num_tokens=sum(len(sample) for row in rows for sample in row),
+    )
+
+
+def assemble_items(modality: str, arrays: Sequence[Arrays], length: int, dummies: Dummies, pad: int) -> Batch:
+    """Make a batch of items alone, for a generation encoder's own loss; its rows hold no sample.
+
+    Args:
+        modality: whose items they are.
+        arrays: the processed items; none gives the dummy.
+        length: tokens of one item.
+        dummies: what stands in for every other path.
+        pad: id of padding.
+    """
+    from dataclasses import replace
+
+    batch = assemble((), dummies, pad)
+    if not arrays:
+        return batch
+    items = replace(
+        batch.generation[modality],
+        items=collate_items(list(arrays)),
+        lengths=(length,) * len(arrays),
+        absent=False,
+    )
+    return replace(batch, generation={**batch.generation, modality: items})
+
+
+def collate_items(arrays: list[Arrays]) -> dict[str, Tensor]:
+    """Stack processed items: equal shapes to [N, ...].
+
+    Where the first axis differs, shorter ones are padded with zeros and `<name>_lengths` [N] is added.
+
+    Raises:
+        DataError: items name different arrays, or differ in more than their first axis.
+    """
+    import torch
+
+    names = list(arrays[0])
+    for one in arrays:
+        if list(one) != names:
+            raise DataError(f"a processor returned arrays {list(one)} for one item and {names} for another")
+    collated: dict[str, Tensor] = {}
+    for name in names:
+        values = [np.asarray(one[name]) for one in arrays]
+        shapes = {value.shape for value in values}
+        if len(shapes) == 1:
+            collated[name] = torch.from_numpy(np.stack(values))
+            continue
+        if len({(value.ndim, value.shape[1:]) for value in values}) > 1 or values[0].ndim == 0:
+            raise DataError(
+                f"a processor returned {name!r} in shapes {sorted(shapes)}: only axis 0 may differ"
+            )
+        lengths = [len(value) for value in values]
+        padded = np.zeros((len(values), max(lengths), *values[0].shape[1:]), dtype=values[0].dtype)
+        for index, value in enumerate(values):
+            padded[index, : len(value)] = value
+        collated[name] = torch.from_numpy(padded)
+        collated[f"{name}_lengths"] = torch.tensor(lengths)
+    return collated
+
+
+_Items = list[tuple[int, ItemSpan, "Arrays"]]
+"""Flat slot of each item's sample, where the item lies in it, and its arrays."""
+
+
+def _placed(rows: Sequence[Sequence[Prepared]]) -> Iterator[tuple[int, int, Prepared]]:
+    for row, samples in enumerate(rows):
+        start = 0
+        for sample in samples:
+            yield row, start, sample
+            start += len(sample)
+
+
+def _found(rows: Sequence[Sequence[Prepared]], width: int) -> dict[tuple[Path, str], _Items]:
+    found: dict[tuple[Path, str], _Items] = {}
+    for row, start, sample in _placed(rows):
+        for span in sample.plan.spans:
+            entry = (row * width + start, span, sample.items[span.item])
+            found.setdefault((span.path, span.modality), []).append(entry)
+    return found
+
+
+def _understood(items: _Items | None, dummy: Arrays, dummies: Dummies, name: str) -> ItemBatch:
+    import torch
+
+    if not items:
+        empty = torch.empty(0, dtype=torch.int64)
+        return ItemBatch(
+            collate_items([dummy]), (dummies.lengths["understanding", name],), empty, absent=True
+        )
+    at = np.concatenate([np.arange(span.length) + base + span.start for base, span, _ in items])
+    lengths = tuple(span.length for _, span, _ in items)
+    return ItemBatch(collate_items([arrays for _, _, arrays in items]), lengths, torch.from_numpy(at))
+
+
+def _generated(items: _Items | None, dummy: Arrays, dummies: Dummies, name: str) -> ItemBatch:
+    """Also plan the predictions: the slot before code t predicts code t, the begin token code 0."""
+    import torch
+
+    if not items:
+        empty = torch.empty(0, dtype=torch.int64)
+        lengths: tuple[int, ...] = (dummies.lengths["generation", name],)
+        return ItemBatch(collate_items([dummy]), lengths, empty, empty, empty, absent=True)
+    at = np.concatenate([np.arange(span.length) + base + span.start for base, span, _ in items])
+    lengths = tuple(span.length for _, span, _ in items)
+    return ItemBatch(
+        collate_items([arrays for _, _, arrays in items]),
+        lengths,
+        torch.from_numpy(at),
+        predict_at=torch.from_numpy(at - 1),
+        targets=torch.arange(len(at)),
+    )
+
+
+def _count(tasks: Iterable[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for task in tasks:
+        counts[task] = counts.get(task, 0) + 1
+    return counts
