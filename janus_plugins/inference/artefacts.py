@@ -1,0 +1,99 @@
+"""What a model made, and the files it is kept in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from janus_plugins.core.errors import DataError
+
+if TYPE_CHECKING:
+    from janus_plugins.model.unified import UnifiedModel
+
+_SLUG_LENGTH = 40
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Hold one made item.
+
+    Attributes:
+        prompt: what was asked for.
+        seed: seed of the call; with `prompt` and `index` it gives this item again.
+        index: which item of its prompt this is.
+        artefact: what the processor made of it (for images a PIL image).
+        codes: its codes [T] (int64) or latents [T, C], on the CPU.
+        modality: the generation path that made it.
+        guidance: guidance it was made with.
+        temperature: temperature it was made with.
+    """
+
+    prompt: str
+    seed: int
+    index: int
+    artefact: Any
+    codes: Tensor = field(repr=False)
+    modality: str
+    guidance: float
+    temperature: float
+
+
+def save_generated(model: UnifiedModel, made: Sequence[Generated], out_dir: str | Path) -> list[Path]:
+    """Write items to `<prompt number>_<index>_<slug><suffix>` in a folder, and return the paths.
+
+    Prompt, seed and settings stand in a file's metadata where its format has any. No file is
+    overwritten: a taken name gets a number.
+
+    Raises:
+        DataError: the folder cannot be written to.
+    """
+    folder = Path(out_dir)
+    prompts = list(dict.fromkeys(one.prompt for one in made))
+    paths = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for one in made:
+            processor = model.processor(one.modality)
+            stem = f"{prompts.index(one.prompt):04d}_{one.index:02d}_{slug(one.prompt)}"
+            path = _reserved(folder, stem, processor.suffix)
+            processor.write(one.artefact, str(path), metadata(model, one))
+            paths.append(path)
+    except OSError as error:
+        raise DataError(f"cannot write to {folder}: {error}") from error
+    return paths
+
+
+def metadata(model: UnifiedModel, one: Generated) -> dict[str, str]:
+    """Return what a file says about how it was made."""
+    return {
+        "prompt": one.prompt,
+        "seed": str(one.seed),
+        "index": str(one.index),
+        "guidance": str(one.guidance),
+        "temperature": str(one.temperature),
+        "model": model.plan.run.name,
+    }
+
+
+def slug(text: str) -> str:
+    """Return a short, safe part of a file name: letters and digits of any script, joined by hyphens."""
+    words = re.findall(r"[^\W_]+", text.lower())
+    return "-".join(words)[:_SLUG_LENGTH].strip("-") or "item"
+
+
+def _reserved(folder: Path, stem: str, suffix: str) -> Path:
+    """Create an empty file under a name that nobody has taken, and return its path."""
+    number = 0
+    while True:
+        path = folder / f"{stem}{f'-{number}' if number else ''}{suffix}"
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            number += 1
+        else:
+            return path

@@ -1,0 +1,96 @@
+"""Check and arrange a user's arguments, before anything runs."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from janus_plugins.core.errors import RunFileError
+
+Given = dict[str, list[object]]
+"""One question's items by modality, in order."""
+
+
+def texts_of(value: str | Sequence[str], what: str) -> list[str]:
+    """Return one text or several as a list.
+
+    Raises:
+        RunFileError: there is none, or one of them is no text.
+    """
+    texts = [value] if isinstance(value, str) else list(value)
+    if not texts:
+        raise RunFileError(f"no {what} was given; give a text, or a list of at least one")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise RunFileError(f"{what} {index} is a {type(text).__name__}, not a text")
+    return texts
+
+
+def check_not_negative(**values: float) -> None:
+    """Refuse negative, infinite and NaN settings, by name."""
+    for name, value in values.items():
+        if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
+            raise RunFileError(f"{name} is {value}; it must be a number of at least 0")
+
+
+def check_counts(**values: int | None) -> None:
+    """Refuse counts below 1, by name; None stands for a default."""
+    for name, value in values.items():
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise RunFileError(f"{name} is {value}; it must be a whole number of at least 1")
+
+
+def check_top_p(value: float | None) -> None:
+    """Refuse a share that keeps nothing, or more than all."""
+    if value is not None and not 0 < value <= 1:
+        raise RunFileError(f"top_p is {value}; it must be above 0 and at most 1")
+
+
+def numbered(texts: Sequence[str], count: int) -> list[list[int]]:
+    """Return the numbers of `count` items of each text; a text that comes again goes on counting."""
+    seen: Counter[str] = Counter()
+    numbers = []
+    for text in texts:
+        numbers.append(list(range(seen[text], seen[text] + count)))
+        seen[text] += count
+    return numbers
+
+
+def items_by_question(
+    images: object, items: Mapping[str, object] | None, num_questions: int, single: bool
+) -> list[Given]:
+    """Arrange items by question: the images first, then the other modalities in their order.
+
+    Args:
+        images: one question's images, or a list of images a question; one image may stand alone.
+        items: the same for any modality.
+        num_questions: how many questions there are.
+        single: whether the question was given as one text, not as a list.
+
+    Raises:
+        RunFileError: not one entry a question, or images given both ways.
+    """
+    columns = dict(items or {})
+    if images is not None:
+        if "image" in columns:
+            raise RunFileError("images are given both as images= and in items=; give them once")
+        columns = {"image": images, **columns}
+    rows: list[Given] = [{} for _ in range(num_questions)]
+    for modality, value in columns.items():
+        entries = [value] if single else _listed(value)
+        if len(entries) != num_questions:
+            raise RunFileError(
+                f"{modality}: {len(entries)} entries for {num_questions} questions; give one list of items "
+                "for each question, an empty one where it has none"
+            )
+        for row, entry in zip(rows, entries, strict=True):
+            row[modality] = _listed(entry)
+    return rows
+
+
+def _listed(value: object) -> list[object]:
+    """Return a list of items; a single item may stand without its list, None is no item."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]

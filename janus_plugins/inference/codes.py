@@ -1,0 +1,57 @@
+"""Bring generated codes or latents back into the language model, one at a time.
+
+A generation adapter learns from whole items [N, T]; decoding has only what was made so far. Where
+the adapter treats every code alike (checked, not assumed) the embedding of one code is all that is
+needed, and with few codes and many items a table of all of them is computed once. Otherwise the
+adapter reads everything made so far and its last embedding counts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from janus_plugins.core.facts import GenerationFacts
+
+
+class CodeEmbedder:
+    """Embed what a head sampled, given all that it sampled before.
+
+    Args:
+        adapter: the generation adapter.
+        facts: the generation encoder's.
+        num_items: how many items will be made, which decides whether a table pays.
+    """
+
+    def __init__(self, adapter: nn.Module, facts: GenerationFacts, num_items: int) -> None:
+        self._adapter = cast(Any, adapter)
+        device = next((value.device for value in adapter.parameters()), torch.device("cpu"))
+        self.alike = self._treats_alike(facts, device)
+        self.table: Tensor | None = None
+        size = facts.codebook_size
+        if self.alike and size is not None and size <= num_items * facts.tokens:
+            self.table = self._adapter(torch.arange(size, device=device)[None])[0]
+
+    def __call__(self, made: Tensor) -> Tensor:
+        """Return the embedding [B, M] of the last of the codes [B, t] (or latents [B, t, C])."""
+        if self.table is not None:
+            return self.table[made[:, -1]]
+        source = made[:, -1:] if self.alike else made
+        return cast(Tensor, self._adapter(source)[:, -1])
+
+    def _treats_alike(self, facts: GenerationFacts, device: torch.device) -> bool:
+        """Compare one item embedded whole with its codes embedded one by one."""
+        probe = _probe(facts, device)
+        whole, single = self._adapter(probe[None])[0], self._adapter(probe[:, None])[:, 0]
+        slack = 1e-4 if whole.dtype == torch.float32 else 3e-2
+        return bool((whole - single).abs().max() <= slack * whole.abs().max())
+
+
+def _probe(facts: GenerationFacts, device: torch.device) -> Tensor:
+    """Return one item's worth of codes [T] or latents [T, C] that differ from one another."""
+    if facts.codebook_size is not None:
+        return torch.arange(facts.tokens, device=device) * 7919 % facts.codebook_size
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(facts.tokens, facts.width, generator=generator).to(device)

@@ -1,0 +1,130 @@
+"""From raw items to tensors, embeddings and codes, and from codes back to artefacts.
+
+Items run in groups of equal shape, so that no item is padded because of another: an answer does not
+depend on what else is asked in the same batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from janus_plugins.core.catalogue import load_processor
+from janus_plugins.core.errors import BadSample, JanusPluginsError, RunFileError
+from janus_plugins.core.plan import Part
+from janus_plugins.core.suggest import nearest
+from janus_plugins.sequence.assemble import collate_items
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from janus_plugins.core.contracts import GenerationProcessor
+    from janus_plugins.core.plan import GenerationPlan, UnderstandingPlan
+    from janus_plugins.model.unified import UnifiedModel
+
+    Arrays = dict[str, np.ndarray]
+
+ITEMS_AT_ONCE = 16
+"""Most items that run through an encoder or a decoder together."""
+
+
+def understanding_path(model: UnifiedModel, modality: str) -> UnderstandingPlan:
+    """Return a model's understanding path, or raise `RunFileError` naming those it has."""
+    return cast("UnderstandingPlan", _path(model.plan.model.understanding, modality, "understand"))
+
+
+def generation_path(model: UnifiedModel, modality: str) -> GenerationPlan:
+    """Return a model's generation path, or raise `RunFileError` naming those it has."""
+    return cast("GenerationPlan", _path(model.plan.model.generation, modality, "generate"))
+
+
+def processor_of(part: Part) -> GenerationProcessor:
+    """Make the processor of an encoder; only a generation encoder's can restore and write."""
+    return cast("GenerationProcessor", load_processor(part.spec)(part.config))
+
+
+def read_items(part: Part, values: Sequence[object]) -> list[Arrays]:
+    """Return the arrays of raw items.
+
+    Raises:
+        BadSample: an item that cannot be read, with its position.
+    """
+    processor = processor_of(part)
+    return [_read(processor, part, index, value) for index, value in enumerate(values)]
+
+
+@torch.no_grad()
+def embed_items(model: UnifiedModel, modality: str, arrays: Sequence[Arrays]) -> list[Tensor]:
+    """Return embeddings [T', M] of read items, as many slots each as the item takes."""
+    plan = understanding_path(model, modality)
+    processor = processor_of(plan.encoder)
+    embedded = _in_groups(arrays, model.device, cast(Any, model.understanding[modality]))
+    lengths = [plan.tokens(processor.num_tokens(item)) for item in arrays]
+    return [values[:length] for values, length in zip(embedded, lengths, strict=True)]
+
+
+@torch.no_grad()
+def encode_items(model: UnifiedModel, modality: str, arrays: Sequence[Arrays]) -> Tensor:
+    """Return codes [N, T] or latents [N, T, C] of read items, on the CPU."""
+    encoder = cast(Any, model.generation[modality]).encoder
+    return torch.stack([codes.cpu() for codes in _in_groups(arrays, model.device, encoder.encode)])
+
+
+@torch.no_grad()
+def decode_items(model: UnifiedModel, modality: str, codes: Tensor) -> list[Any]:
+    """Return artefacts (for images: PIL images) of codes [N, T] or latents [N, T, C]."""
+    part = generation_path(model, modality).encoder
+    processor = processor_of(part)
+    encoder = cast(Any, model.generation[modality]).encoder
+    artefacts = []
+    for first in range(0, len(codes), ITEMS_AT_ONCE):
+        chunk = codes[first : first + ITEMS_AT_ONCE]
+        decoded = encoder.decode(chunk.to(model.device)).float().cpu().numpy()
+        artefacts += [processor.restore(item) for item in decoded]
+    return artefacts
+
+
+def _path(paths: dict[str, Any], modality: str, verb: str) -> Any:
+    if modality in paths:
+        return paths[modality]
+    known = ", ".join(sorted(paths)) or "nothing"
+    raise RunFileError(
+        f"this model cannot {verb} {modality!r}; it can {verb}: {known}.{nearest(modality, paths)}"
+    )
+
+
+def _read(processor: GenerationProcessor, part: Part, index: int, value: object) -> Arrays:
+    try:
+        return processor(value)
+    except JanusPluginsError:
+        raise
+    except Exception as error:
+        raise BadSample(
+            f"item {index}, a {type(value).__name__}, cannot be read by {part.spec.name} ({part.address}): "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _in_groups(
+    arrays: Sequence[Arrays], device: torch.device, run: Callable[[dict[str, Tensor]], Tensor]
+) -> list[Tensor]:
+    """Run items of equal shapes together, and return each item's own output in order."""
+    outputs: dict[int, Tensor] = {}
+    for group in _groups(arrays):
+        items = collate_items([arrays[index] for index in group])
+        answers = run({name: tensor.to(device) for name, tensor in items.items()})
+        outputs.update(zip(group, answers, strict=True))
+    return [outputs[index] for index in range(len(arrays))]
+
+
+def _groups(arrays: Sequence[Arrays]) -> Iterator[list[int]]:
+    shapes: dict[object, list[int]] = {}
+    for index, item in enumerate(arrays):
+        shape = tuple(sorted((name, array.shape) for name, array in item.items()))
+        shapes.setdefault(shape, []).append(index)
+    for indices in shapes.values():
+        for first in range(0, len(indices), ITEMS_AT_ONCE):
+            yield indices[first : first + ITEMS_AT_ONCE]

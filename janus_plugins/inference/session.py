@@ -1,0 +1,208 @@
+"""What a user asks of a model: make items, answer questions, encode, decode.
+
+Checks what was given, lays it out by the model's template, and gives every row its own seed, so that
+no answer depends on its batch mates. The model is in evaluation mode meanwhile, and without gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from janus_plugins.core.errors import RunFileError
+from janus_plugins.inference import checks, paths
+from janus_plugins.inference.artefacts import Generated, save_generated
+from janus_plugins.inference.decode import generate_items, generate_text
+from janus_plugins.inference.prompts import item_prompt, question_prompt
+from janus_plugins.inference.sampling import row_seed
+
+if TYPE_CHECKING:
+    from janus_plugins.model.unified import UnifiedModel
+
+__all__ = ["Generated", "ask", "decode", "encode", "generate", "save_generated"]
+
+
+def generate(
+    model: UnifiedModel,
+    prompts: str | Sequence[str],
+    *,
+    modality: str = "image",
+    num_per_prompt: int = 1,
+    guidance: float = 5.0,
+    temperature: float = 1.0,
+    seed: int = 0,
+    max_rows: int | None = None,
+    return_codes: bool = False,
+) -> list[Generated] | Tensor:
+    """Make items from prompts.
+
+    Item `index` of a prompt is a function of the model, the settings, the prompt and `(seed, index)`:
+    not of the other prompts, and not of how many are made. A prompt given twice goes on counting.
+
+    Args:
+        model: the unified model.
+        prompts: one prompt or several.
+        modality: one of the model's generation paths.
+        num_per_prompt: items of each prompt.
+        guidance: s of classifier-free guidance, `u + s (c - u)`; 1 is without.
+        temperature: 0 means greedy.
+        seed: of the whole call.
+        max_rows: most rows of the language model at once, of which an item takes two under guidance
+            (default: by the memory of the cache).
+        return_codes: return codes, and decode nothing.
+
+    Returns:
+        A flat list: `num_per_prompt` items of the first prompt, then of the second ... With
+        `return_codes` their codes alone, [N, T] (int64), or latents [N, T, C], on the CPU.
+
+    Raises:
+        RunFileError: an argument out of range, an unknown modality, or a prompt that is too long.
+    """
+    texts = checks.texts_of(prompts, "prompt")
+    checks.check_not_negative(guidance=guidance, temperature=temperature)
+    checks.check_counts(num_per_prompt=num_per_prompt, max_rows=max_rows)
+    paths.generation_path(model, modality)
+    numbers = checks.numbered(texts, num_per_prompt)
+    rows = [
+        item_prompt(model, modality, text, [row_seed(seed, text, index) for index in indices])
+        for text, indices in zip(texts, numbers, strict=True)
+    ]
+    with evaluating(model):
+        codes = generate_items(
+            model, modality, rows, guidance=guidance, temperature=temperature, max_rows=max_rows
+        )
+        if return_codes:
+            return codes
+        artefacts = paths.decode_items(model, modality, codes)
+    flat = [(text, index) for text, indices in zip(texts, numbers, strict=True) for index in indices]
+    return [
+        Generated(text, seed, index, artefact, row, modality, guidance, temperature)
+        for (text, index), artefact, row in zip(flat, artefacts, codes, strict=True)
+    ]
+
+
+def ask(
+    model: UnifiedModel,
+    question: str | Sequence[str],
+    *,
+    images: object = None,
+    items: Mapping[str, object] | None = None,
+    max_new_tokens: int = 512,
+    temperature: float = 0.0,
+    top_p: float | None = None,
+    seed: int = 0,
+    system: str | None = None,
+    max_rows: int | None = None,
+) -> str | list[str]:
+    """Answer a question, or several in one batch.
+
+    Args:
+        model: the unified model.
+        question: one question or several.
+        images: the question's images, in order (paths, PIL images, arrays); for several questions
+            one list a question. A single image may stand without its list.
+        items: the same for any modality: modality -> items.
+        max_new_tokens: most tokens of an answer.
+        temperature: 0 means greedy.
+        top_p: sample from the likeliest tokens that hold this share of the probability.
+        seed: of the whole call; a row's own seed depends on it and on the question alone.
+        system: system prompt (default: the template's; "" for none).
+        max_rows: most questions at once (default: by the memory of the cache).
+
+    Returns:
+        The answer without surrounding white space; a list of them where questions were a list.
+
+    Raises:
+        RunFileError: an argument out of range, an unknown modality, or a question that is too long.
+        BadSample: an item that cannot be read.
+    """
+    texts = checks.texts_of(question, "question")
+    checks.check_not_negative(temperature=temperature)
+    checks.check_counts(max_new_tokens=max_new_tokens, max_rows=max_rows)
+    checks.check_top_p(top_p)
+    given = checks.items_by_question(images, items, len(texts), single=isinstance(question, str))
+    with evaluating(model):
+        rows = [
+            question_prompt(model, text, shown, system, row_seed(seed, text, 0))
+            for text, shown in zip(texts, _shown(model, given), strict=True)
+        ]
+        answers = generate_text(
+            model,
+            rows,
+            stop=model.tokenizer.id_of(model.template.eos),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            max_rows=max_rows,
+        )
+    said = [model.tokenizer.decode(ids).strip() for ids in answers]
+    return said[0] if isinstance(question, str) else said
+
+
+def encode(model: UnifiedModel, modality: str, items: Sequence[object]) -> Tensor:
+    """Return what the generation encoder makes of raw items: codes [N, T] or latents [N, T, C], on the CPU.
+
+    Raises:
+        RunFileError: an unknown modality, or no items.
+        BadSample: an item that cannot be read.
+    """
+    part = paths.generation_path(model, modality).encoder
+    if not isinstance(items, (list, tuple)) or not items:
+        raise RunFileError("encode takes a list of at least one item")
+    arrays = paths.read_items(part, items)
+    with evaluating(model):
+        return paths.encode_items(model, modality, arrays)
+
+
+def decode(model: UnifiedModel, modality: str, ids: Tensor) -> list[Any]:
+    """Return artefacts (for images: PIL images) of codes [N, T] or latents [N, T, C].
+
+    Raises:
+        RunFileError: an unknown modality, another shape, or a code outside the codebook.
+    """
+    facts = paths.generation_path(model, modality).facts
+    codes = torch.as_tensor(ids)
+    wanted = (facts.tokens,) if facts.form == "codes" else (facts.tokens, facts.width)
+    if codes.shape[1:] != wanted or not len(codes):
+        raise RunFileError(f"{modality}: decode takes [N, {str(wanted)[1:-1]}], got {list(codes.shape)}")
+    if facts.codebook_size is not None:
+        _check_codes(codes, facts.codebook_size, modality)
+    with evaluating(model):
+        return paths.decode_items(model, modality, codes)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch every module to evaluation mode without gradients, and back to what each was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _shown(model: UnifiedModel, given: Sequence[checks.Given]) -> list[list[tuple[str, Tensor]]]:
+    """Embed every question's items [T, M], those of all questions together; in the questions' order."""
+    shown: list[list[tuple[str, Tensor]]] = [[] for _ in given]
+    for modality in dict.fromkeys(name for row in given for name in row):
+        part = paths.understanding_path(model, modality).encoder
+        flat = [(index, value) for index, row in enumerate(given) for value in row.get(modality, ())]
+        arrays = paths.read_items(part, [value for _, value in flat])
+        for (index, _), values in zip(flat, paths.embed_items(model, modality, arrays), strict=True):
+            shown[index].append((modality, values))
+    return shown
+
+
+def _check_codes(codes: Tensor, size: int, modality: str) -> None:
+    if codes.is_floating_point():
+        raise RunFileError(f"{modality}: decode takes whole numbers, got {codes.dtype}")
+    low, high = int(codes.min()), int(codes.max())
+    if low < 0 or high >= size:
+        raise RunFileError(f"{modality}: codes run from 0 to {size - 1}, but these from {low} to {high}")

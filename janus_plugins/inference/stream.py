@@ -1,0 +1,108 @@
+"""Rows of different lengths running through the language model and its static cache.
+
+Rows are padded on the left, so that all of them end at the same slot; padding is invisible and a
+row's positions start at 0 at its first real token. A row therefore computes the same with any batch
+mates. What the rows mean, and what is chosen from their hidden states, is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from janus_plugins.core.contracts import Cached
+from janus_plugins.core.facts import LanguageModelFacts
+
+CACHE_BUDGET = 4 * 2**30
+"""Bytes of keys and values that one batch may hold where the caller sets no `max_rows`.
+
+A constant, not a share of the free memory: the same call cuts the same batches on every machine.
+"""
+
+
+class Stream:
+    """Run left-padded rows: all their given slots once, then one slot at a time.
+
+    Args:
+        language_model: see `core.contracts.LanguageModel`.
+        embeds: input embeddings of each given row [length, M].
+        room: slots that will follow.
+        max_positions: positions that the language model can tell apart; a row that has ended while
+            others go on stays at the last one.
+        copies: continue with these rows, by index: [B] (default: with each row once). What a row
+            was given is computed once for all its copies, where the cache offers `select(rows)`.
+
+    Attributes:
+        hidden: last hidden state of each row [B, M].
+    """
+
+    def __init__(
+        self,
+        language_model: nn.Module,
+        embeds: Sequence[Tensor],
+        room: int,
+        max_positions: int,
+        copies: Sequence[int] | None = None,
+    ) -> None:
+        self._model = cast(Any, language_model)
+        self._filled = max(len(row) for row in embeds)
+        length = self._filled + room
+        self._cache = self._model.new_cache(len(embeds), length)
+        if copies is not None and not hasattr(self._cache, "select"):
+            embeds, copies = [embeds[index] for index in copies], None
+            self._cache = self._model.new_cache(len(embeds), length)
+        self._place(embeds, length, max_positions)
+        self.hidden = self._run(pad_left(embeds, self._filled), 0)
+        if copies is not None:
+            self._expand(torch.tensor(copies, device=self.hidden.device))
+
+    def step(self, embeds: Tensor) -> None:
+        """Append one slot to every row [B, M]."""
+        self._filled += 1
+        self.hidden = self._run(embeds[:, None], self._filled - 1)
+
+    def _place(self, embeds: Sequence[Tensor], length: int, max_positions: int) -> None:
+        """Plan positions [B, length] and visibility [B, length] of every slot there will be."""
+        device = embeds[0].device
+        pads = self._filled - torch.tensor([[len(row)] for row in embeds], device=device)
+        slots = torch.arange(length, device=device)
+        self._positions = (slots - pads).clamp(0, max_positions - 1)
+        padded = any(len(row) != self._filled for row in embeds)
+        self._visible = slots >= pads if padded else None
+
+    def _expand(self, rows: Tensor) -> None:
+        self._cache = self._cache.select(rows)
+        self._positions = self._positions[rows]
+        self._visible = None if self._visible is None else self._visible[rows]
+        self.hidden = self.hidden[rows]
+
+    def _run(self, embeds: Tensor, start: int) -> Tensor:
+        visible = None if self._visible is None else self._visible[:, : self._filled]
+        positions = self._positions[:, start : self._filled]
+        hidden = self._model(embeds, positions, Cached(start, visible), self._cache)
+        return cast(Tensor, hidden[:, -1])
+
+
+def pad_left(rows: Sequence[Tensor], length: int) -> Tensor:
+    """Stack rows [n, M] to [B, length, M], zeros on the left."""
+    padded = rows[0].new_zeros(len(rows), length, rows[0].shape[-1])
+    for index, row in enumerate(rows):
+        padded[index, length - len(row) :] = row
+    return padded
+
+
+def rows_within(facts: LanguageModelFacts, length: int, bytes_each: int, budget: int = CACHE_BUDGET) -> int:
+    """Return how many rows of `length` slots keep their keys and values in `budget` bytes; at least 1.
+
+    Args:
+        facts: the language model's.
+        length: slots of one row.
+        bytes_each: size of one number in the cache.
+        budget: bytes.
+    """
+    width = facts.width // facts.num_heads * facts.num_key_value_heads
+    row = 2 * facts.num_layers * width * length * bytes_each
+    return max(1, budget // row)
