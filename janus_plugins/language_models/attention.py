@@ -124,9 +124,8 @@ class Varlen:
         """Attend causally within the segments of `cu_seqlens`; padding runs are segments too."""
         from torch.nn.attention.varlen import varlen_attn
 
-        del layer
-        if dropout:
-            raise RunFileError("attention: varlen has no dropout; use attention: sdpa for this model")
+        if dropout:  # the kernel has none
+            return Grouped(self.packed)(layer, query, key, value, scale=scale, dropout=dropout)
         batch, heads, slots, _ = query.shape
         bounds, longest = self.packed.cu_seqlens, self.packed.max_length
         states = [flatten(each).contiguous() for each in (query, key, value)]
@@ -159,6 +158,7 @@ class Flex:
     def __init__(self, packed: Packed, slots: int) -> None:
         from torch.nn.attention.flex_attention import create_block_mask
 
+        self.packed = packed
         self.reach = packed.max_length
         bounds = packed.cu_seqlens
         at = torch.arange(slots, device=bounds.device)
@@ -173,9 +173,8 @@ class Flex:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, dropout: float
     ) -> Tensor:
         """Attend causally within the segments of `cu_seqlens`."""
-        del layer
-        if dropout:
-            raise RunFileError("attention: flex has no dropout; use attention: sdpa for this model")
+        if dropout:  # the kernel has none
+            return Grouped(self.packed)(layer, query, key, value, scale=scale, dropout=dropout)
         batch, heads, slots, _ = query.shape
         states = [flatten(each).transpose(0, 1)[None] for each in (query, key, value)]
         output = _compiled_flex()(
@@ -193,7 +192,7 @@ def has_varlen() -> bool:
     return {"window_size", "enable_gqa", "scale"} <= set(inspect.signature(varlen_attn).parameters)
 
 
-def packed_attention(packed: Packed, embeds: Tensor, choice: str, dropout: float) -> Attend:
+def packed_attention(packed: Packed, embeds: Tensor, choice: str) -> Attend:
     """Choose the kernel of a packed batch by what the machine can do and what the options ask.
 
     Raises:
@@ -208,7 +207,7 @@ def packed_attention(packed: Packed, embeds: Tensor, choice: str, dropout: float
         )
     if choice == "flex" and not on_gpu:
         raise RunFileError("attention: flex needs a GPU; use attention: auto")
-    if choice == "varlen" or (choice == "auto" and on_gpu and half and not dropout and has_varlen()):
+    if choice == "varlen" or (choice == "auto" and on_gpu and half and has_varlen()):
         return Varlen(packed)
     if choice == "flex":
         return Flex(packed, embeds.shape[0] * embeds.shape[1])

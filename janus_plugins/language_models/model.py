@@ -37,10 +37,7 @@ class CausalLanguageModel(nn.Module):
         self.config = config
         self.facts = facts
         self.attention = attention
-        self.model = AutoModel.from_config(  # type: ignore[no-untyped-call]
-            config, attn_implementation=NAME, dtype=torch.get_default_dtype(), trust_remote_code=False
-        )
-        _check_body(self.model)
+        self.model = _body(config)
 
     def attach_text_head(self, head: nn.Module) -> None:
         """Take the head; where the facts say tied, its output layer gets the token embedding's weight.
@@ -82,8 +79,7 @@ class CausalLanguageModel(nn.Module):
 
     def _attend(self, embeds: Tensor, plan: AttentionPlan, cache: KeyValueCache | None) -> Attend:
         if isinstance(plan, Packed):
-            dropout = getattr(self.config, "attention_dropout", 0.0) if self.training else 0.0
-            return packed_attention(plan, embeds, self.attention, dropout)
+            return packed_attention(plan, embeds, self.attention)
         batch, slots, _ = embeds.shape
         # Without a cache a plan that starts at 0 still has an answer: one that is thrown away after.
         kept = KeyValueCache(batch, slots) if cache is None else cache
@@ -107,6 +103,19 @@ class CausalLanguageModel(nn.Module):
             CheckpointError: there is no such checkpoint, or keys or shapes do not fit.
         """
         load_published(self, source)
+
+
+def _body(config: Any) -> Any:
+    """Build the transformer without its head, in torch's default dtype, with our attention."""
+    try:
+        body = AutoModel.from_config(  # type: ignore[no-untyped-call]
+            config, attn_implementation=NAME, dtype=torch.get_default_dtype(), trust_remote_code=False
+        )
+    except (KeyError, ValueError) as error:
+        kind = type(config).__name__
+        raise RunFileError(f"no language model can be built from a {kind}: {error}") from error
+    _check_body(body)
+    return body
 
 
 def _check_body(body: Any) -> None:

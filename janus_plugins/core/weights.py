@@ -1,0 +1,141 @@
+"""Published weights: files to tensors, and tensors into a module with every key accounted for.
+
+Safetensors, or pickles that hold tensors alone (`weights_only`). torch is imported inside.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from janus_plugins.core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
+_PICKLES = (".bin", ".pt", ".pth")
+
+
+def read_weights(source: str) -> dict[str, Tensor]:
+    """Return the tensors of a file, a folder or a hub id, on the CPU.
+
+    Raises:
+        CheckpointError: there is nothing, or a file that is damaged or holds more than tensors.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        path = _download(source)
+    tensors: dict[str, Tensor] = {}
+    for file in [path] if path.is_file() else _files(path):
+        tensors.update(_read_file(file))
+    return tensors
+
+
+def load_exactly(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    source: str,
+    *,
+    drop: Collection[str] = (),
+    optional: Collection[str] = (),
+) -> None:
+    """Copy tensors into a module's parameters and buffers of the same names.
+
+    Args:
+        module: what to fill.
+        tensors: by name, e.g. of `read_weights`.
+        source: where they are from, for messages.
+        drop: names that published files hold and this module has no use for.
+        optional: names of the module's that published files may lack.
+
+    Raises:
+        CheckpointError: names are missing or left over, or shapes differ.
+    """
+    given = {name: tensor for name, tensor in tensors.items() if name not in drop}
+    own = module.state_dict()
+    problems = [
+        *_listed("missing", own.keys() - given.keys() - set(optional)),
+        *_listed("unexpected", given.keys() - own.keys()),
+        *_listed(
+            "of another shape",
+            (
+                f"{name} {tuple(given[name].shape)} instead of {tuple(own[name].shape)}"
+                for name in own.keys() & given.keys()
+                if given[name].shape != own[name].shape
+            ),
+        ),
+    ]
+    if problems:
+        raise CheckpointError(f"{source!r} does not fit {type(module).__name__}: {'; '.join(problems)}")
+    module.load_state_dict(given, strict=False)
+
+
+def _listed(label: str, names: Iterable[str]) -> list[str]:
+    ordered = sorted(names)
+    if not ordered:
+        return []
+    more = f" and {len(ordered) - 5} more" if len(ordered) > 5 else ""
+    return [f"{len(ordered)} {label} ({', '.join(ordered[:5])}{more})"]
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the weight files of a folder: what an index lists, else the first known name."""
+    for name in _INDEXES:
+        if (folder / name).is_file():
+            return _indexed(folder / name)
+    for name in _FILES:
+        if (folder / name).is_file():
+            return [folder / name]
+    found = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", *_PICKLES))
+    if len(found) == 1:
+        return found
+    problem = f"{len(found)} weight files, none called {_FILES[0]}" if found else "no weight file"
+    raise CheckpointError(f"{folder} holds {problem}; name the file itself")
+
+
+def _indexed(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{index} cannot be read as an index of weights: {error}") from error
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise CheckpointError(f"{index} names files outside its folder: {', '.join(outside)}")
+    return [index.parent / name for name in names]
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    import torch
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if path.suffix not in _PICKLES:
+            raise CheckpointError(f"{path} is neither .safetensors nor {', '.join(_PICKLES)}")
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # damaged files raise nearly anything
+        raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+    # Training scripts wrap the weights: LlamaGen in "model", others in "state_dict".
+    for key in ("model", "state_dict"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not all(isinstance(each, torch.Tensor) for each in loaded.values()):
+        raise CheckpointError(f"{path} does not hold tensors by name")
+    return loaded
+
+
+def _download(source: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = [*_INDEXES, *_FILES, "*.safetensors"]
+        return Path(snapshot_download(source, allow_patterns=patterns))
+    except Exception as error:  # unknown id, no network, no access
+        raise CheckpointError(f"there is no file or folder {source!r}, nor such a hub id: {error}") from error
