@@ -1,1 +1,1 @@
-"""Stages, losses, the DeepSpeed engine, the loop and its checkpoints."""
+"""Stages, losses, the DeepSpeed engine, the loop, checkpoints. The only room that imports deepspeed."""

@@ -1,0 +1,250 @@
+"""Checkpoints of a run: what is saved, which one to go on from, and how it is read.
+
+Two kinds lie in `OUT/checkpoints/`:
+
+- `step_N`: DeepSpeed's state in the middle of a stage, the random state and the data position of every rank.
+- `stage_K`: the model's full weights at the end of stage K; the next stage starts from it.
+
+DeepSpeed reads its files with a loader that runs any code in them. Here the loader is held to plain weights,
+so that a foreign file is refused instead of run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from janus_plugins.core.errors import CheckpointError
+from janus_plugins.model.native import load_tensors, save_tensors
+from janus_plugins.training import publish, random_state
+from janus_plugins.training.engine import Engine
+from janus_plugins.training.world import World
+
+_NAME = re.compile(r"(step|stage)_(\d+)")
+
+
+@dataclass(frozen=True)
+class Position:
+    """Say how far a run has come.
+
+    Attributes:
+        stage: index of the stage in the run file.
+        step: optimiser steps done in that stage.
+        total: optimiser steps done in the whole run.
+    """
+
+    stage: int
+    step: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """Hold a verified checkpoint: its folder's name, its kind, and what its manifest records."""
+
+    name: str
+    kind: str
+    position: Position
+    manifest: dict[str, Any]
+
+
+class Checkpoints:
+    """Keep the checkpoints of one run.
+
+    Attributes:
+        root: their folder.
+    """
+
+    def __init__(self, root: Path, world: World, identity: Mapping[str, Any], keep: int) -> None:
+        self.root = root
+        self._world, self._identity, self._keep = world, identity, keep
+
+    def save_step(
+        self, position: Position, engine: Engine, loader_state: Mapping[str, Any], facts: Mapping[str, Any]
+    ) -> None:
+        """Publish a checkpoint in the middle of a stage. Collective."""
+        rank, name = self._world.rank, f"step_{position.total}"
+
+        def write(folder: Path) -> None:
+            engine.deepspeed.save_checkpoint(str(self.root), tag=folder.name, save_latest=False)
+            random_state.save_state(folder / f"random_rank_{rank}.safetensors")
+            text = json.dumps({"loader": loader_state})
+            (folder / f"rank_{rank}.json").write_text(text, encoding="utf-8")
+
+        publish.publish(self._world, self.root, name, write, self._facts("step", position, facts))
+        self._world.from_main(self._prune)
+
+    def save_stage(self, position: Position, model: nn.Module | None, facts: Mapping[str, Any]) -> None:
+        """Publish the full weights at the end of a stage. Collective; the main rank gives the model."""
+
+        def write(folder: Path) -> None:
+            if model is not None:
+                save_tensors(model.state_dict(), folder)
+
+        name = f"stage_{position.stage}"
+        publish.publish(self._world, self.root, name, write, self._facts("stage", position, facts))
+
+    def _facts(self, kind: str, position: Position, facts: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "kind": kind,
+            "position": asdict(position),
+            "world_size": self._world.size,
+            "identity": dict(self._identity),
+            **facts,
+        }
+
+    def _prune(self) -> None:
+        steps = sorted(self._numbered("step"), reverse=True)
+        for number in steps[self._keep :]:
+            publish.remove(self.root / f"step_{number}")
+
+    def _numbered(self, kind: str) -> list[int]:
+        matches = [_NAME.fullmatch(path.name) for path in self.root.glob(f"{kind}_*")]
+        return [int(match[2]) for match in matches if match]
+
+    def stages(self) -> list[int]:
+        """Return the indices of the stages whose end is saved (not verified)."""
+        return sorted(self._numbered("stage"))
+
+    def started(self) -> list[str]:
+        """Return the names of every checkpoint in the folder."""
+        return [f"{kind}_{number}" for kind in ("stage", "step") for number in self._numbered(kind)]
+
+    def find(self, warn: Any, only_stage: int | None = None) -> Found:
+        """Return the furthest checkpoint that verifies, naming each damaged one through `warn`.
+
+        A checkpoint in the middle of a stage counts only if the end of the stage before it verifies too.
+
+        Args:
+            warn: called with a line of text.
+            only_stage: look no further than checkpoints of this stage and the end of the one before.
+
+        Raises:
+            CheckpointError: there is none, or none verifies.
+        """
+        problems: list[str] = []
+        for found in sorted(self._readable(problems), key=_progress, reverse=True):
+            if only_stage is not None and not _belongs(found, only_stage):
+                continue
+            try:
+                self._verify(found)
+            except CheckpointError as error:
+                problems.append(str(error))
+                continue
+            for problem in problems:
+                warn(f"warning: skipped a damaged checkpoint: {problem}")
+            return found
+        listed = "".join(f"\n  {problem}" for problem in problems) or "\n  there is no checkpoint"
+        raise CheckpointError(
+            f"nothing to resume from in {self.root}:{listed}\nstart anew without --resume, in another --out"
+        )
+
+    def _readable(self, problems: list[str]) -> Iterator[Found]:
+        for name in self.started():
+            try:
+                manifest = publish.read_manifest(self.root / name)
+                yield Found(name, manifest["kind"], Position(**manifest["position"]), manifest)
+            except (CheckpointError, KeyError, TypeError) as error:
+                problems.append(str(error) if isinstance(error, CheckpointError) else f"{name}: no {error}")
+
+    def _verify(self, found: Found) -> None:
+        publish.verify(self.root / found.name, found.manifest)
+        if found.kind == "step" and found.position.stage > 0:
+            before = self.root / f"stage_{found.position.stage - 1}"
+            try:
+                publish.verify(before, publish.read_manifest(before))
+            except CheckpointError as error:
+                raise CheckpointError(f"{found.name} builds on {before.name}: {error}") from error
+
+    def load_stage(self, stage: int, model: nn.Module) -> None:
+        """Load the weights at the end of a stage (verified by `find`, or just saved) into a fresh model.
+
+        Raises:
+            CheckpointError: they do not fit the model.
+        """
+        with torch.no_grad():
+            load_tensors(model, self.root / f"stage_{stage}")
+
+    def load_step(self, found: Found, engine: Engine) -> Mapping[str, Any]:
+        """Load a checkpoint into a fresh engine; return the data loader's state of this rank.
+
+        Random numbers go on where they were, so call this last before the next step.
+
+        Raises:
+            CheckpointError: it was made by another number of ranks, or its files are not plain weights.
+        """
+        made_by, size = found.manifest["world_size"], self._world.size
+        if made_by != size:
+            raise CheckpointError(
+                f"{self.root / found.name} was saved by {made_by} ranks, this run has {size}; start "
+                f"{made_by} ranks again, or move {found.name} away to go on from the end of the last whole stage"
+            )
+        folder, rank = self.root / found.name, self._world.rank
+        try:
+            with plain_weights_only():
+                loaded, _ = engine.deepspeed.load_checkpoint(str(self.root), tag=found.name)
+        except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, AssertionError) as error:
+            raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
+        if loaded is None:
+            raise CheckpointError(f"{folder} holds no model state that DeepSpeed knows")
+        state: dict[str, Any] = json.loads((folder / f"rank_{rank}.json").read_text(encoding="utf-8"))
+        random_state.load_state(folder / f"random_rank_{rank}.safetensors")
+        return state["loader"]  # type: ignore[no-any-return]
+
+
+def _progress(found: Found) -> tuple[int, int, int]:
+    """Order checkpoints by how far they are; the end of a stage is further than its last step."""
+    return found.position.stage, int(found.kind == "stage"), found.position.step
+
+
+def _belongs(found: Found, stage: int) -> bool:
+    return found.position.stage == stage or (found.kind == "stage" and found.position.stage == stage - 1)
+
+
+@contextmanager
+def plain_weights_only() -> Iterator[None]:
+    """Hold every `torch.load` inside, DeepSpeed's too, to tensors and plain data.
+
+    DeepSpeed passes weights_only=False itself; torch's own variable overrules that. Three small classes of
+    DeepSpeed are part of its files and are let through.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def differences(saved: Any, own: Any, path: str = "") -> list[str]:
+    """Return the dotted keys at which two plain structures differ, with both values."""
+    if isinstance(saved, Mapping) and isinstance(own, Mapping):
+        keys = [*saved, *(key for key in own if key not in saved)]
+        return [
+            line
+            for key in keys
+            for line in differences(saved.get(key), own.get(key), f"{path}.{key}" if path else str(key))
+        ]
+    if isinstance(saved, list) and isinstance(own, list) and len(saved) == len(own):
+        pairs = enumerate(zip(saved, own, strict=True))
+        return [line for index, (a, b) in pairs for line in differences(a, b, f"{path}[{index}]")]
+    return [] if saved == own else [f"{path}: {saved!r} was saved, this run has {own!r}"]

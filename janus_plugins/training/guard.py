@@ -1,0 +1,85 @@
+"""Two guards around a run: one process group for one output folder, and stopping when told to.
+
+The lock is a POSIX record lock: the kernel drops it when its process dies, however it dies, and data workers
+do not inherit it; so there are no stale locks to judge.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from janus_plugins.core.errors import CheckpointError, RunFileError
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold an output folder for this run alone.
+
+    Raises:
+        RunFileError: another run holds it.
+        CheckpointError: the folder cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        stream = (out / ".lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(
+            f"{out} cannot be written: {error}; choose another folder with --out"
+        ) from error
+    with stream:
+        _take(stream.fileno(), out)
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+        stream.flush()
+        yield
+
+
+def _take(descriptor: int, out: Path) -> None:
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise CheckpointError(
+                f"{out / '.lock'} cannot be locked: {error}; use a file system with locks"
+            ) from error
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        holder = os.read(descriptor, 200).decode("utf-8", "replace") or "another process"
+        raise RunFileError(
+            f"{out} is in use by {holder}; wait for it, stop it, or choose another folder with --out"
+        ) from None
+
+
+class StopSignals:
+    """Notice SIGTERM and SIGINT, so that the loop can finish its step; a second one ends at once.
+
+    Attributes:
+        received: number of the signal, or 0.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            os._exit(128 + number)
+        self.received = number
+
+    @contextmanager
+    def watching(self) -> Iterator[StopSignals]:
+        """Handle the signals inside the block; put the former handlers back afterwards."""
+        former = {number: signal.signal(number, self._notice) for number in STOP_SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)

@@ -1,0 +1,240 @@
+"""The loop of one stage: batches in, optimiser steps, numbers out, checkpoints now and then.
+
+Before each step the ranks exchange what they hold (targets, unreadable samples, a signal, an error of the
+data), so that all of them take the step, skip it, save or stop alike and none waits for another for ever.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from janus_plugins.core.errors import DataError, Interrupted, JanusPluginsError
+from janus_plugins.core.schema import StageBlock
+from janus_plugins.training.checkpoint import Checkpoints, Position
+from janus_plugins.training.engine import Engine, StepOutcome, add_counts, step_counts
+from janus_plugins.training.guard import StopSignals
+from janus_plugins.training.metrics import Metrics
+from janus_plugins.training.nonfinite import BadSteps
+from janus_plugins.training.random_state import undisturbed
+from janus_plugins.training.recipe import Recipe
+from janus_plugins.training.world import World
+
+ENOUGH_SAMPLES = 100
+"""Samples to have seen before the share of unreadable ones can stop a run."""
+
+
+@dataclass
+class Tally:
+    """Count over the whole run, resumptions included."""
+
+    samples: int = 0
+    bad_samples: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """Hold what lasts from the first stage to the last."""
+
+    recipe: Recipe
+    world: World
+    checkpoints: Checkpoints
+    metrics: Metrics
+    signals: StopSignals
+    bad_steps: BadSteps
+    tally: Tally
+
+    def facts(self) -> dict[str, Any]:
+        """Return what every checkpoint records beside its position."""
+        return {
+            "tally": dataclasses.asdict(self.tally),
+            "bad_steps": {"total": self.bad_steps.total, "in_a_row": self.bad_steps.in_a_row},
+            "provenance": dict(self.recipe.provenance),
+        }
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Say what one rank brings to a step. Plain data, exchanged between ranks."""
+
+    counts: dict[str, int]
+    samples: int
+    bad: list[dict[str, Any]]
+    signal: int
+    error: str | None
+
+
+class StageLoop:
+    """Run one stage from a position to its end."""
+
+    def __init__(
+        self, run: Run, index: int, engine: Engine, start: Position, state: Mapping[str, Any] | None
+    ) -> None:
+        self._run, self._engine = run, engine
+        self._stage: StageBlock = run.recipe.stages[index]
+        self._block = run.recipe.engine
+        self._position = self._saved = start
+        self._state: Mapping[str, Any] = state or {}
+        with undisturbed():
+            self._batches: Iterator[Any] = iter(run.recipe.loader(self._stage, run.world, state or None))
+
+    def finish(self) -> Position:
+        """Take every remaining step and return the position after the last.
+
+        Raises:
+            Interrupted: a signal arrived; a checkpoint was saved.
+            NonFiniteError: too many bad steps in a row.
+            DataError: the data cannot be read, or too much of it.
+        """
+        started = time.perf_counter()
+        before = self._run.tally.seconds.get(self._stage.name, 0.0)
+        while self._position.step < self._stage.last_step:
+            self._one_step()
+            self._run.tally.seconds[self._stage.name] = before + time.perf_counter() - started
+            every = self._block.save_every
+            last = self._position.step == self._stage.last_step
+            if every and self._position.total % every == 0 and not last:
+                self._save()
+        return self._position
+
+    def _one_step(self) -> None:
+        began = time.perf_counter()
+        batch, error = self._next()
+        waited = time.perf_counter() - began
+        counts = self._agree(batch, error)
+        self._position = Position(self._position.stage, self._position.step + 1, self._position.total + 1)
+        self._state = batch.state
+        outcome = None
+        if any(counts.values()):
+            outcome = self._engine.step(batch.micro, counts, self._position.step - 1)
+        parts = self._run.world.gather((outcome, batch.tokens, batch.slots, waited))
+        if outcome is not None:
+            applied = all(part[0] is not None and part[0].applied for part in parts)
+            self._run.bad_steps.note(applied, self._position.total, self._run.world.rank, batch.micro)
+        self._record(parts, time.perf_counter() - began)
+        self._sample()
+
+    def _next(self) -> tuple[Any, JanusPluginsError | None]:
+        try:
+            with undisturbed():
+                return next(self._batches), None
+        except StopIteration:
+            return None, DataError(f"stage {self._stage.name}: the data ended at step {self._position.step}")
+        except JanusPluginsError as error:
+            return None, error
+
+    def _agree(self, batch: Any, error: JanusPluginsError | None) -> dict[str, int]:
+        """Exchange what every rank holds; stop alike, or return the targets of the whole step."""
+        run = self._run
+        number = run.signals.received
+        mine = Ready({}, 0, [], number, str(error))
+        if batch is not None:
+            samples = sum(sum(part.num_samples.values()) for part in batch.micro)
+            bad = [dataclasses.asdict(record) for record in batch.bad]
+            mine = Ready(step_counts(batch.micro, self._stage.reconstruct), samples, bad, number, None)
+        everyone = run.world.gather(mine)
+        stopping = max(ready.signal for ready in everyone)
+        if stopping:
+            self._interrupt(stopping)
+        if error is not None:
+            raise error
+        for rank, ready in enumerate(everyone):
+            if ready.error is not None:
+                raise DataError(f"rank {rank} stopped: {ready.error}")
+        self._judge_data(everyone)
+        return add_counts([ready.counts for ready in everyone])
+
+    def _judge_data(self, everyone: list[Ready]) -> None:
+        tally, limit = self._run.tally, self._block.max_bad_samples
+        bad = [record for ready in everyone for record in ready.bad]
+        tally.samples += sum(ready.samples for ready in everyone)
+        tally.bad_samples += len(bad)
+        if bad:
+            self._run.metrics.quarantine(bad, self._position.total + 1)
+        seen = tally.samples + tally.bad_samples
+        if bad and seen >= ENOUGH_SAMPLES and tally.bad_samples > limit * seen:
+            raise DataError(
+                f"{tally.bad_samples} of {seen} samples could not be read, more than engine.max_bad_samples "
+                f"({limit:g}) allows; they are named in quarantine.jsonl: mend them or raise the limit"
+            )
+
+    def _interrupt(self, number: int) -> None:
+        name = signal.Signals(number).name
+        self._save()
+        raise Interrupted(
+            f"stopped by {name} after step {self._position.total}; everything is saved: go on with --resume",
+            number,
+        )
+
+    def _save(self) -> None:
+        """Save this position, unless it is saved already (as the end of the stage before, say)."""
+        fresh = self._position.step == 0 and self._position.stage > 0
+        if fresh or (self._position == self._saved and self._position.total > 0):
+            return
+        self._run.checkpoints.save_step(self._position, self._engine, self._state, self._run.facts())
+        self._saved = self._position
+
+    def _record(self, parts: list[tuple[StepOutcome | None, int, int, float]], seconds: float) -> None:
+        outcomes = [part[0] for part in parts if part[0] is not None]
+        tokens, slots = sum(part[1] for part in parts), sum(part[2] for part in parts)
+        steps = self._stage.last_step
+        self._run.metrics.record(
+            {
+                "step": self._position.total,
+                "stage": self._stage.name,
+                "stage_step": self._position.step,
+                "stage_steps": steps,
+                "loss": mean_losses(outcomes),
+                "applied": all(outcome.applied for outcome in outcomes),
+                "grad_norm": _number(outcomes[0].grad_norm) if outcomes else None,
+                "rate": outcomes[0].rate if outcomes else None,
+                "skipped_steps": self._run.bad_steps.total,
+                "samples": self._run.tally.samples,
+                "bad_samples": self._run.tally.bad_samples,
+                "tokens": tokens,
+                "tokens_per_second": tokens / seconds,
+                "packing": tokens / slots if slots else 0.0,
+                "data_wait": max(part[3] for part in parts) / seconds,
+                "seconds": seconds,
+                "seconds_left": self._seconds_left(seconds),
+            }
+        )
+
+    def _seconds_left(self, latest: float) -> float:
+        spent = self._run.tally.seconds.get(self._stage.name, 0.0) + latest
+        return spent / self._position.step * (self._stage.last_step - self._position.step)
+
+    def _sample(self) -> None:
+        sampler, every = self._run.recipe.sampler, self._block.sample_every
+        if sampler is None or not every or self._position.total % every:
+            return
+        module: nn.Module = self._engine.module
+        modes = {name: part.training for name, part in module.named_modules()}
+        with undisturbed():
+            pictures = sampler(module.eval())
+        for name, part in module.named_modules():
+            part.training = modes[name]
+        self._run.metrics.pictures(pictures, self._position.total)
+
+
+def mean_losses(outcomes: list[StepOutcome]) -> dict[str, float | None]:
+    """Return the mean loss of each label over all ranks; None where it is not finite (JSON has no NaN)."""
+    sums: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    for outcome in outcomes:
+        for label, value in outcome.sums.items():
+            sums[label] = sums.get(label, 0.0) + value
+            counts[label] = counts.get(label, 0.0) + outcome.counts[label]
+    return {label: _number(sums[label] / counts[label]) for label in sorted(sums) if counts[label]}
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,155 @@
+"""Where a run's numbers go: a progress bar or plain lines, `metrics.jsonl`, TensorBoard.
+
+Only the main rank writes. On resuming, everything after the checkpoint's step is cut off first, so that no
+step appears twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from janus_plugins.core.schema import StageBlock
+
+Sampler = Callable[[Any], Sequence[tuple[str, np.ndarray]]]
+"""Given the model, return named pictures [H, W, 3] (uint8). Called on every rank."""
+
+METRICS_FILE = "metrics.jsonl"
+QUARANTINE_FILE = "quarantine.jsonl"
+
+
+class Metrics:
+    """Write a run's numbers. Use as a context manager; does nothing on ranks other than the main one."""
+
+    def __init__(self, out: Path, *, active: bool, log_every: int, console: Console | None = None) -> None:
+        self._out, self._active, self._log_every = out, active, log_every
+        self._console = console or Console()
+        self._progress: Progress | None = None
+        self._bar: Any = None
+        self._file: Any = None
+        self._writer: Any = None
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        if self._file is not None:
+            self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def start(self, total: int) -> None:
+        """Open the files to go on after step `total`; what they say about later steps is cut off."""
+        if not self._active:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        for name in (METRICS_FILE, QUARANTINE_FILE):
+            cut_after(self._out / name, total)
+        self._file = (self._out / METRICS_FILE).open("a", encoding="utf-8")
+        self._writer = SummaryWriter(str(self._out / "tensorboard"), purge_step=total + 1)
+        if self._console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            self._progress = Progress(*columns, TextColumn("{task.fields[text]}"), console=self._console)
+            self._progress.start()
+
+    def say(self, text: str) -> None:
+        """Print lines of text."""
+        if self._active:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def begin_stage(self, stage: StageBlock, done: int) -> None:
+        """Show a new stage, `done` steps of which are behind us."""
+        if self._progress is not None:
+            self._bar = self._progress.add_task(stage.name, total=stage.last_step, completed=done, text="")
+
+    def record(self, values: Mapping[str, Any]) -> None:
+        """Write the numbers of one step: a JSON line, TensorBoard scalars, the bar or a line of text."""
+        if not self._active:
+            return
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+        for name, value in _scalars(values):
+            self._writer.add_scalar(name, value, values["step"])
+        if self._progress is not None:
+            self._progress.update(self._bar, completed=values["stage_step"], text=summary(values))
+        elif values["stage_step"] % self._log_every == 0 or values["stage_step"] == values["stage_steps"]:
+            left = f"{values['seconds_left']:.0f} s left"
+            self.say(
+                f"{values['stage']} {values['stage_step']}/{values['stage_steps']} {summary(values)} {left}"
+            )
+
+    def quarantine(self, records: Iterable[Mapping[str, Any]], step: int) -> None:
+        """Name samples that could not be read in the quarantine file."""
+        if self._active:
+            with (self._out / QUARANTINE_FILE).open("a", encoding="utf-8") as stream:
+                stream.writelines(json.dumps({"step": step, **record}) + "\n" for record in records)
+
+    def pictures(self, pictures: Sequence[tuple[str, np.ndarray]], step: int) -> None:
+        """Show sample pictures [H, W, 3] in TensorBoard."""
+        if self._active:
+            for name, array in pictures:
+                self._writer.add_image(f"samples/{name}", array, step, dataformats="HWC")
+            self._writer.flush()
+
+
+def summary(values: Mapping[str, Any]) -> str:
+    """Return one step's numbers in a few words."""
+    if not values["loss"]:
+        return "no targets"
+    losses = " ".join(f"{label}={value:.4g}" for label, value in values["loss"].items())
+    state = "" if values["applied"] else " SKIPPED (not finite)"
+    return f"{losses} {values['tokens_per_second']:.0f} tok/s{state}"
+
+
+def _scalars(values: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
+    for label, value in values["loss"].items():
+        yield f"loss/{label}", value
+    for name in ("grad_norm", "rate"):
+        if values[name] is not None:
+            yield f"optimizer/{name}", values[name]
+    yield "optimizer/skipped_steps", values["skipped_steps"]
+    for name in ("tokens_per_second", "data_wait", "packing", "bad_samples"):
+        yield f"data/{name}", values[name]
+
+
+def cut_after(path: Path, step: int) -> None:
+    """Drop the JSON lines of steps later than `step`, and a last line that was not finished."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _is_until(line, step)]
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _is_until(line: str, step: int) -> bool:
+    try:
+        return int(json.loads(line)["step"]) <= step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """Return every recorded step of a run, in order."""
+    path = out / METRICS_FILE
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,64 @@
+"""A resolved run file as a recipe for the loop: the unified model, its loader, its native folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+
+from janus_plugins.core.plan import RunPlan
+from janus_plugins.core.schema import StageBlock
+from janus_plugins.data.loader import StepLoader
+from janus_plugins.model.compose import build_tokenizer_for, compose_plan
+from janus_plugins.model.native import save_native
+from janus_plugins.model.unified import UnifiedModel
+from janus_plugins.training.metrics import Sampler
+from janus_plugins.training.recipe import Recipe
+from janus_plugins.training.world import World
+
+
+def plan_recipe(plan: RunPlan, sampler: Sampler | None = None) -> Recipe:
+    """Make the recipe of a resolved run file; its tokenizer is built once, here."""
+    tokenizer = build_tokenizer_for(plan)
+
+    def build(weights: bool) -> nn.Module:
+        model = compose_plan(plan, tokenizer, weights=weights)
+        cast(Any, model.language_model).set_checkpointing(plan.run.engine.checkpointing)
+        return model
+
+    def loader(stage: StageBlock, world: World, state: Mapping[str, Any] | None) -> Iterable[Any]:
+        return StepLoader(plan, tokenizer, stage, rank=world.rank, world=world.size, state=state)
+
+    def save(model: nn.Module, folder: Path) -> None:
+        save_native(cast(UnifiedModel, model), folder)
+
+    understanding, generation = plan.model.understanding.values(), plan.model.generation.values()
+    encoders = [path.encoder for path in understanding] + [path.encoder for path in generation]
+    return Recipe(
+        stages=plan.run.stages,
+        engine=plan.run.engine,
+        seed=plan.run.seed,
+        build=build,
+        loader=loader,
+        save_native=save,
+        sampler=sampler,
+        identity={
+            "model": plan.run.model.model_dump(mode="json"),
+            "data": {name: block.model_dump(mode="json") for name, block in plan.run.data.items()},
+        },
+        provenance=provenance(plan),
+        encoders=tuple(encoder.address for encoder in encoders),
+    )
+
+
+def provenance(plan: RunPlan) -> dict[str, Any]:
+    """Return which distributions a run is made with: plugins by part, and the libraries below us."""
+    parts = {
+        part.address: f"{part.owner.distribution}=={part.owner.version} {part.spec.kind}/{part.spec.name}"
+        for part in [*plan.model.parts(), *(data.part for data in plan.data.values())]
+    }
+    libraries = ("janus-plugins", "torch", "deepspeed", "transformers", "datasets")
+    return {"parts": parts, "libraries": {name: version(name) for name in libraries}}

@@ -1,0 +1,79 @@
+"""A model's full weights, whatever DeepSpeed has made of them: out of an engine, and into a fresh model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from janus_plugins.training.engine import Engine
+from janus_plugins.training.optim import Learning
+from janus_plugins.training.world import World
+
+Kept = dict[str, Tensor | None]
+"""Frozen weights by name, on the main rank; the same names with None on the others."""
+
+
+def keep_frozen(model: nn.Module, learning: Learning, world: World, precision: str) -> Kept:
+    """Keep the frozen weights that a lower precision would round."""
+    if precision == "fp32":
+        return {}
+    frozen = {name: value for name, value in model.named_parameters() if name not in learning.rates}
+    return {name: value.detach().clone() if world.is_main else None for name, value in frozen.items()}
+
+
+def full_weights(engine: Engine, world: World, kept: Kept) -> dict[str, Tensor]:
+    """Return every parameter and buffer of an engine on the CPU of the main rank; elsewhere nothing.
+
+    Learnt parameters come from the optimiser's fp32 copy. Collective under ZeRO, one parameter at a time.
+
+    Args:
+        engine: the stage's engine.
+        world: who we are.
+        kept: what to take for frozen parameters instead of the engine's rounded ones.
+    """
+    state: dict[str, Tensor] = {}
+    masters = _unpartitioned_masters(engine)
+    for name, parameter in engine.module.named_parameters():
+        value = kept[name] if name in kept else _full(parameter, masters)
+        if value is not None and world.is_main:
+            state[name] = value.detach().to("cpu", copy=True)
+    if world.is_main:
+        state.update(
+            {name: value.detach().to("cpu", copy=True) for name, value in engine.module.named_buffers()}
+        )
+    return state
+
+
+def _full(parameter: nn.Parameter, masters: dict[int, Tensor]) -> Tensor:
+    import deepspeed
+
+    if parameter.requires_grad:
+        if id(parameter) in masters:
+            return masters[id(parameter)]
+        master = deepspeed.utils.safe_get_full_fp32_param(parameter)
+        if master is not None:
+            return master  # type: ignore[no-any-return]
+    if not hasattr(parameter, "ds_id"):
+        return parameter
+    with deepspeed.zero.GatheredParameters([parameter]):
+        return parameter.detach().clone()
+
+
+def _unpartitioned_masters(engine: Engine) -> dict[int, Tensor]:
+    """Map parameters to their fp32 copies under ZeRO 0 in bf16, whose optimiser has no accessor for them."""
+    optimizer = engine.deepspeed.optimizer
+    lower, full = getattr(optimizer, "fp16_groups", None), getattr(optimizer, "fp32_groups", None)
+    if engine.deepspeed.zero_optimization_stage() != 0 or not lower or not full:
+        return {}
+    pairs = [
+        pair for mine, theirs in zip(lower, full, strict=True) for pair in zip(mine, theirs, strict=True)
+    ]
+    return {id(parameter): master for parameter, master in pairs}
+
+
+def load_weights(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copy weights by name into a freshly built model (tied names follow their first)."""
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for name, value in state.items():
+            own[name].copy_(value)

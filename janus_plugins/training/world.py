@@ -1,0 +1,123 @@
+"""The processes of a run: who we are, and how we agree on something.
+
+Launchers (`deepspeed`, `torchrun`, SLURM through either) set RANK and its companions; without a launcher
+we are one process and set them ourselves, so that DeepSpeed never goes looking for MPI.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from janus_plugins.core.errors import JanusPluginsError, RunFileError
+
+T = TypeVar("T")
+
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+DEBUG_VARIABLE = "JANUS_PLUGINS_DEBUG"
+
+
+@dataclass(frozen=True)
+class World:
+    """Say which process this is.
+
+    Attributes:
+        rank: number of this process over all nodes.
+        size: number of processes.
+        device: where this process computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Answer whether this process prints and writes for all."""
+        return self.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """Return every rank's value, in the order of ranks. Collective; values are plain data."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def from_main(self, work: Callable[[], T]) -> T:
+        """Run `work` on the main rank and return its plain answer on all; an error reaches all."""
+        if self.size == 1:
+            return work()
+        outcome: tuple[Any, JanusPluginsError | None] = (None, None)
+        if self.is_main:
+            try:
+                outcome = (work(), None)
+            except JanusPluginsError as error:
+                outcome = (None, error)
+        answer, problem = self.gather(outcome)[0]
+        if problem is not None:
+            raise problem
+        return answer  # type: ignore[no-any-return]
+
+
+def open_world() -> World:
+    """Join the run's process group, starting one of a single process where no launcher did.
+
+    Raises:
+        RunFileError: a launcher set only some of its variables.
+    """
+    present = [name for name in LAUNCHER_VARIABLES if name in os.environ]
+    if not present:
+        _be_alone()
+    elif len(present) < len(LAUNCHER_VARIABLES):
+        missing = [name for name in LAUNCHER_VARIABLES if name not in os.environ]
+        raise RunFileError(
+            f"the environment sets {', '.join(present)} but not {', '.join(missing)}; start with `torchrun` "
+            f"or `deepspeed`, or unset {', '.join(present)} to train in one process"
+        )
+    accelerated = torch.cuda.is_available()
+    if not accelerated:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    local = int(os.environ["LOCAL_RANK"])
+    if accelerated:
+        torch.cuda.set_device(local)
+    _init_group("nccl" if accelerated else "gloo")
+    device = torch.device("cuda", local) if accelerated else torch.device("cpu")
+    return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _be_alone() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    own = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in own.items()})
+
+
+def _init_group(backend: str) -> None:
+    import deepspeed
+
+    if not os.environ.get(DEBUG_VARIABLE):
+        deepspeed.utils.logger.setLevel(logging.ERROR)
+    # DeepSpeed compiles a shared-memory all-reduce at its first start on a CPU (about a minute, and a
+    # compiler is needed). Only its inference engine calls it; marking the op as not available skips it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+
+
+def close_world() -> None:
+    """Leave the process group, so that the interpreter ends without a warning."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
