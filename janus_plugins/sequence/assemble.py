@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -102,8 +102,6 @@ def assemble_items(modality: str, arrays: Sequence[Arrays], length: int, dummies
         dummies: what stands in for every other path.
         pad: id of padding.
     """
-    from dataclasses import replace
-
     batch = assemble((), dummies, pad)
     if not arrays:
         return batch
@@ -190,8 +188,8 @@ def _generated(items: _Items | None, dummy: Arrays, dummies: Dummies, name: str)
 
     if not items:
         empty = torch.empty(0, dtype=torch.int64)
-        lengths: tuple[int, ...] = (dummies.lengths["generation", name],)
-        return ItemBatch(collate_items([dummy]), lengths, empty, empty, empty, absent=True)
+        length = dummies.lengths["generation", name]
+        return ItemBatch(collate_items([dummy]), (length,), empty, empty, empty, absent=True)
     at = np.concatenate([np.arange(span.length) + base + span.start for base, span, _ in items])
     lengths = tuple(span.length for _, span, _ in items)
     return ItemBatch(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from janus_plugins.core.errors import DataError
+import itertools
 
 if TYPE_CHECKING:
     from janus_plugins.core.contracts import Packed
@@ -70,5 +71,5 @@ def packed_plan(rows: Sequence[Sequence[int]], row_length: int) -> Packed:
         torch.tensor(starts)[:, None] + torch.arange(length)
         for length, starts in sorted(starts_by_length.items())
     )
-    segments = [after - before for before, after in zip(edges, edges[1:], strict=False)]
+    segments = [after - before for before, after in itertools.pairwise(edges)]
     return Packed(groups, torch.tensor(edges, dtype=torch.int32), max(segments, default=0))

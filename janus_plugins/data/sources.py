@@ -1,0 +1,45 @@
+"""Opening data sources, and telling apart those read by index and those read in order."""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+from janus_plugins.core.catalogue import load_factory
+from janus_plugins.core.contracts import Source, StreamingSource
+from janus_plugins.core.errors import DataError, JanusPluginsError
+from janus_plugins.core.plan import Part
+
+
+def open_source(part: Part) -> Any:
+    """Open a source: a `Source`, or a `StreamingSource` where it offers `rows`.
+
+    Raises:
+        DataError: naming the data entry and the cause.
+    """
+    try:
+        return load_factory(part.spec)(part.config, part.facts)
+    except JanusPluginsError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{part.address}: source {part.spec.name!r} cannot be opened: {type(error).__name__}: {error}"
+        ) from error
+
+
+def is_streaming(source: Source | StreamingSource) -> TypeGuard[StreamingSource]:
+    """Answer whether a source is read in order."""
+    return hasattr(source, "rows")
+
+
+def size_of(name: str, source: Source | StreamingSource) -> int | None:
+    """Return a source's number of samples, or None where it is read in order.
+
+    Raises:
+        DataError: the source is empty.
+    """
+    if is_streaming(source):
+        return None
+    size = len(source)  # type: ignore[arg-type]
+    if size == 0:
+        raise DataError(f"data.{name} has no samples; check its path, split and filters")
+    return int(size)
