@@ -1,0 +1,186 @@
+"""Lay one run file over another, and `--set` overrides over both.
+
+Mappings merge key by key, everything else is replaced. Two rules are particular to run files: stages
+of a base are overridden by name, and a component that is replaced by another loses its options.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from janus_plugins.core.errors import RunFileError
+from janus_plugins.core.frame import below, holds_keys, model_of
+from janus_plugins.core.nodes import KeyPath, Node
+from janus_plugins.core.schema import RunConfig
+from janus_plugins.core.suggest import nearest
+from janus_plugins.core.yaml_file import parse_yaml
+
+_PART = re.compile(r"\"([^\"]+)\"|'([^']+)'|([^.=\"']+)")
+_LONGEST = 100
+
+
+@dataclass(frozen=True)
+class Override:
+    """Hold one `--set path=value`.
+
+    Attributes:
+        text: as the user gave it.
+        parts: the path, split at its dots.
+        value: the parsed value; its source names the override.
+    """
+
+    text: str
+    parts: tuple[str, ...]
+    value: Node
+
+    def refusal(self, problem: str) -> RunFileError:
+        """Make the error that names this override."""
+        return RunFileError(f"{self.value.source}: {problem}")
+
+
+def merge_files(base: Node, over: Node) -> Node:
+    """Lay run file `over` over run file `base`; a mapping under `stages:` overrides stages by name."""
+    stages = over.value.get("stages")
+    if stages is not None and isinstance(stages.value, dict):
+        merged = _merge_stages(base.value.get("stages"), stages)
+        over = replace(over, value={**over.value, "stages": merged})
+    return _merge(base, over)
+
+
+def parse_override(text: str) -> Override:
+    """Split "path=value"; keys that hold dots may be quoted, the value is YAML.
+
+    Raises:
+        RunFileError: if it does not read so.
+    """
+    source = f"--set {text if len(text) <= _LONGEST else text[:_LONGEST] + '...'}"
+    parts, at = [], 0
+    while match := _PART.match(text, at):
+        parts.append(next(group for group in match.groups() if group is not None).strip())
+        at = match.end()
+        if text[at : at + 1] != ".":
+            break
+        at += 1
+    if not parts or text[at : at + 1] != "=":
+        raise RunFileError(f"{source}: write path=value, e.g. --set stages.unified.steps=100")
+    return Override(text, tuple(parts), parse_yaml(text[at + 1 :], source, numbered=False))
+
+
+def apply_override(root: Node, override: Override) -> Node:
+    """Return the run file with one value set.
+
+    Raises:
+        RunFileError: if the path leads nowhere, with the nearest key.
+    """
+    return _put(root, _keys(root, RunConfig, override.parts, override), override.value)
+
+
+def _merge(base: Node, over: Node) -> Node:
+    if not (isinstance(base.value, dict) and isinstance(over.value, dict)):
+        return over
+    content = _without_old_options(base.value, over.value.get("use"))
+    for key, node in over.value.items():
+        content[key] = _merge(content[key], node) if key in content else node
+    return replace(over, value=content)
+
+
+def _without_old_options(mapping: dict[str, Node], use: Node | None) -> dict[str, Node]:
+    """Copy a mapping; where `use` names another component, what belonged to the old one goes."""
+    old = mapping.get("use")
+    changed = use is not None and old is not None and use.value != old.value
+    return {key: node for key, node in mapping.items() if not (changed and key in ("options", "weights"))}
+
+
+def _merge_stages(base: Node | None, over: Node) -> Node:
+    if base is None or not isinstance(base.value, list):
+        raise RunFileError(
+            f"{over.where}: stages: a mapping overrides the stages of a base file, and there are none; "
+            "write a list, each with '- name: ...'"
+        )
+    stages = list(base.value)
+    for name, node in over.value.items():
+        position = _stage_named(stages, name)
+        if position is None:
+            known = _stage_names(stages)
+            raise RunFileError(
+                f"{node.where}: stages.{name}: {base.source} has no such stage.{nearest(name, known)} "
+                f"It has: {', '.join(known)}"
+            )
+        stages[position] = _merge(stages[position], node)
+    return replace(over, value=stages)
+
+
+def _stage_names(stages: list[Node]) -> list[str]:
+    names = [stage.child("name") for stage in stages]
+    return [str(name.value) for name in names if name is not None]
+
+
+def _stage_named(stages: list[Node], name: str) -> int | None:
+    for position, stage in enumerate(stages):
+        found = stage.child("name")
+        if found is not None and found.value == name:
+            return position
+    return None
+
+
+def _keys(node: Node | None, annotation: Any, parts: tuple[str, ...], override: Override) -> KeyPath:
+    """Turn the parts of a path into keys of the file, joining parts where a key holds dots."""
+    if not parts:
+        return ()
+    key, used = _next_key(node, annotation, parts, override)
+    child = node.child(key) if node else None
+    return (key, *_keys(child, below(annotation, key), parts[used:], override))
+
+
+def _next_key(
+    node: Node | None, annotation: Any, parts: tuple[str, ...], override: Override
+) -> tuple[str | int, int]:
+    """Return the next key, and how many parts of the path it takes up."""
+    if node is not None and isinstance(node.value, list):
+        return _element(node.value, parts[0], override), 1
+    model, here = model_of(annotation), node.value if node and isinstance(node.value, dict) else {}
+    if model is not None:
+        if parts[0] not in model.model_fields:
+            known = model.model_fields
+            guess = nearest(parts[0], known) or f" Known keys: {', '.join(known)}"
+            raise override.refusal(f"there is no key {parts[0]!r}.{guess}")
+        return parts[0], 1
+    if not holds_keys(annotation):
+        raise override.refusal(f"nothing can stand at {parts[0]!r} there: it is not a mapping")
+    inner = below(annotation, "")
+    if not holds_keys(inner):
+        return ".".join(parts), len(parts)
+    for used in range(len(parts), 0, -1):
+        if ".".join(parts[:used]) in here:
+            return ".".join(parts[:used]), used
+    if model_of(inner) is not None and len(parts) > 1:
+        guess = nearest(parts[0], here) or f" There are: {', '.join(here) or 'none'}"
+        raise override.refusal(f"the run has no {parts[0]!r} there.{guess}")
+    return parts[0], 1
+
+
+def _element(stages: list[Node], part: str, override: Override) -> int:
+    position = _stage_named(stages, part)
+    if position is None and part.isdecimal() and int(part) < len(stages):
+        position = int(part)
+    if position is None:
+        names = _stage_names(stages)
+        guess = nearest(part, names) or (f" There are: {', '.join(names)}" if names else "")
+        raise override.refusal(f"there is no element {part!r} among {len(stages)}.{guess}")
+    return position
+
+
+def _put(node: Node | None, keys: KeyPath, value: Node) -> Node:
+    """Return `node` with `value` at `keys`; mappings on the way are made where they lack."""
+    if not keys:
+        return value
+    key, rest = keys[0], keys[1:]
+    new = _put(node.child(key) if node else None, rest, value)
+    if node is not None and isinstance(key, int):
+        return replace(node, value=[*node.value[:key], new, *node.value[key + 1 :]])
+    if node is None or not isinstance(node.value, dict):
+        return Node({key: new}, value.source)
+    content = _without_old_options(node.value, new if key == "use" else None)
+    return replace(node, value={**content, str(key): new})
