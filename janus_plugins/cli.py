@@ -197,10 +197,9 @@ def evaluate(
 
 
 def _plan(run: str, overrides: list[str] | None) -> Any:
-    from janus_plugins.core.runfile import load_run
-    from janus_plugins.core.wiring import resolve
+    from janus_plugins.door import plan
 
-    return resolve(load_run(run, tuple(overrides or ())))
+    return plan(run, overrides or ())
 
 
 def _load(model: Path, device: str) -> Any:

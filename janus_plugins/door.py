@@ -7,11 +7,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from janus_plugins.core.errors import CheckpointError
-from janus_plugins.core.runfile import load_run
+from janus_plugins.core.runfile import load_run, locator
 from janus_plugins.core.wiring import resolve
 
 if TYPE_CHECKING:
+    from janus_plugins.core.plan import RunPlan
     from janus_plugins.model.unified import UnifiedModel
+
+
+def plan(path: str | Path, overrides: Sequence[str] = ()) -> RunPlan:
+    """Read a run file and resolve its parts, without torch.
+
+    Args:
+        path: a run file, or the name of a shipped one ("digits").
+        overrides: "path=value" each, as `--set` takes them.
+
+    Raises:
+        RunFileError, WiringError, PluginError: as the run file deserves.
+    """
+    run = load_run(path, overrides)
+    return resolve(run, locate=locator(run))
 
 
 def compose(path: str | Path, overrides: Sequence[str] = (), device: str = "cpu") -> UnifiedModel:
@@ -27,7 +42,7 @@ def compose(path: str | Path, overrides: Sequence[str] = (), device: str = "cpu"
     """
     from janus_plugins.model.compose import compose_plan
 
-    return compose_plan(resolve(load_run(path, overrides)), device=device)
+    return compose_plan(plan(path, overrides), device=device)
 
 
 def load(folder: str | Path, device: str = "cpu") -> UnifiedModel:

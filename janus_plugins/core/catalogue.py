@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 from janus_plugins.core.errors import PluginError
 from janus_plugins.core.kinds import Kind
 from janus_plugins.core.plan import Owner
-from janus_plugins.core.plugins import PluginHost, PluginReport, host
+from janus_plugins.core.plugins import PluginHost, PluginReport, host, is_installed
 from janus_plugins.core.specs import ComponentSpec
 from janus_plugins.core.suggest import nearest
 
@@ -66,7 +66,8 @@ class Catalogue:
 
         Raises:
             PluginError: if there is none, if two plugins offer the bare name, or if a module that the
-                component requires cannot be imported.
+                component requires is not installed. (One that is installed and does not import raises
+                when the component is loaded: importing it here would bring torch into `validate`.)
         """
         distribution, name = _split(use)
         found = [
@@ -80,7 +81,7 @@ class Catalogue:
         if len(found) > 1:
             spellings = " or ".join(repr(entry.full_name) for entry in found)
             raise PluginError(f"{kind} {use!r} is offered by {len(found)} plugins; write {spellings}")
-        _import_required(found[0])
+        _check_required(found[0].spec)
         return found[0]
 
     def digest(self) -> str:
@@ -169,21 +170,32 @@ def _outcome(report: PluginReport) -> str:
     return f"plugin {report.name} {verb} ({report.error})"
 
 
-def _import_required(entry: CatalogueEntry) -> None:
+def _need(spec: ComponentSpec, module: str, cause: BaseException) -> PluginError:
+    return PluginError(
+        f"{spec.kind} {spec.name!r} needs module {module!r}, which cannot be imported "
+        f'({type(cause).__name__}: {cause}); next: pip install "{spec.extra or module}"'
+    )
+
+
+def _check_required(spec: ComponentSpec) -> None:
+    """Refuse a component whose modules are not installed, without importing them: some bring torch."""
+    for module in spec.requires:
+        if not is_installed(module):
+            cause = ModuleNotFoundError(f"No module named {module!r}")
+            raise _need(spec, module, cause) from cause
+
+
+def _import_required(spec: ComponentSpec) -> None:
     """Import what the component needs: a module can be found and still not import."""
-    spec = entry.spec
     for module in spec.requires:
         try:
             import_module(module)
         except Exception as cause:
-            raise PluginError(
-                f"{spec.kind} {spec.name!r} of {entry.owner.distribution} needs module {module!r}, which "
-                f"cannot be imported ({type(cause).__name__}: {cause}); "
-                f'next: pip install "{spec.extra or module}"'
-            ) from cause
+            raise _need(spec, module, cause) from cause
 
 
 def _load_target(spec: ComponentSpec, label: str, target: str) -> Callable[..., Any]:
+    _import_required(spec)
     module, _, attribute = target.partition(":")
     try:
         loaded = getattr(import_module(module), attribute)

@@ -276,7 +276,7 @@ def plugins() -> list[PluginReport]:
 
 def missing_modules(spec: ComponentSpec) -> list[str]:
     """Name the modules in `spec.requires` that are not installed, importing none of them."""
-    return [name for name in spec.requires if not _is_found(name.partition(".")[0])]
+    return [name for name in spec.requires if not is_installed(name.partition(".")[0])]
 
 
 def _declares(found: Distribution) -> bool:
@@ -338,7 +338,8 @@ def _one_line(error: BaseException) -> str:
     return line if len(line) <= _LONGEST_ERROR else line[: _LONGEST_ERROR - 3] + "..."
 
 
-def _is_found(module: str) -> bool:
+def is_installed(module: str) -> bool:
+    """Answer whether a module can be found, without importing it (but for its parents)."""
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):  # ValueError: loaded by hand, without a spec

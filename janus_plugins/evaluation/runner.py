@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +14,6 @@ from janus_plugins.evaluation.tasks import TASKS
 if TYPE_CHECKING:
     from janus_plugins.core.plan import RunPlan
     from janus_plugins.model.unified import UnifiedModel
-
-SECONDS_FILE = "seconds.json"
-"""Seconds of each stage, written by training beside the model."""
-
 
 def evaluate_model(
     model: UnifiedModel, names: tuple[str, ...] = (), out: Path | None = None, *, seconds: Mapping[str, float] | None = None
@@ -68,7 +63,7 @@ def train_and_evaluate(plan: RunPlan, out: Path, stage: str | None, resume: bool
     from janus_plugins.training.run import train
 
     trained = train(plan, out, only_stage=stage, resume=resume, sampler=sampler(plan))
-    if int(os.environ.get("RANK", "0")) or stage is not None:
+    if not trained.is_main or stage is not None:
         return
     result: dict[str, Any] | None = None
     pictures: dict[str, Path] = {}
