@@ -6,7 +6,7 @@ or ranks. What changes from step to step is a small `MixState`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -18,6 +18,9 @@ from janus_plugins.data.order import apportion
 
 EVERYTHING = "reconstruct"
 """The one group of a stage that draws items from every source, without a mix."""
+
+GROUPS = "mix"
+"""Where a state keeps what is owed to the groups themselves."""
 
 
 @dataclass(frozen=True)
@@ -59,25 +62,31 @@ class MixState:
     Attributes:
         step: the next step.
         drawn: how many samples of each source were drawn.
-        owed: what rounding still owes each group and each source.
+        owed: what rounding still owes: under `GROUPS` each group, under a group each of its sources.
     """
 
     step: int = 0
     drawn: Mapping[str, int] = field(default_factory=dict)
-    owed: Mapping[str, Fraction] = field(default_factory=dict)
+    owed: Mapping[str, Mapping[str, Fraction]] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """Return the state as data that any file format can hold."""
         return {
             "step": self.step,
             "drawn": dict(self.drawn),
-            "owed": {name: str(share) for name, share in self.owed.items()},
+            "owed": {
+                group: {name: str(share) for name, share in shares.items()}
+                for group, shares in self.owed.items()
+            },
         }
 
     @staticmethod
     def read(plain: Mapping[str, Any]) -> MixState:
         """Read what `plain` returned."""
-        owed = {name: Fraction(share) for name, share in plain["owed"].items()}
+        owed = {
+            group: {name: Fraction(share) for name, share in shares.items()}
+            for group, shares in plain["owed"].items()
+        }
         return MixState(int(plain["step"]), dict(plain["drawn"]), owed)
 
 
@@ -102,8 +111,7 @@ class Mixture:
         within their group's.
         """
         drawn, owed = dict(state.drawn), dict(state.owed)
-        counts, due = apportion(self.batch, self.groups, _owed(owed, ""))
-        owed.update({f"/{name}": share for name, share in due.items()})
+        counts, owed[GROUPS] = apportion(self.batch, self.groups, owed.get(GROUPS, {}))
         draws: list[Draws] = []
         for group, count in counts.items():
             weights = {
@@ -111,19 +119,12 @@ class Mixture:
                 for share in self.shares
                 if share.group == group and share.active(state.step)
             }
-            given, due = apportion(count, weights, _owed(owed, group))
-            owed = {name: share for name, share in owed.items() if not name.startswith(f"{group}/")}
-            owed.update({f"{group}/{name}": share for name, share in due.items()})
+            given, owed[group] = apportion(count, weights, owed.get(group, {}))
             for name, number in given.items():
                 if number:
                     draws.append(Draws(name, drawn.get(name, 0), number))
                     drawn[name] = drawn.get(name, 0) + number
         return tuple(draws), MixState(state.step + 1, drawn, owed)
-
-
-def _owed(owed: Mapping[str, Fraction], group: str) -> dict[str, Fraction]:
-    prefix = f"{group}/"
-    return {name.removeprefix(prefix): share for name, share in owed.items() if name.startswith(prefix)}
 
 
 def stage_sources(plan: RunPlan, stage: StageBlock) -> dict[str, str]:
@@ -155,14 +156,16 @@ def stage_mixture(plan: RunPlan, stage: StageBlock, sizes: Mapping[str, int | No
         RunFileError: at some step a task has no source to draw from.
         DataError: a source that is read in order shares a task with others and has no weight.
     """
-    groups = {name: Fraction(str(ratio)) for name, ratio in stage.mix.items() if ratio > 0}
+    groups: dict[str, Fraction] = {
+        name: Fraction(str(ratio)) for name, ratio in stage.mix.items() if ratio > 0
+    }
     sources = stage_sources(plan, stage)
     windows = stage.sources or {}
     shares = [
         Share(name, group, _weight(name, group, sources, windows, sizes), sizes[name], _window(windows, name))
         for name, group in sources.items()
     ]
-    mixture = Mixture(stage.batch, dict(groups) or {EVERYTHING: Fraction(1)}, tuple(shares))
+    mixture = Mixture(stage.batch, groups or {EVERYTHING: Fraction(1)}, tuple(shares))
     _check_gaps(mixture, stage)
     return mixture
 
@@ -193,9 +196,8 @@ def _weight(
 
 
 def _check_gaps(mixture: Mixture, stage: StageBlock) -> None:
-    edges: Sequence[int] = sorted({0, *(share.window.after for share in mixture.shares)}) + sorted(
-        {share.window.until for share in mixture.shares if share.window.until is not None}
-    )
+    windows = [share.window for share in mixture.shares]
+    edges = {0, *(window.after for window in windows), *(window.until or 0 for window in windows)}
     for step in sorted(edge for edge in edges if edge < stage.last_step):
         for group in mixture.groups:
             if not any(share.group == group and share.active(step) for share in mixture.shares):

@@ -1,0 +1,123 @@
+"""One sample made ready in a data worker: items processed, tokens laid out.
+
+Knows processors and layout; knows nothing of steps, ranks or models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from janus_plugins.core.catalogue import load_processor
+from janus_plugins.core.errors import BadSample, DataError
+from janus_plugins.core.plan import GenerationPlan, RunPlan, UnderstandingPlan
+from janus_plugins.core.samples import Item, Sample, Task
+from janus_plugins.core.schema import StageBlock
+from janus_plugins.sequence.assemble import Dummies, Prepared
+from janus_plugins.sequence.layout import plan_sample
+from janus_plugins.sequence.line import Path, Spelling
+
+if TYPE_CHECKING:
+    from janus_plugins.core.contracts import Arrays
+    from janus_plugins.sequence.tokenizers import TextTokenizer
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Hold a path's processor and how many slots its items take."""
+
+    processor: Any
+    plan: UnderstandingPlan | GenerationPlan
+
+    def slots(self, arrays: Arrays) -> int:
+        """Answer how many slots an item takes in the language model."""
+        if isinstance(self.plan, GenerationPlan):
+            return self.plan.facts.tokens
+        return self.plan.tokens(self.processor.num_tokens(arrays))
+
+
+class Preparer:
+    """Make samples ready for one stage.
+
+    Args:
+        plan: the run.
+        tokenizer: the run's tokenizer.
+        stage: whose rules of layout apply.
+    """
+
+    def __init__(self, plan: RunPlan, tokenizer: TextTokenizer, stage: StageBlock) -> None:
+        self._stage = stage
+        self._spelling = Spelling.of(plan.run.model, tokenizer)
+        self._readers: dict[tuple[Path, str], _Reader] = {}
+        for name, shown in plan.model.understanding.items():
+            processor = load_processor(shown.encoder.spec)(shown.encoder.config)
+            self._readers["understanding", name] = _Reader(processor, shown)
+        for name, made in plan.model.generation.items():
+            processor = load_processor(made.encoder.spec)(made.encoder.config)
+            self._readers["generation", name] = _Reader(processor, made)
+        self.dummies = self._dummies()
+
+    @property
+    def pad(self) -> int:
+        """Return the id of padding."""
+        return self._spelling.pad
+
+    def slots(self, path: Path, modality: str) -> int:
+        """Return the slots of a path's dummy: for generation, of every item."""
+        return self.dummies.lengths[path, modality]
+
+    def prepare(self, sample: Sample, task: Task, rng: np.random.Generator) -> Prepared:
+        """Process a sample's items and lay it out.
+
+        Raises:
+            BadSample: it cannot be used.
+            DataError: the model has no path for one of its items.
+        """
+        _check(sample, task)
+        items = [part for turn in sample.turns for part in turn.parts if isinstance(part, Item)]
+        arrays, counts = [], []
+        for item in items:
+            reader = self._reader("generation" if item.learn else "understanding", item.modality, sample)
+            arrays.append(reader.processor(item.value))
+            counts.append(reader.slots(arrays[-1]))
+        plan = plan_sample(sample, counts, self._spelling, self._stage, rng)
+        return Prepared(plan, tuple(arrays))
+
+    def items(self, sample: Sample, modality: str) -> list[Arrays]:
+        """Process a sample's items of one modality for its generation encoder; the rest is ignored.
+
+        Raises:
+            BadSample: it cannot be used.
+        """
+        _check(sample, None)
+        reader = self._reader("generation", modality, sample)
+        parts = [part for turn in sample.turns for part in turn.parts if isinstance(part, Item)]
+        return [reader.processor(part.value) for part in parts if part.modality == modality]
+
+    def _reader(self, path: Path, modality: str, sample: Sample) -> _Reader:
+        found = self._readers.get((path, modality))
+        if found is None:
+            raise DataError(
+                f"{sample.key} holds an item of {modality!r}, but the model has no {path} path for it; "
+                f"add model.{path}.{modality}, or leave that source out"
+            )
+        return found
+
+    def _dummies(self) -> Dummies:
+        shown: dict[str, Arrays] = {}
+        made: dict[str, Arrays] = {}
+        lengths: dict[tuple[Path, str], int] = {}
+        for (path, modality), reader in self._readers.items():
+            arrays = reader.processor.dummy()
+            (shown if path == "understanding" else made)[modality] = arrays
+            lengths[path, modality] = reader.slots(arrays)
+        return Dummies(shown, made, lengths)
+
+
+def _check(sample: object, task: Task | None) -> None:
+    if not isinstance(sample, Sample):
+        raise BadSample(f"the source returned {type(sample).__name__}, not a Sample")
+    if task is not None and sample.task != task:
+        raise BadSample(f"{sample.key} serves task {sample.task!r}, but its data entry says {task!r}")
