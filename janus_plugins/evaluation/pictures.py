@@ -10,7 +10,7 @@ import numpy as np
 
 from janus_plugins.core.plan import RunPlan
 from janus_plugins.core.samples import Item
-from janus_plugins.data.texts import open_source
+from janus_plugins.data.sources import open_source
 
 if TYPE_CHECKING:
     from janus_plugins.model.unified import UnifiedModel

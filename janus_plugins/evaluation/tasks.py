@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from janus_plugins.core.errors import DataError, PluginError, RunFileError
 from janus_plugins.core.samples import Item, Sample
-from janus_plugins.data.texts import open_source
+from janus_plugins.data.sources import open_source
 
 if TYPE_CHECKING:
     from janus_plugins.core.contracts import Source
