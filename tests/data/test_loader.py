@@ -1,0 +1,218 @@
+"""The step loader: exactly once, resumable everywhere, the same over any workers and ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from janus_plugins.core.errors import DataError, RunFileError
+from janus_plugins.data.loader import StepBatch, StepLoader
+
+from .toys import only_stage, toy_plan, toy_tokenizer
+
+MIXED = {
+    "words": {"task": "text", "size": 10},
+    "shown": {"task": "understanding", "size": 9},
+    "drawn": {"task": "generation", "size": 8},
+    "streamed": {"task": "generation", "size": 7, "streaming": True},
+}
+MIX = {
+    "mix": {"text": 1, "understanding": 1, "generation": 2},
+    "sources": {"words": {}, "shown": {}, "drawn": {"weight": 1}, "streamed": {"weight": 1}},
+    "steps": 6,
+    "batch": 8,
+}
+
+
+def loader(
+    sources: Mapping[str, Any], stage: Mapping[str, Any], engine: Mapping[str, Any] | None = None, **rest: Any
+) -> StepLoader:
+    plan = toy_plan(sources, stage, engine)
+    return StepLoader(plan, toy_tokenizer(plan), only_stage(plan), **rest)
+
+
+def same(one: StepBatch, other: StepBatch) -> bool:
+    """Answer whether two steps are equal to the last number."""
+    if (one.step, one.state, one.bad, len(one.micro)) != (
+        other.step,
+        other.state,
+        other.bad,
+        len(other.micro),
+    ):
+        return False
+    return all(flat(a) == flat(b) for a, b in zip(one.micro, other.micro, strict=True))
+
+
+def flat(value: Any) -> Any:
+    """Turn a batch into plain lists."""
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {name: flat(one) for name, one in value.items()}
+    if isinstance(value, tuple | list):
+        return [flat(one) for one in value]
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: flat(getattr(value, name)) for name in value.__dataclass_fields__}
+    return value
+
+
+def texts(plan_loader: StepLoader, steps: list[StepBatch]) -> Counter[str]:
+    """Count the text of every sample, read back from the packed batches."""
+    tokenizer = plan_loader._dataset._preparer._spelling.tokenizer
+    found: Counter[str] = Counter()
+    for step in steps:
+        for batch in step.micro:
+            for group in batch.packed.groups:
+                for slots in group:
+                    ids = batch.ids.view(-1)[slots].tolist()
+                    found[tokenizer.decode(ids)] += 1
+    return found
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("world", [1, 2])
+def test_every_sample_once_per_epoch(workers: int, world: int) -> None:
+    stage = {"batch": 6, "steps": 5}  # 30 draws of 10 samples: three epochs
+    seen: Counter[str] = Counter()
+    for rank in range(world):
+        one = loader({"words": {"task": "text"}}, stage, {"workers": workers}, rank=rank, world=world)
+        seen += texts(one, list(one))
+    assert seen == {f"text {index}": 3 for index in range(10)}
+
+
+def test_epochs_have_their_own_order_and_never_mix() -> None:
+    one = loader({"words": {"task": "text"}}, {"batch": 1, "steps": 30})
+    order = [next(iter(texts(one, [step]))) for step in one]
+    epochs = [order[start : start + 10] for start in (0, 10, 20)]
+    assert all(len(set(epoch)) == 10 for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_workers_change_nothing() -> None:
+    expected = list(loader(MIXED, MIX))
+    for workers in (1, 2):
+        found = list(loader(MIXED, MIX, {"workers": workers}))
+        assert [same(*pair) for pair in zip(found, expected, strict=True)] == [True] * 6
+
+
+def test_ranks_share_each_step() -> None:
+    whole, halves = loader(MIXED, MIX), [loader(MIXED, MIX, rank=rank, world=2) for rank in range(2)]
+    for step, *parts in zip(whole, *halves, strict=True):
+        assert texts(whole, [step]) == texts(whole, parts)
+        assert [sum(sum(b.num_samples.values()) for b in part.micro) for part in parts] == [4, 4]
+        assert all(part.state == step.state for part in parts)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumes_at_every_step(workers: int) -> None:
+    expected = list(loader(MIXED, MIX))
+    for position, step in enumerate(expected):
+        state = json.loads(json.dumps(step.state))  # plain data, whatever the file format
+        rest = list(loader(MIXED, MIX, {"workers": workers}, state=state))
+        assert [same(*pair) for pair in zip(rest, expected[position + 1 :], strict=True)] == [True] * (
+            5 - position
+        )
+
+
+def test_state_of_other_data_is_refused() -> None:
+    state = next(iter(loader(MIXED, MIX))).state
+    fewer = {**MIXED, "words": {"task": "text", "size": 9}}
+    with pytest.raises(DataError, match="'words': 10.*'words': 9"):
+        loader(fewer, MIX, state=state)
+
+
+def test_global_random_state_is_left_alone() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    list(loader(MIXED, MIX, {"workers": 1}))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_test_sets_are_never_drawn_from() -> None:
+    sources = {"words": {"task": "text"}, "held": {"task": "text", "size": 50, "split": "test"}}
+    one = loader(sources, {"batch": 10, "steps": 2})
+    assert texts(one, list(one)) == {f"text {index}": 2 for index in range(10)}
+    with pytest.raises(RunFileError, match="'text' has no source to draw from at step 0"):
+        loader({"held": {"task": "text", "split": "test"}}, {})
+
+
+def test_windows_switch_sources() -> None:
+    sources = {"early": {"task": "text"}, "late": {"task": "text"}}
+    windows = {"early": {"until": 2}, "late": {"after": 2}}
+    one = loader(sources, {"sources": windows, "steps": 4})
+    drawn = [step.state["mix"]["drawn"] for step in one]
+    assert drawn == [{"early": 6}, {"early": 12}, {"early": 12, "late": 6}, {"early": 12, "late": 12}]
+    with pytest.raises(RunFileError, match="at step 2"):
+        loader(sources, {"sources": {"early": {"until": 2}, "late": {"after": 3}}, "steps": 4})
+
+
+def test_a_stream_that_shares_a_task_needs_a_weight() -> None:
+    sources = {"words": {"task": "text"}, "streamed": {"task": "text", "streaming": True}}
+    with pytest.raises(DataError, match="data.streamed is read in order"):
+        loader(sources, {})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_bad_samples_are_named_and_skipped(streaming: bool) -> None:
+    sources = {"words": {"task": "text", "broken": (3, 7), "streaming": streaming}}
+    one = loader(sources, {"batch": 10, "steps": 1})
+    (step,) = one
+    assert sorted(record.key for record in step.bad) == ["words[3]", "words[7]"]
+    assert {record.reason for record in step.bad} == {"OSError: cannot read 3", "OSError: cannot read 7"}
+    assert sum(texts(one, [step]).values()) == 8
+
+
+def test_a_step_of_bad_samples_alone_still_has_its_micro_batches() -> None:
+    sources = {"words": {"task": "text", "size": 2, "broken": (0, 1)}}
+    (step,) = loader(sources, {"batch": 2, "steps": 1}, {"accumulate": 2})
+    assert [batch.ids.shape for batch in step.micro] == [(1, 1), (1, 1)]
+    assert all(batch.understanding["wave"].absent and batch.targets()["text"] == 0 for batch in step.micro)
+    assert step.tokens == 0
+
+
+def test_rows_spread_over_micro_batches() -> None:
+    for step in loader(MIXED, {**MIX, "max_length": 48}, {"accumulate": 3}):
+        assert len(step.micro) == 3
+        assert sum(sum(batch.num_samples.values()) for batch in step.micro) == 8
+        assert all(batch.ids.shape[1] <= 48 for batch in step.micro)
+        assert step.slots == sum(batch.ids.numel() for batch in step.micro) >= step.tokens > 0
+
+
+def test_reconstruction_draws_items_alone() -> None:
+    stage = {"mix": {}, "reconstruct": "wave", "batch": 4, "steps": 2}
+    sources = {name: MIXED[name] for name in ("words", "shown", "drawn")}
+    for step in loader(sources, stage, {"accumulate": 2}):
+        assert step.state["mix"]["drawn"] == {"drawn": 4 * (step.step + 1)}
+        for batch in step.micro:
+            items = batch.generation["wave"]
+            assert items.items["wave"].shape == (2, 4)
+            assert not items.absent
+            assert batch.understanding["wave"].absent
+            assert batch.targets() == {"text": 0, "generation.wave": 0}
+
+
+def test_a_killed_worker_is_an_error() -> None:
+    one = loader({"words": {"task": "text"}}, {"steps": 100}, {"workers": 1})
+    steps = iter(one)
+    next(steps)
+    import multiprocessing
+
+    for child in multiprocessing.active_children():
+        os.kill(child.pid or 0, signal.SIGKILL)
+        child.join()
+    with pytest.raises(DataError, match="a data worker failed"):
+        list(steps)
+
+
+def test_a_hanging_worker_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+    one = loader({"words": {"task": "text", "hangs": True}}, {}, {"workers": 1, "data_timeout": 1.0})
+    with pytest.raises(DataError, match="timed out after 1"):
+        next(iter(one))
