@@ -1,0 +1,26 @@
+"""Fixtures that more than one room's tests use."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PLUGINS = Path(__file__).parent / "plugins"
+
+
+@pytest.fixture(scope="session")
+def plugin_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build every distribution under tests/plugins and install the wheels into one folder, offline."""
+    from hatchling.builders.wheel import WheelBuilder
+
+    wheels, site = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("site")
+    for project in sorted(PLUGINS.iterdir()):
+        if (project / "pyproject.toml").is_file():
+            list(WheelBuilder(str(project)).build(directory=str(wheels), versions=["standard"]))
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--no-compile", "--quiet"]
+    command += ["--disable-pip-version-check", "--target", str(site), *map(str, sorted(wheels.glob("*.whl")))]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return site

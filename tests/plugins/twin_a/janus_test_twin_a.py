@@ -1,0 +1,29 @@
+"""A plugin for tests: offers a component that another one offers too."""
+
+from janus_plugins import CONTRACT_VERSION, AdapterFacts, ComponentConfig, ComponentSpec, Kind, hookimpl
+
+
+class Config(ComponentConfig):
+    factor: float = 1.0
+
+    def facts(self, source, model):
+        return AdapterFacts("features", source.width, model.width)
+
+
+SPEC = ComponentSpec(
+    kind=Kind.ADAPTER,
+    name="test-twin",
+    config=Config,
+    factory="janus_test_twin_a:build",
+    contract=CONTRACT_VERSION,
+    summary="an adapter for tests",
+)
+
+
+@hookimpl
+def janus_components():
+    return [SPEC]
+
+
+def build(config, facts):
+    return (config, facts)
