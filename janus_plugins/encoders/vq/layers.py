@@ -27,7 +27,8 @@ class ResBlock(nn.Module):
         hidden = self.conv1(functional.silu(self.norm1(x)))
         hidden = self.conv2(functional.silu(self.norm2(hidden)))
         kept: Tensor = x if self.nin_shortcut is None else self.nin_shortcut(x)
-        return kept + hidden
+        added: Tensor = kept + hidden
+        return added
 
 
 class AttnBlock(nn.Module):

@@ -66,7 +66,7 @@ class Vq(nn.Module):
         loss = losses["reconstruction"] + sum(
             getattr(weights, name) * value for name, value in losses.items() if name != "reconstruction"
         )
-        used = torch.tensor(len(ids.unique()), device=ids.device, dtype=torch.float32)
+        used = torch.tensor(len(torch.unique(ids)), device=ids.device, dtype=torch.float32)
         return {"loss": loss, **losses, "codes_used": used}
 
     def load_weights(self, source: str) -> None:

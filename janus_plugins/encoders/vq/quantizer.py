@@ -39,7 +39,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def nearest(self, vectors: Tensor, table: Tensor) -> Tensor:
-        """Return the nearest code of each vector [P] (int64) of vectors [P, C] and table [K, C] at length 1."""
+        """Return the nearest row of table [K, C] to each of vectors [P, C], all at length 1: [P] (int64)."""
         parts = [(rows @ table.T).argmax(-1) for rows in torch.split(vectors, _ROWS)]
         return torch.cat(parts)
 
@@ -62,6 +62,7 @@ class Quantizer(nn.Module):
         """
         if self.training:
             self._count(ids)
+        assert self.revive_after is not None
         dead = torch.nonzero(self.unused_for >= self.revive_after)[:, 0]
         if not len(dead):
             return table.sum() * 0
