@@ -168,7 +168,8 @@ def decode(model: UnifiedModel, modality: str, ids: Tensor) -> list[Any]:
     codes = torch.as_tensor(ids)
     wanted = (facts.tokens,) if facts.form == "codes" else (facts.tokens, facts.width)
     if codes.shape[1:] != wanted or not len(codes):
-        raise RunFileError(f"{modality}: decode takes [N, {str(wanted)[1:-1]}], got {list(codes.shape)}")
+        shape = ", ".join(map(str, ("N", *wanted)))
+        raise RunFileError(f"{modality}: decode takes [{shape}], got {list(codes.shape)}")
     if facts.codebook_size is not None:
         _check_codes(codes, facts.codebook_size, modality)
     with evaluating(model):

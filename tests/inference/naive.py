@@ -28,9 +28,9 @@ def naive_codes(
     codes: list[int] = []
     steps = []
     for _ in range(model.plan.model.generation["image"].facts.tokens):
-        made = path.adapter(torch.tensor([codes]))[0] if codes else torch.empty(0, 16)
+        made = [path.adapter(torch.tensor([codes]))[0]] if codes else []
         conditional, unconditional = (
-            path.head.output(last_hidden(model, torch.cat((embed(torch.tensor(ids)), made))))
+            path.head.logits(last_hidden(model, torch.cat((embed(torch.tensor(ids)), *made))))
             for ids in (prompt.conditional, prompt.unconditional)
         )
         logits = (unconditional + guidance * (conditional - unconditional))[0]

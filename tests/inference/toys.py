@@ -185,9 +185,12 @@ class ToyCodeHead(nn.Module):
         super().__init__()
         self.output = nn.Linear(WIDTH, CODES)
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.output(hidden)
+
     def sample(self, hidden, unconditional, *, guidance, temperature, draws):  # type: ignore[no-untyped-def]
-        other = None if unconditional is None else self.output(unconditional)
-        return choose(guide(self.output(hidden), other, guidance), temperature=temperature, draws=draws)
+        other = None if unconditional is None else self.logits(unconditional)
+        return choose(guide(self.logits(hidden), other, guidance), temperature=temperature, draws=draws)
 
 
 class ToyLatentHead(nn.Module):

@@ -1,0 +1,104 @@
+"""The shipped components, composed from a run file, through every call of this room."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from janus_plugins.core.runfile import load_run_text
+from janus_plugins.core.wiring import resolve
+from janus_plugins.inference.prompts import item_prompt
+from janus_plugins.inference.sampling import row_seed
+from janus_plugins.inference.session import save_generated
+from janus_plugins.model.compose import compose_plan
+
+from .naive import naive_codes
+
+RUN = """
+name: small
+seed: 1
+model:
+  language_model:
+    use: llama
+    options: {vocab_size: 300, hidden_size: 32, intermediate_size: 64, num_layers: 2, num_heads: 4,
+              num_key_value_heads: 2, max_positions: 128, init_std: 0.3}
+    tokenizer: {type: bytes}
+    template: plain
+  understanding:
+    image:
+      encoder: {use: siglip, options: {img_size: 8, patch_size: 4, embed_dim: 16, depth: 1, num_heads: 2}}
+      adapter: {use: mlp}
+  generation:
+    image:
+      encoder:
+        use: vq
+        options: {image_size: 8, channels: 8, multipliers: [1, 2], num_res_blocks: 1, z_channels: 8,
+                  codebook_size: 16, code_width: 4, norm_groups: 4}
+      adapter: {use: code-mlp}
+      head: {use: code-mlp}
+"""
+
+
+@pytest.fixture(scope="module")
+def model():
+    composed = compose_plan(resolve(load_run_text(RUN, "small.yaml")))
+    head = composed.generation["image"].head
+    with torch.no_grad():
+        for parameter in (*head.parameters(), composed.language_model.text_head.output.weight):
+            parameter.mul_(10)
+    return composed
+
+
+def picture(level: int) -> Image.Image:
+    generator = np.random.default_rng(level)
+    return Image.fromarray(generator.integers(0, 256, (12, 9, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(("guidance", "temperature"), [(5.0, 1.0), (2.0, 0.0), (1.0, 1.0)])
+def test_images_equal_full_recomputation_with_the_real_parts(model, guidance, temperature):
+    prompts = ["a seven", "a handwritten three, large"]
+    made = model.generate(
+        prompts, num_per_prompt=2, guidance=guidance, temperature=temperature, return_codes=True
+    )
+    seeds = [(text, row_seed(0, text, index)) for text in prompts for index in range(2)]
+    with torch.no_grad():
+        expected = [
+            naive_codes(
+                model, item_prompt(model, "image", text, []), seed, guidance=guidance, temperature=temperature
+            )[0]
+            for text, seed in seeds
+        ]
+    assert torch.equal(made, torch.stack(expected))
+    assert len({tuple(row) for row in made.tolist()}) > 1
+
+
+def test_real_answers_mind_no_mates(model):
+    questions = ["which digit is this?", "and these two, are they alike?", "2 + 2?"]
+    images = [[picture(0)], [picture(1), picture(2)], []]
+    together = model.ask(questions, images=images, max_new_tokens=8)
+    alone = [
+        model.ask(one, images=shown, max_new_tokens=8) for one, shown in zip(questions, images, strict=True)
+    ]
+    assert together == alone
+    assert len(set(together)) == 3
+    assert model.ask(questions, images=images, max_new_tokens=8, max_rows=2) == together
+    assert model.ask(questions[0], images=picture(5), max_new_tokens=8) != together[0]
+
+
+def test_real_images_go_to_codes_and_files(model, tmp_path):
+    codes = model.encode("image", [picture(0), picture(1)])
+    assert codes.shape == (2, 16)
+    assert model.decode("image", codes)[0].size == (8, 8)
+    made = model.generate("a seven", num_per_prompt=3, seed=4)
+    paths = save_generated(model, made, tmp_path)
+    assert Image.open(paths[2]).text["prompt"] == "a seven"
+    assert np.array_equal(np.asarray(Image.open(paths[2])), np.asarray(made[2].artefact))
+
+
+def test_half_precision_runs(model):
+    half = compose_plan(model.plan, model.tokenizer).to(torch.bfloat16)
+    made = half.generate(["a seven", "a three"], num_per_prompt=2)
+    assert made[3].artefact.size == (8, 8)
+    assert isinstance(half.ask("which?", images=[picture(0)], max_new_tokens=3), str)

@@ -1,0 +1,252 @@
+"""What a user calls: shapes, order, seeds, files, and errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from janus_plugins.core.errors import BadSample, DataError, RunFileError
+from janus_plugins.inference.artefacts import slug
+from janus_plugins.inference.decode import generate_items
+from janus_plugins.inference.prompts import item_prompt
+from janus_plugins.inference.sampling import row_seed
+from janus_plugins.inference.session import save_generated
+
+from .naive import naive_text
+from .toys import CODES, LATENT, POSITIONS, TOKENS, toy_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return toy_model()
+
+
+def items(*lengths: int) -> list[list[list[float]]]:
+    """Return items of 3 numbers a slot, of the given lengths."""
+    return [np.random.default_rng(length).normal(size=(length, 3)).tolist() for length in lengths]
+
+
+def test_generate_returns_a_flat_list_in_the_order_of_the_prompts(model):
+    made = model.generate(["a cat", "two dogs"], num_per_prompt=2, seed=3, guidance=2.0)
+    assert [(one.prompt, one.index, one.seed) for one in made] == [
+        ("a cat", 0, 3),
+        ("a cat", 1, 3),
+        ("two dogs", 0, 3),
+        ("two dogs", 1, 3),
+    ]
+    assert all(one.artefact.size == (3, 2) for one in made)
+    codes = model.generate(["a cat", "two dogs"], num_per_prompt=2, seed=3, guidance=2.0, return_codes=True)
+    assert codes.dtype == torch.int64
+    assert torch.equal(codes, torch.stack([one.codes for one in made]))
+    again = model.decode("image", codes)
+    assert [np.asarray(one).tolist() for one in again] == [np.asarray(one.artefact).tolist() for one in made]
+
+
+def test_generate_lays_prompts_out_by_the_template(model):
+    tokenizer = model.tokenizer
+    row = item_prompt(model, "image", "a cat", [row_seed(0, "a cat", 0)])
+    begin = tokenizer.id_of("<begin_of_image>")
+    assert row.conditional == [tokenizer.id_of("<s>"), *tokenizer.encode("Q: a cat\nA:"), begin]
+    assert row.unconditional == [
+        row.conditional[0],
+        *[tokenizer.id_of("<pad>")] * (len(row.conditional) - 2),
+        begin,
+    ]
+    with torch.no_grad():
+        expected = generate_items(model, "image", [row])
+    assert torch.equal(model.generate("a cat", return_codes=True), expected)
+
+
+def test_an_image_is_a_function_of_prompt_seed_and_number(model):
+    def hot(prompts, **options):
+        return model.generate(prompts, temperature=3.0, return_codes=True, **options)
+
+    four = hot("a cat", num_per_prompt=4)
+    assert torch.equal(hot("a cat", num_per_prompt=2), four[:2])
+    assert torch.equal(hot(["a much longer prompt", "a cat"], num_per_prompt=4)[4:], four)
+    assert torch.equal(hot(["a cat", "b", "a cat"], num_per_prompt=2)[[0, 1, 4, 5]], four)
+    assert torch.equal(hot("a cat", num_per_prompt=4, max_rows=2), four)
+    assert len({tuple(row) for row in four.tolist()}) == 4
+    assert not torch.equal(hot("a cat", num_per_prompt=4, seed=1), four)
+    torch.manual_seed(99)
+    assert torch.equal(hot("a cat", num_per_prompt=4), four)
+
+
+def test_greedy_images_of_one_prompt_are_alike(model):
+    two = model.generate("a cat", num_per_prompt=2, temperature=0, return_codes=True)
+    assert torch.equal(two[0], two[1])
+
+
+def test_latents_go_the_same_road(model):
+    made = model.generate("a bell", modality="sound", num_per_prompt=2)
+    assert made[0].codes.shape == (TOKENS, LATENT)
+    assert made[0].artefact.shape == (TOKENS * LATENT,)
+
+
+def test_ask_answers_one_or_many_and_minds_no_mates(model):
+    first, second = (
+        model.ask("why?", max_new_tokens=6),
+        model.ask("and how, in many words?", max_new_tokens=6),
+    )
+    assert isinstance(first, str)
+    assert model.ask(["why?", "and how, in many words?"], max_new_tokens=6) == [first, second]
+    ids = [model.tokenizer.id_of("<s>"), *model.tokenizer.encode("Q: why?\nA:")]
+    with torch.no_grad():
+        expected = naive_text(model, ids, model.tokenizer.id_of("</s>"), 6)
+    assert first == model.tokenizer.decode(expected).strip()
+
+
+def test_items_of_different_lengths_answer_as_they_do_alone(model, tmp_path):
+    short, long, third = items(2, 9, 4)
+    file = tmp_path / "third.json"
+    file.write_text(json.dumps(third))
+    questions = ["one?", "two images?", "none?"]
+    images = [[short], [long, str(file)], []]
+    together = model.ask(questions, images=images, max_new_tokens=8)
+    options = {"max_new_tokens": 8}
+    assert together == [
+        model.ask(question, images=shown, **options)
+        for question, shown in zip(questions, images, strict=True)
+    ]
+    assert len(set(together)) == 3
+    assert model.ask("two images?", items={"image": [long, third]}, **options) == together[1]
+    assert model.ask("two images?", images=[third, long], **options) != together[1]
+    assert model.ask(["one?"], images=[str(file)], **options) == [
+        model.ask("one?", images=[third], **options)
+    ]
+
+
+def test_ask_samples_by_seed_and_takes_a_system_prompt(model):
+    def run(**options):
+        return model.ask("why?", max_new_tokens=12, **options)
+
+    sampled = run(temperature=2.0)
+    assert run(temperature=2.0) == sampled
+    assert run(temperature=2.0, seed=1) != sampled
+    assert run(temperature=2.0, top_p=1e-6) == run()
+    assert run(system="be brief") != run()
+
+
+def test_encode_and_decode_are_inverse(model):
+    codes = torch.tensor([[0, 1, 2, 3, 4, 5], [10, 9, 8, 7, 6, 5]])
+    images = model.decode("image", codes)
+    assert images[0].size == (3, 2)
+    assert torch.equal(model.encode("image", images), codes)
+    assert model.encode("image", images * 20).shape == (40, TOKENS)
+
+
+def test_training_modes_and_gradients_are_as_before(model):
+    model.train()
+    model.understanding.eval()
+    before = [module.training for module in model.modules()]
+    model.generate("a cat")
+    with pytest.raises(BadSample):
+        model.ask("why?", images=["missing.json"])
+    assert [module.training for module in model.modules()] == before
+    assert torch.is_grad_enabled()
+    model.eval()
+
+
+def test_files_carry_their_making_and_overwrite_nothing(model, tmp_path):
+    made = model.generate(["a cat/../x", "日本 ☺"], num_per_prompt=2, seed=5, guidance=2.5)
+    paths = save_generated(model, made, tmp_path / "out")
+    names = ["0000_00_a-cat-x.png", "0000_01_a-cat-x.png", "0001_00_日本.png", "0001_01_日本.png"]
+    assert [path.name for path in paths] == names
+    saved = Image.open(paths[3])
+    assert saved.text == {
+        "prompt": "日本 ☺",
+        "seed": "5",
+        "index": "1",
+        "guidance": "2.5",
+        "temperature": "1.0",
+        "model": "toy",
+    }
+    assert np.array_equal(np.asarray(saved), np.asarray(made[3].artefact))
+    content = paths[0].read_bytes()
+    again = save_generated(model, made[:1], tmp_path / "out")
+    assert again[0].name == "0000_00_a-cat-x-1.png"
+    assert paths[0].read_bytes() == content
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="cannot write to"):
+        save_generated(model, made, tmp_path / "file" / "out")
+
+
+def test_a_name_is_short_and_safe():
+    assert slug("../../etc/passwd\0") == "etc-passwd"
+    assert slug("!?") == "item"
+    assert len(slug("word " * 100)) <= 40
+
+
+LONG = "x" * POSITIONS
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompts": []}, "no prompt was given"),
+        ({"prompts": ["a", 3]}, "prompt 1 is a int, not a text"),
+        (
+            {"modality": "imge"},
+            r"cannot generate 'imge'; it can generate: image, sound\. Did you mean 'image'",
+        ),
+        ({"num_per_prompt": 0}, "num_per_prompt is 0; it must be a whole number of at least 1"),
+        ({"max_rows": 0}, "max_rows is 0"),
+        ({"guidance": -1.0}, "guidance is -1.0; it must be a number of at least 0"),
+        ({"guidance": float("nan")}, "guidance is nan"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"prompts": LONG}, f"takes {POSITIONS + 8} positions and what follows 5, .* only {POSITIONS}"),
+    ],
+)
+def test_generate_refuses(model, options, message):
+    with pytest.raises(RunFileError, match=message):
+        model.generate(**{"prompts": "a cat", **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"question": ()}, "no question was given"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"temperature": -0.5}, "temperature is -0.5"),
+        ({"top_p": 0.0}, "top_p is 0.0; it must be above 0"),
+        ({"items": {"audio": [[1, 2, 3]]}}, "cannot understand 'audio'; it can understand: image"),
+        ({"question": ["a", "b"], "images": [[[1, 2, 3]]]}, "image: 1 entries for 2 questions"),
+        ({"images": [[1, 2, 3]], "items": {"image": []}}, "both as images= and in items="),
+        ({"question": LONG}, f"takes {POSITIONS + 7} positions and what follows 0, .* only {POSITIONS}"),
+    ],
+)
+def test_ask_refuses(model, options, message):
+    with pytest.raises(RunFileError, match=message):
+        model.ask(**{"question": "why?", **options})
+
+
+def test_items_that_cannot_be_read_are_named(model):
+    with pytest.raises(BadSample, match=r"missing\.json"):
+        model.ask("why?", images=["missing.json"])
+    with pytest.raises(BadSample, match=r"item 1, a str, cannot be read by toy \(generation.image.encoder\)"):
+        model.encode("image", [Image.new("L", (3, 2)), "no image"])
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (torch.zeros(1, 5, dtype=torch.long), r"decode takes \[N, 6\], got \[1, 5\]"),
+        (torch.full((1, 6), CODES), f"codes run from 0 to {CODES - 1}, but these from {CODES} to {CODES}"),
+        (torch.zeros(1, 6), "whole numbers, got torch.float32"),
+        (torch.zeros(0, 6, dtype=torch.long), r"got \[0, 6\]"),
+    ],
+)
+def test_decode_refuses(model, codes, message):
+    with pytest.raises(RunFileError, match=message):
+        model.decode("image", codes)
+
+
+def test_encode_refuses_an_unknown_modality_and_nothing(model):
+    with pytest.raises(RunFileError, match="it can generate: image, sound"):
+        model.encode("text", [1])
+    with pytest.raises(RunFileError, match="at least one item"):
+        model.encode("image", [])
