@@ -187,7 +187,7 @@ class Checkpoints:
         if made_by != size:
             raise CheckpointError(
                 f"{self.root / found.name} was saved by {made_by} ranks, this run has {size}; start "
-                f"{made_by} ranks again, or move {found.name} away to go on from the end of the last whole stage"
+                f"{made_by} ranks again, or move {found.name} away to go on from the last end of a stage"
             )
         folder, rank = self.root / found.name, self._world.rank
         try:

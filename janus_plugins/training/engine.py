@@ -69,6 +69,9 @@ class Engine:
         self.module: nn.Module = self.deepspeed.module
         # ZeRO 0 in fp32 hands back our own optimiser: nothing between a bad gradient and the weights.
         self._unguarded = self.deepspeed.optimizer is self._optimizer
+        self._norm = 0.0
+        if self._unguarded:
+            self._optimizer.register_step_pre_hook(self._refuse_nonfinite)
         self._undo = float(world.size * block.accumulate)
 
     def step(self, micro: Sequence[Batch], counts: Mapping[str, int], step: int) -> StepOutcome:
@@ -89,18 +92,22 @@ class Engine:
             losses = self.deepspeed(batch.to(self._world.device), scale, self._stage.reconstruct)
             totals.add(losses.sums, losses.counts)
             self.deepspeed.backward(_poisoned(losses.loss))
-            self._stop_if_unguarded()
+            self._measure()
             self.deepspeed.step()
         return StepOutcome(*totals.read(), *self._verdict(), max(rates))
 
-    def _stop_if_unguarded(self) -> None:
-        """Drop every gradient if one is not finite: AdamW then leaves weights and moments as they are."""
-        if not self._unguarded or not self.deepspeed.is_gradient_accumulation_boundary():
-            return
-        learning = [parameter for parameter in self.module.parameters() if parameter.grad is not None]
-        self._norm = _norm([parameter.grad for parameter in learning if parameter.grad is not None])
+    def _measure(self) -> None:
+        """Measure the reduced gradient, where DeepSpeed will not."""
+        if self._unguarded and self.deepspeed.is_gradient_accumulation_boundary():
+            self._norm = _norm([p.grad for p in self.module.parameters() if p.grad is not None])
+
+    def _refuse_nonfinite(self, *_: Any) -> None:
+        """Drop every gradient if one is not finite: AdamW then leaves weights and moments as they are.
+
+        Runs right before AdamW's own step, after DeepSpeed's clipping (which needs gradients to be there).
+        """
         if not math.isfinite(self._norm):
-            for parameter in learning:
+            for parameter in self.module.parameters():
                 parameter.grad = None
 
     def _verdict(self) -> tuple[bool, float]:

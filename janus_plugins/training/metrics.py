@@ -114,20 +114,19 @@ def summary(values: Mapping[str, Any]) -> str:
     """Return one step's numbers in a few words."""
     if not values["loss"]:
         return "no targets"
-    losses = " ".join(f"{label}={value:.4g}" for label, value in values["loss"].items())
+    shown = {label: "nan" if value is None else f"{value:.4g}" for label, value in values["loss"].items()}
+    losses = " ".join(f"{label}={value}" for label, value in shown.items())
     state = "" if values["applied"] else " SKIPPED (not finite)"
     return f"{losses} {values['tokens_per_second']:.0f} tok/s{state}"
 
 
 def _scalars(values: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
-    for label, value in values["loss"].items():
-        yield f"loss/{label}", value
-    for name in ("grad_norm", "rate"):
-        if values[name] is not None:
-            yield f"optimizer/{name}", values[name]
-    yield "optimizer/skipped_steps", values["skipped_steps"]
-    for name in ("tokens_per_second", "data_wait", "packing", "bad_samples"):
-        yield f"data/{name}", values[name]
+    """Yield TensorBoard's names and values; what was not finite (None) leaves a gap in its curve."""
+    named = {f"loss/{label}": value for label, value in values["loss"].items()}
+    named |= {f"optimizer/{name}": values[name] for name in ("grad_norm", "rate", "skipped_steps")}
+    named |= {f"data/{name}": values[name] for name in ("tokens_per_second", "data_wait", "packing")}
+    named["data/bad_samples"] = values["bad_samples"]
+    return [(name, value) for name, value in named.items() if value is not None]
 
 
 def cut_after(path: Path, step: int) -> None:

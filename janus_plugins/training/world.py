@@ -1,14 +1,13 @@
 """The processes of a run: who we are, and how we agree on something.
 
 Launchers (`deepspeed`, `torchrun`, SLURM through either) set RANK and its companions; without a launcher
-we are one process and set them ourselves, so that DeepSpeed never goes looking for MPI.
+we are one process with a process group of its own, so that DeepSpeed never goes looking for MPI.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -79,10 +78,8 @@ def open_world() -> World:
         RunFileError: a launcher set only some of its variables.
     """
     present = [name for name in LAUNCHER_VARIABLES if name in os.environ]
-    if not present:
-        _be_alone()
-    elif len(present) < len(LAUNCHER_VARIABLES):
-        missing = [name for name in LAUNCHER_VARIABLES if name not in os.environ]
+    missing = [name for name in LAUNCHER_VARIABLES if name not in os.environ]
+    if missing and present not in ([], ["LOCAL_RANK"]):
         raise RunFileError(
             f"the environment sets {', '.join(present)} but not {', '.join(missing)}; start with `torchrun` "
             f"or `deepspeed`, or unset {', '.join(present)} to train in one process"
@@ -90,30 +87,26 @@ def open_world() -> World:
     accelerated = torch.cuda.is_available()
     if not accelerated:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    local = int(os.environ["LOCAL_RANK"])
+    # DeepSpeed reads this one all the time; alone it starts nothing, should a child process inherit it.
+    local = int(os.environ.setdefault("LOCAL_RANK", "0"))
     if accelerated:
         torch.cuda.set_device(local)
-    _init_group("nccl" if accelerated else "gloo")
+    _init_group("nccl" if accelerated else "gloo", alone=bool(missing))
     device = torch.device("cuda", local) if accelerated else torch.device("cpu")
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 
-def _be_alone() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    own = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in own.items()})
-
-
-def _init_group(backend: str) -> None:
+def _init_group(backend: str, alone: bool) -> None:
     import deepspeed
 
     if not os.environ.get(DEBUG_VARIABLE):
         deepspeed.utils.logger.setLevel(logging.ERROR)
+    if alone and not dist.is_initialized():  # no port, and no variable that a child process would inherit
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     # DeepSpeed compiles a shared-memory all-reduce at its first start on a CPU (about a minute, and a
     # compiler is needed). Only its inference engine calls it; marking the op as not available skips it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # The table is made on first access, by running a compiler for every op; ours spares that too.
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
 
 

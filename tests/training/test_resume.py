@@ -1,0 +1,134 @@
+"""A run that was broken off and resumed ends bit for bit like one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from janus_plugins.core.errors import CheckpointError, Interrupted
+from janus_plugins.training.world import World
+
+from .runs import Crash, CrashingRecipe, assert_same, losses, start, weights
+from .toys import ToyRecipe, toy_run, toy_stage, zero
+
+STAGES = (
+    toy_stage("one", steps=4, learn={"language_model": 1e-2, "generation.image.head": 1e-2}),
+    toy_stage("two", steps=4, learn={"understanding.image": 1e-2, "language_model.norm": 1e-3}),
+)
+SETTINGS = [zero(0), zero(1), zero(2), zero(3), zero(0, "bf16"), zero(2, "bf16"), zero(3, "bf16")]
+NAMES = ["0", "1", "2", "3", "0-bf16", "2-bf16", "3-bf16"]
+
+
+@pytest.mark.parametrize("engine", SETTINGS, ids=NAMES)
+def test_resume_is_exact_within_a_stage_and_across_its_end(
+    engine: dict[str, Any], world: World, tmp_path: Path
+) -> None:
+    engine = {**engine, "save_every": 2}
+    start(toy_run(*STAGES, engine=engine), tmp_path / "whole", world)
+    # crash after a step checkpoint, at the end of stage one, inside stage two
+    for crashes in (3, 4, 7) if engine["precision"] == "fp32" else (7,):
+        out = tmp_path / f"broken_{crashes}"
+        with pytest.raises(Crash):
+            start(toy_run(*STAGES, data=CrashingRecipe(crashes), engine=engine), out, world)
+        result = start(toy_run(*STAGES, engine=engine), out, world, resume=True)
+        assert result.steps == 8
+        assert losses(out) == losses(tmp_path / "whole")
+        for stage in (0, 1):
+            assert_same(weights(out, stage), weights(tmp_path / "whole", stage))
+
+
+def test_resuming_a_finished_run_changes_nothing(world: World, tmp_path: Path) -> None:
+    start(toy_run(*STAGES), tmp_path, world)
+    before = weights(tmp_path, 1)
+    assert start(toy_run(*STAGES), tmp_path, world, resume=True).steps == 8
+    assert_same(weights(tmp_path, 1), before)
+
+
+def test_resume_without_a_checkpoint_is_refused(world: World, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        start(toy_run(), tmp_path, world, resume=True)
+
+
+def test_a_run_is_not_started_over_another(world: World, tmp_path: Path) -> None:
+    start(toy_run(), tmp_path, world)
+    with pytest.raises(CheckpointError, match="already holds stage_0"):
+        start(toy_run(), tmp_path, world)
+
+
+def test_stages_one_by_one_equal_the_whole_run(world: World, tmp_path: Path) -> None:
+    start(toy_run(*STAGES), tmp_path / "whole", world)
+    for name in ("one", "two"):
+        start(toy_run(*STAGES), tmp_path / "parts", world, only_stage=name)
+    assert_same(weights(tmp_path / "parts", 1), weights(tmp_path / "whole", 1))
+
+
+def test_a_stage_alone_needs_the_one_before(world: World, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="has no stage_0"):
+        start(toy_run(*STAGES), tmp_path, world, only_stage="two")
+
+
+class SignalledRecipe(ToyRecipe):
+    """Send a signal to this process while the third batch is being made."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def bad(self, step: int) -> tuple[Any, ...]:
+        if step == 2:
+            os.kill(os.getpid(), self.number)
+        return ()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_stops(number: int, code: int, world: World, tmp_path: Path) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match="after step 2") as stopped:
+        start(toy_run(data=SignalledRecipe(number)), tmp_path / "out", world)
+    assert stopped.value.exit_code == code
+    assert signal.getsignal(number) == before
+    start(toy_run(), tmp_path / "out", world, resume=True)
+    start(toy_run(), tmp_path / "whole", world)
+    assert losses(tmp_path / "out") == losses(tmp_path / "whole")
+    assert_same(weights(tmp_path / "out", 0), weights(tmp_path / "whole", 0))
+
+
+@pytest.mark.parametrize(
+    ("stages", "engine", "named"),
+    [
+        ((toy_stage("one", steps=6, clip=0.5),), {}, r"stages\[0\].clip: 1.0 was saved, this run has 0.5"),
+        ((toy_stage("one"),), zero(1), r"engine.zero_stage: 0 was saved, this run has 1"),
+        ((toy_stage("one"), toy_stage("new")), {}, None),  # later stages are free
+    ],
+)
+def test_a_changed_run_is_refused_naming_the_keys(
+    stages: Any, engine: dict[str, Any], named: str | None, world: World, tmp_path: Path
+) -> None:
+    first = toy_run(toy_stage("one"), data=CrashingRecipe(3), engine={"save_every": 1})
+    with pytest.raises(Crash):
+        start(first, tmp_path, world)
+    recipe = toy_run(*stages, engine=engine)
+    if named is None:
+        assert start(recipe, tmp_path, world, resume=True).steps == 12
+        return
+    with pytest.raises(CheckpointError, match=named):
+        start(recipe, tmp_path, world, resume=True)
+
+
+def test_another_number_of_ranks_is_refused_with_the_next_step(world: World, tmp_path: Path) -> None:
+    with pytest.raises(Crash):
+        start(toy_run(data=CrashingRecipe(3), engine={"save_every": 2}), tmp_path, world)
+    manifest = tmp_path / "checkpoints" / "step_2" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "world_size": 4}))
+    with pytest.raises(CheckpointError, match="saved by 4 ranks, this run has 1; start 4 ranks again"):
+        start(toy_run(), tmp_path, world, resume=True)
+
+
+def test_old_checkpoints_go(world: World, tmp_path: Path) -> None:
+    start(toy_run(engine={"save_every": 1, "keep": 2}), tmp_path, world)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["latest", "stage_0", "step_4", "step_5"]
