@@ -71,8 +71,9 @@ def _follow(root: Node, location: tuple[str | int, ...]) -> tuple[KeyPath, bool]
         if key == "[key]":
             break
         if inner is None and is_union(annotation):
-            models = [each.__name__ for each in members(annotation) if model_of(each)]
+            models = {each.__name__: each for each in members(annotation) if model_of(each)}
             meant = isinstance(root.nearest(tuple(path)).value, dict) == (key in models)
+            annotation = models.get(key)
             continue
         path.append(key)
         annotation = inner
@@ -96,6 +97,7 @@ def _message(error: Mapping[str, Any], path: KeyPath) -> str:
 
 
 def _unknown_key(path: KeyPath) -> str:
+    """Say that a key is unknown, with the nearest one that may stand there."""
     annotation: Any = RunConfig
     for key in path[:-1]:
         annotation = below(annotation, key)

@@ -23,7 +23,7 @@ from janus_plugins.core.nodes import KeyPath, Node
 
 MAX_BYTES = 128 * 1024
 MAX_DEPTH = 64
-MAX_VALUES = 20_000
+MAX_VALUES = 10_000
 """Most keys and values of one file, aliases counted at their full size."""
 
 _HINTS = {
