@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from janus_plugins.core.errors import DataError
-import itertools
 
 if TYPE_CHECKING:
     from janus_plugins.core.contracts import Packed

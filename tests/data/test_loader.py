@@ -124,7 +124,7 @@ def test_resumes_at_every_step(workers: int) -> None:
 def test_state_of_other_data_is_refused() -> None:
     state = next(iter(loader(MIXED, MIX))).state
     fewer = {**MIXED, "words": {"task": "text", "size": 9}}
-    with pytest.raises(DataError, match="'words': 10.*'words': 9"):
+    with pytest.raises(DataError, match=r"'words': 10.*'words': 9"):
         loader(fewer, MIX, state=state)
 
 
@@ -155,7 +155,7 @@ def test_windows_switch_sources() -> None:
 
 def test_a_stream_that_shares_a_task_needs_a_weight() -> None:
     sources = {"words": {"task": "text"}, "streamed": {"task": "text", "streaming": True}}
-    with pytest.raises(DataError, match="data.streamed is read in order"):
+    with pytest.raises(DataError, match=r"data\.streamed is read in order"):
         loader(sources, {})
 
 

@@ -124,7 +124,7 @@ def part(
         contract=CONTRACT_VERSION,
         processor=None if processor is None else f"{__name__}:{processor}",
     )
-    return Part(name, spec, OWNER, Toy(**options), facts)
+    return Part(name, spec, OWNER, Toy(**rest), facts)
 
 
 def model_plan() -> ModelPlan:

@@ -1,0 +1,175 @@
+"""A row of a dataset becomes a sample. Nothing here needs the `datasets` library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from janus_plugins.core.errors import BadSample
+from janus_plugins.core.samples import (
+    Item,
+    Part,
+    Sample,
+    Turn,
+    generation_sample,
+    question_sample,
+    text_sample,
+)
+from janus_plugins.sources.hf_dataset.spec import COLUMN, TEXT_KEYS, HfDatasetConfig
+
+ROLES: Mapping[str, Any] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+"""How conversation data names its speakers (ShareGPT's and OpenAI's spellings)."""
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Turn rows into samples.
+
+    Attributes:
+        config: the source's options.
+        root: folder that relative item paths start from.
+        classes: names of the classes of columns that hold class numbers.
+    """
+
+    config: HfDatasetConfig
+    root: Path = field(default_factory=Path)
+    classes: Mapping[str, list[str]] = field(default_factory=dict)
+
+    def sample(self, row: Mapping[str, Any], key: str) -> Sample:
+        """Return the sample that a row makes.
+
+        Raises:
+            BadSample: a column is missing, empty or of the wrong type.
+        """
+        columns, task = self.config.columns, self.config.task
+        if "conversations" in columns:
+            return Sample("text" if task == "text" else "understanding", self._conversation(row), key)
+        if task == "interleaved":
+            marked = self._marked(self._text(row, "text"), self._items(row), key)
+            return Sample("interleaved", (Turn("assistant", marked),), key)
+        if task == "generation":
+            items = self._items(row, learn=True)
+            if len(items) != 1:
+                raise BadSample(f"{key} has {len(items)} items to make; a prompt is answered with one")
+            return generation_sample(self._text(row, "prompt"), items[0].modality, items[0].value, key)
+        if task == "understanding":
+            question = (self._text(row, "question"),) if "question" in columns else ()
+            answer = Turn("assistant", (self._text(row, "answer"),))
+            return Sample("understanding", (Turn("user", (*self._items(row), *question)), answer), key)
+        if "text" in columns:
+            return text_sample(self._text(row, "text"), key)
+        return question_sample(self._text(row, "question"), self._text(row, "answer"), key)
+
+    def texts(self, row: Mapping[str, Any]) -> Iterator[str]:
+        """Yield the texts of a row.
+
+        Raises:
+            BadSample: a column is missing, empty or of the wrong type.
+        """
+        for name in TEXT_KEYS:
+            if name in self.config.columns:
+                yield self._text(row, name)
+        if "conversations" in self.config.columns:
+            for _, text in self._messages(row):
+                yield text.replace(self._mark, " ")
+
+    @property
+    def _mark(self) -> str:
+        return f"<{self.config.modality}>"
+
+    def _text(self, row: Mapping[str, Any], name: str) -> str:
+        text = COLUMN.sub(lambda found: self._filled(row, found[1]), self.config.columns[name])
+        if not text.strip():
+            raise BadSample(f"{name} is empty")
+        return text
+
+    def _filled(self, row: Mapping[str, Any], column: str) -> str:
+        value = _column(row, column)
+        if column in self.classes and isinstance(value, int):
+            names = self.classes[column]
+            if not 0 <= value < len(names):
+                raise BadSample(f"column {column!r} holds class {value}, but there are {len(names)}")
+            return names[value]
+        if isinstance(value, str | int | float):
+            return str(value)
+        raise BadSample(f"column {column!r} holds {type(value).__name__}, not text")
+
+    def _items(self, row: Mapping[str, Any], learn: bool = False) -> list[Item]:
+        reference = COLUMN.fullmatch(self.config.columns[self.config.modality])
+        assert reference, "the options were checked"
+        value = _column(row, reference[1])
+        many = value if isinstance(value, list) and value and _is_reference(value[0]) else [value]
+        return [Item(self.config.modality, self._opened(one), learn) for one in many]
+
+    def _opened(self, value: Any) -> Any:
+        """Return bytes, an absolute path, or the value as it is; reading it is the processor's part."""
+        if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
+            value = value.get("bytes") or value.get("path")
+        if value is None:
+            raise BadSample(f"the {self.config.modality} is empty")
+        if isinstance(value, str):
+            return str(self.root / value)
+        return value
+
+    def _messages(self, row: Mapping[str, Any]) -> Iterator[tuple[Any, str]]:
+        reference = COLUMN.fullmatch(self.config.columns["conversations"])
+        assert reference, "the options were checked"
+        messages = _column(row, reference[1])
+        if not isinstance(messages, list) or not messages:
+            raise BadSample(f"column {reference[1]!r} holds no list of messages")
+        for message in messages:
+            fields = message if isinstance(message, Mapping) else {}
+            role = fields.get("from", fields.get("role"))
+            text = fields.get("value", fields.get("content"))
+            if not isinstance(role, str) or role not in ROLES or not isinstance(text, str):
+                raise BadSample(f"a message needs a text and one of the roles {sorted(ROLES)}: {message}")
+            yield ROLES[role], text
+
+    def _conversation(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
+        messages = list(self._messages(row))
+        items = self._items(row) if self.config.modality in self.config.columns else []
+        if items and not any(self._mark in text for _, text in messages):
+            first = next((i for i, (role, _) in enumerate(messages) if role == "user"), 0)
+            messages[first] = (messages[first][0], self._mark * len(items) + messages[first][1])
+        turns, left = [], list(items)
+        for role, text in messages:
+            number = text.count(self._mark) if items else 0
+            turns.append(Turn(role, self._marked(text, left[:number], "the conversation")))
+            left = left[number:]
+        if left:
+            raise BadSample(f"{len(left)} items have no {self._mark} in the conversation")
+        return tuple(turns)
+
+    def _marked(self, text: str, items: list[Item], where: str) -> tuple[Part, ...]:
+        """Put items where the text marks them."""
+        if not items and self.config.task == "text":
+            return (text,)
+        pieces = text.split(self._mark)
+        if len(pieces) - 1 != len(items):
+            raise BadSample(
+                f"{where} marks {len(pieces) - 1} places with {self._mark} for {len(items)} items"
+            )
+        parts: list[Part] = [pieces[0]]
+        for item, piece in zip(items, pieces[1:], strict=True):
+            parts += [item, piece]
+        return tuple(part for part in parts if isinstance(part, Item) or part.strip())
+
+
+def _column(row: Mapping[str, Any], name: str) -> Any:
+    if name not in row:
+        raise BadSample(f"the row has no column {name!r}; it has {sorted(row)}")
+    if row[name] is None:
+        raise BadSample(f"column {name!r} is empty")
+    return row[name]
+
+
+def _is_reference(value: Any) -> bool:
+    return isinstance(value, str | bytes | Mapping)

@@ -1,0 +1,190 @@
+"""Datasets of the `datasets` library, read by index or in order.
+
+Items stay undecoded (`decode=False`): opening untrusted files is the processors' part, which guards
+against broken and oversized ones. No code from a dataset repository is ever run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from janus_plugins.core.errors import BadSample, DataError
+from janus_plugins.core.facts import SourceFacts
+from janus_plugins.core.samples import Sample
+from janus_plugins.sources.hf_dataset.rows import RowReader
+from janus_plugins.sources.hf_dataset.spec import COLUMN, HfDatasetConfig
+
+BUILDERS = {
+    ".parquet": "parquet",
+    ".json": "json",
+    ".jsonl": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".arrow": "arrow",
+    ".txt": "text",
+}
+"""Which builder reads a single local file."""
+
+
+def build(config: HfDatasetConfig, facts: SourceFacts) -> IndexedDataset | StreamedDataset:
+    """Open a dataset.
+
+    Raises:
+        DataError: there is no such dataset, split or column.
+    """
+    dataset = open_dataset(config)
+    reader = RowReader(config, _root(config), _classes(dataset))
+    return StreamedDataset(dataset, reader) if config.streaming else IndexedDataset(dataset, reader)
+
+
+class IndexedDataset:
+    """Be a `core.contracts.Source` over a dataset on disk.
+
+    Args:
+        dataset: a `datasets.Dataset`.
+        reader: turns its rows into samples.
+    """
+
+    def __init__(self, dataset: Any, reader: RowReader) -> None:
+        self._dataset, self._reader = dataset, reader
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return the sample of one row."""
+        return self._reader.sample(self._dataset[index], _key(self._reader, index))
+
+    def texts(self) -> Iterator[str]:
+        """Yield the texts of every row that can be read."""
+        return _texts(self._dataset, self._reader)
+
+
+class StreamedDataset:
+    """Be a `core.contracts.StreamingSource` over a dataset that is read in order, again and again.
+
+    Args:
+        dataset: a `datasets.IterableDataset`; it is never shuffled, since a shuffle buffer loses
+            rows when reading is resumed.
+        reader: turns its rows into samples.
+    """
+
+    def __init__(self, dataset: Any, reader: RowReader) -> None:
+        self._dataset, self._reader = dataset, reader
+
+    def rows(self, state: Mapping[str, Any] | None) -> Iterator[tuple[Any, Mapping[str, Any]]]:
+        """Yield (row, state after it), starting over at the end; nothing at all where it is empty."""
+        resumed = state is not None
+        while True:
+            # Set even where it is None: the dataset remembers how far an earlier reader of it came.
+            self._dataset.load_state_dict(state)
+            found = False
+            for row in self._dataset:
+                found = True
+                yield row, self._dataset.state_dict()
+            if not (found or resumed):
+                return
+            state, resumed = None, False
+
+    def sample(self, row: Any, index: int) -> Sample:
+        """Return the sample of one row."""
+        return self._reader.sample(row, _key(self._reader, index))
+
+    def texts(self) -> Iterator[str]:
+        """Yield the texts of every row that can be read."""
+        return _texts(self._dataset, self._reader)
+
+
+def open_dataset(config: HfDatasetConfig) -> Any:
+    """Open what `path` names: a saved dataset, a local file or folder, a builder, or a hub id.
+
+    Raises:
+        DataError: naming the path and the cause.
+    """
+    import datasets
+
+    path = Path(config.path)
+    try:
+        if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+            dataset = _saved(path, config)
+        else:
+            options = {"path": config.path, "data_files": config.data_files}
+            if path.is_file() and path.suffix in BUILDERS:
+                options = {"path": BUILDERS[path.suffix], "data_files": config.path}
+            dataset = datasets.load_dataset(
+                **options,
+                name=config.name,
+                split=config.split,
+                revision=config.revision,
+                streaming=config.streaming,
+            )
+    except Exception as error:
+        raise DataError(
+            f"dataset {config.path!r} (split {config.split!r}) cannot be opened: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return _undecoded(_with_columns(dataset, config))
+
+
+def _saved(path: Path, config: HfDatasetConfig) -> Any:
+    import datasets
+
+    saved = datasets.load_from_disk(str(path))
+    dataset = saved[config.split] if isinstance(saved, datasets.DatasetDict) else saved
+    return dataset.to_iterable_dataset() if config.streaming else dataset
+
+
+def _with_columns(dataset: Any, config: HfDatasetConfig) -> Any:
+    """Keep the columns that are used, where it is known which there are."""
+    wanted = list(dict.fromkeys(name for text in config.columns.values() for name in COLUMN.findall(text)))
+    known = dataset.column_names
+    if known is None:
+        return dataset
+    missing = [name for name in wanted if name not in known]
+    if missing:
+        raise DataError(f"dataset {config.path!r} has no column {missing[0]!r}; it has {sorted(known)}")
+    return dataset.select_columns(wanted)
+
+
+def _undecoded(dataset: Any) -> Any:
+    for name, feature in (dataset.features or {}).items():
+        if getattr(feature, "decode", False) is True:
+            dataset = dataset.cast_column(name, dataclasses.replace(feature, decode=False))
+        elif getattr(getattr(feature, "feature", None), "decode", False) is True:
+            inner = dataclasses.replace(feature.feature, decode=False)
+            dataset = dataset.cast_column(name, dataclasses.replace(feature, feature=inner))
+    return dataset
+
+
+def _classes(dataset: Any) -> dict[str, list[str]]:
+    features = dataset.features or {}
+    return {name: list(feature.names) for name, feature in features.items() if hasattr(feature, "names")}
+
+
+def _root(config: HfDatasetConfig) -> Path:
+    """Return where relative item paths start: `root`, the dataset's folder, or the first file's."""
+    if config.root is not None:
+        return Path(config.root)
+    files = config.data_files
+    while isinstance(files, list | dict):
+        files = next(iter(files.values() if isinstance(files, dict) else files), None)
+    path = Path(files or config.path)
+    return path if path.is_dir() else path.parent
+
+
+def _key(reader: RowReader, index: int) -> str:
+    return f"{reader.config.path}[{index}]"
+
+
+def _texts(dataset: Any, reader: RowReader) -> Iterator[str]:
+    names = [key for key in reader.config.columns if key != reader.config.modality]
+    wanted = [name for key in names for name in COLUMN.findall(reader.config.columns[key])]
+    for row in dataset.select_columns(list(dict.fromkeys(wanted))) if wanted else ():
+        try:
+            yield from reader.texts(row)
+        except BadSample:
+            continue  # training will count and name it

@@ -1,0 +1,215 @@
+"""Real Parquet, JSON lines, CSV and image folders, by index and in order."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from janus_plugins.core.errors import BadSample, DataError
+from janus_plugins.core.samples import Item, Turn
+from janus_plugins.sources.hf_dataset.rows import RowReader
+from janus_plugins.sources.hf_dataset.source import build
+from janus_plugins.sources.hf_dataset.spec import HfDatasetConfig
+
+CAPTIONS = {"image": "{image}", "question": "Describe it.", "answer": "{caption}"}
+DRAWN = {"prompt": "a {caption} picture", "image": "{image}"}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def open_rows(path: Path | str, columns: dict[str, str], **options: Any) -> Any:
+    config = HfDatasetConfig(path=str(path), columns=columns, **options)
+    return build(config, config.facts())
+
+
+def png(shade: int) -> bytes:
+    target = io.BytesIO()
+    Image.new("L", (4, 4), shade).save(target, "PNG")
+    return target.getvalue()
+
+
+def parquet(folder: Path, number: int, files: int = 1) -> Path:
+    """Write images and captions as Parquet files with small row groups."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    target = folder / "data"
+    target.mkdir()
+    for file in range(files):
+        numbers = range(file * number, (file + 1) * number)
+        images = [{"bytes": png(index), "path": f"{index}.png"} for index in numbers]
+        table = pa.table({"image": images, "caption": [f"c{index}" for index in numbers]})
+        pq.write_table(table, target / f"train-{file:05d}.parquet", row_group_size=3)
+    return target
+
+
+def test_parquet_by_index(tmp_path: Path) -> None:
+    source = open_rows(parquet(tmp_path, 5), CAPTIONS)
+    assert len(source) == 5
+    sample = source[3]
+    assert sample.turns[0].parts[1] == "Describe it."
+    assert sample.turns[1] == Turn("assistant", ("c3",))
+    assert sample.turns[0].parts[0] == Item("image", png(3))
+    assert sample.key == f"{tmp_path / 'data'}[3]"
+
+
+def test_generation_and_tasks(tmp_path: Path) -> None:
+    source = open_rows(parquet(tmp_path, 2) / "train-00000.parquet", DRAWN)
+    sample = source[1]
+    assert sample.task == "generation"
+    assert sample.turns[0].parts == ("a c1 picture",)
+    assert sample.turns[1].parts == (Item("image", png(1), learn=True),)
+    facts = HfDatasetConfig(path="x", columns=DRAWN).facts()
+    assert (facts.tasks, facts.generation, facts.understanding) == ({"generation"}, {"image"}, frozenset())
+
+
+def test_json_lines_with_paths(tmp_path: Path) -> None:
+    lines = [{"image": f"pictures/{index}.png", "caption": f"c{index}"} for index in range(3)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    source = open_rows(tmp_path / "rows.jsonl", CAPTIONS)
+    assert source[2].turns[0].parts[0] == Item("image", str(tmp_path / "pictures/2.png"))
+    elsewhere = open_rows(tmp_path / "rows.jsonl", CAPTIONS, root="/pictures")
+    assert elsewhere[0].turns[0].parts[0] == Item("image", "/pictures/pictures/0.png")
+
+
+def test_image_folder_with_class_names(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        folder = tmp_path / "animals" / name
+        folder.mkdir(parents=True)
+        (folder / "0.png").write_bytes(png(7))
+    source = open_rows(tmp_path / "animals", {"prompt": "{label}", "image": "{image}"})
+    assert [source[index].turns[0].parts for index in range(2)] == [("cat",), ("dog",)]
+    assert source[1].turns[1].parts[0].value == str(tmp_path / "animals/dog/0.png")
+
+
+def test_csv_text_and_its_texts(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("q,a\nhow,so\n,missing\nwhy,because\n")
+    source = open_rows(tmp_path / "rows.csv", {"question": "{q}?", "answer": "{a}"})
+    assert source[0].turns == (Turn("user", ("how?",)), Turn("assistant", ("so",)))
+    with pytest.raises(BadSample, match="column 'q' is empty"):
+        source[1]
+    assert list(source.texts()) == ["how?", "so", "why?", "because"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_streaming_resumes_after_every_row(tmp_path: Path, kind: str) -> None:
+    if kind == "parquet":
+        path: Path = parquet(tmp_path, 7, files=2)
+    else:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps({"image": "x.png", "caption": f"c{i}"}) + "\n" for i in range(14)))
+
+    def captions(state: Any, number: int) -> tuple[list[str], list[Any]]:
+        source = open_rows(path, CAPTIONS, streaming=True)
+        reader = source.rows(state)
+        pairs = [next(reader) for _ in range(number)]
+        return [row["caption"] for row, _ in pairs], [json.loads(json.dumps(state)) for _, state in pairs]
+
+    whole, states = captions(None, 17)  # a pass and a bit
+    assert whole == [f"c{index % 14}" for index in range(17)]
+    for position, state in enumerate(states[:-1]):
+        assert captions(state, 16 - position)[0] == whole[position + 1 :]
+
+
+def test_streaming_rows_become_samples(tmp_path: Path) -> None:
+    source = open_rows(parquet(tmp_path, 3), CAPTIONS, streaming=True)
+    row, _ = next(source.rows(None))
+    assert source.sample(row, 0).turns[0].parts[0] == Item("image", png(0))
+    assert list(source.texts()) == ["Describe it.", "c0", "Describe it.", "c1", "Describe it.", "c2"]
+
+
+def test_missing_things_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere"):
+        open_rows(tmp_path / "nowhere", CAPTIONS)
+    path = parquet(tmp_path, 1)
+    with pytest.raises(DataError, match=r"no column 'text'; it has \['caption', 'image'\]"):
+        open_rows(path, {"text": "{text}"})
+    with pytest.raises(DataError, match="validation"):
+        open_rows(path, CAPTIONS, split="validation")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"caption": "{caption}"}, "'caption' is not one of"),
+        ({"image": "picture.png", "answer": "x"}, "must be one column in braces"),
+        ({"image": "{image}"}, "make no task"),
+        ({"question": "{q}"}, "make no task"),
+    ],
+)
+def test_columns_that_make_no_sample_are_refused(columns: dict[str, str], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        HfDatasetConfig(path="x", columns=columns)
+
+
+def reader(columns: dict[str, str]) -> RowReader:
+    return RowReader(HfDatasetConfig(path="x", columns=columns), Path("/data"), {"label": ["cat", "dog"]})
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"image": b"x"}, "no column 'caption'"),
+        ({"image": b"x", "caption": None}, "column 'caption' is empty"),
+        ({"image": b"x", "caption": " "}, "answer is empty"),
+        ({"image": b"x", "caption": ["a", "b"]}, "holds list, not text"),
+        ({"image": None, "caption": "c"}, "column 'image' is empty"),
+        ({"image": {"bytes": None, "path": None}, "caption": "c"}, "the image is empty"),
+    ],
+)
+def test_bad_rows_are_bad_samples(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadSample, match=message):
+        reader(CAPTIONS).sample(row, "k")
+
+
+def test_class_numbers_out_of_range() -> None:
+    with pytest.raises(BadSample, match="holds class -1, but there are 2"):
+        reader({"prompt": "{label}", "image": "{image}"}).sample({"label": -1, "image": b"x"}, "k")
+
+
+BROKEN_TALKS: list[Any] = [[], "hello", [{"from": "dog", "value": "woof"}], ["hello"], [{"from": ["gpt"]}]]
+TALK = {"conversations": "{talk}", "image": "{image}"}
+
+
+def test_conversations_put_items_where_they_are_marked() -> None:
+    talk = [
+        {"from": "human", "value": "<image>\nWhat is it?"},
+        {"from": "gpt", "value": "A cat."},
+        {"from": "human", "value": "Sure?"},
+        {"from": "gpt", "value": "Yes."},
+    ]
+    sample = reader(TALK).sample({"talk": talk, "image": "cat.png"}, "k")
+    item = Item("image", "/data/cat.png")
+    assert sample.task == "understanding"
+    assert sample.turns[0] == Turn("user", (item, "\nWhat is it?"))
+    assert [turn.role for turn in sample.turns] == ["user", "assistant", "user", "assistant"]
+    unmarked = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A cat."}]
+    assert reader(TALK).sample({"talk": unmarked, "image": "cat.png"}, "k").turns[0].parts == (item, "What?")
+
+
+@pytest.mark.parametrize(
+    "talk", [[], "hello", [{"from": "dog", "value": "woof"}], ["hello"], [{"from": ["gpt"]}]]
+)
+def test_broken_conversations(talk: Any) -> None:
+    with pytest.raises(BadSample, match=r"messages|roles"):
+        reader(TALK).sample({"talk": talk, "image": "cat.png"}, "k")
+
+
+def test_interleaved_documents() -> None:
+    columns = {"text": "{text}", "image": "{images}"}
+    row = {"text": "Cut <image> and fold <image>.", "images": [b"1", b"2"]}
+    sample = reader(columns).sample(row, "k")
+    first, second = Item("image", b"1"), Item("image", b"2")
+    assert sample.task == "interleaved"
+    assert sample.turns == (Turn("assistant", ("Cut ", first, " and fold ", second, ".")),)
+    with pytest.raises(BadSample, match="marks 2 places with <image> for 1 items"):
+        reader(columns).sample({**row, "images": [b"1"]}, "k")
