@@ -30,6 +30,9 @@ from janus_plugins.training import publish, random_state
 from janus_plugins.training.engine import Engine
 from janus_plugins.training.world import World
 
+_ENGINE = "deepspeed"
+"""DeepSpeed's tag, and so the folder of its files inside a checkpoint."""
+
 _NAME = re.compile(r"(step|stage)_(\d+)")
 
 
@@ -76,7 +79,7 @@ class Checkpoints:
         rank, name = self._world.rank, f"step_{position.total}"
 
         def write(folder: Path) -> None:
-            engine.deepspeed.save_checkpoint(str(self.root), tag=folder.name, save_latest=False)
+            engine.deepspeed.save_checkpoint(str(folder), tag=_ENGINE, save_latest=False)
             random_state.save_state(folder / f"random_rank_{rank}.safetensors")
             text = json.dumps({"loader": loader_state})
             (folder / f"rank_{rank}.json").write_text(text, encoding="utf-8")
@@ -192,7 +195,7 @@ class Checkpoints:
         folder, rank = self.root / found.name, self._world.rank
         try:
             with plain_weights_only():
-                loaded, _ = engine.deepspeed.load_checkpoint(str(self.root), tag=found.name)
+                loaded, _ = engine.deepspeed.load_checkpoint(str(folder), tag=_ENGINE)
         except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, AssertionError) as error:
             raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
         if loaded is None:

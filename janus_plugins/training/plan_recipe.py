@@ -30,7 +30,7 @@ def plan_recipe(plan: RunPlan, sampler: Sampler | None = None) -> Recipe:
         return model
 
     def loader(stage: StageBlock, world: World, state: Mapping[str, Any] | None) -> Iterable[Any]:
-        return StepLoader(plan, tokenizer, stage, rank=world.rank, world=world.size, state=state)
+        return StepLoader(plan, cast(Any, tokenizer), stage, rank=world.rank, world=world.size, state=state)
 
     def save(model: nn.Module, folder: Path) -> None:
         save_native(cast(UnifiedModel, model), folder)

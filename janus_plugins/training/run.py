@@ -24,6 +24,7 @@ from janus_plugins.training.loop import Run, StageLoop, Tally
 from janus_plugins.training.metrics import Metrics, Sampler
 from janus_plugins.training.nonfinite import BadSteps
 from janus_plugins.training.optim import Learning, choose_learning, set_trainable
+from janus_plugins.training.plan_recipe import plan_recipe
 from janus_plugins.training.publish import read_manifest, sweep
 from janus_plugins.training.random_state import seed_all
 from janus_plugins.training.recipe import Recipe
@@ -76,8 +77,6 @@ def train(
     Raises:
         RunFileError, CheckpointError, DataError, NonFiniteError, Interrupted: see each.
     """
-    from janus_plugins.training.plan_recipe import plan_recipe
-
     world = open_world()
     _compare_catalogues(world)
     return run_recipe(

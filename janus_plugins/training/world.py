@@ -102,7 +102,8 @@ def _init_group(backend: str, alone: bool) -> None:
     if not os.environ.get(DEBUG_VARIABLE):
         deepspeed.utils.logger.setLevel(logging.ERROR)
     if alone and not dist.is_initialized():  # no port, and no variable that a child process would inherit
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
     # DeepSpeed compiles a shared-memory all-reduce at its first start on a CPU (about a minute, and a
     # compiler is needed). Only its inference engine calls it; marking the op as not available skips it.
     # The table is made on first access, by running a compiler for every op; ours spares that too.

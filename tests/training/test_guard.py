@@ -1,0 +1,88 @@
+"""One run for one folder; random numbers that go on; one process that needs no launcher."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from janus_plugins.core.errors import RunFileError
+from janus_plugins.training import random_state
+from janus_plugins.training.guard import locked
+from janus_plugins.training.world import World, open_world
+
+HOLD = (
+    "import sys, time; from pathlib import Path; from janus_plugins.training.guard import locked\n"
+    + textwrap.dedent(
+        """
+    with locked(Path(sys.argv[1])):
+        print("held", flush=True)
+        time.sleep(60)
+    """
+    )
+)
+
+
+def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    with holder, holder.stdout:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(RunFileError, match=f"in use by process {holder.pid} on "), locked(tmp_path):
+            pass
+        holder.send_signal(signal.SIGKILL)
+    with locked(tmp_path):
+        assert f"process {os.getpid()}" in (tmp_path / ".lock").read_text()
+
+
+def draws() -> list[float]:
+    normal = random.gauss(0, 1), np.random.standard_normal(), torch.randn(()).item()
+    return [*normal, random.random(), np.random.rand(), torch.rand(()).item()]
+
+
+def test_random_state_goes_on_exactly(tmp_path: Path) -> None:
+    random_state.seed_all(1, "stage", 0)
+    random.gauss(0, 1), np.random.standard_normal()  # leave half a pair behind in both
+    random_state.save_state(tmp_path / "state.safetensors")
+    expected = draws()
+    draws()
+    random_state.load_state(tmp_path / "state.safetensors")
+    assert draws() == expected
+
+
+def test_undisturbed_puts_everything_back() -> None:
+    random_state.seed_all(1)
+    expected = draws()
+    random_state.seed_all(1)
+    with random_state.undisturbed():
+        draws()
+    assert draws() == expected
+
+
+def test_seeds_differ_by_every_part() -> None:
+    seen = set()
+    for parts in ((1, "a", 0), (1, "a", 1), (1, "b", 0), (2, "a", 0)):
+        random_state.seed_all(*parts)
+        seen.add(tuple(draws()))
+    assert len(seen) == 4
+
+
+def test_a_lone_process_needs_no_launcher_and_leaves_no_variables(world: World) -> None:
+    assert (world.rank, world.size, world.is_main) == (0, 1, True)
+    assert not {"RANK", "WORLD_SIZE", "MASTER_PORT"} & set(os.environ)
+
+
+def test_half_a_launcher_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(
+        RunFileError, match="sets RANK, LOCAL_RANK but not WORLD_SIZE, MASTER_ADDR, MASTER_PORT"
+    ):
+        open_world()
