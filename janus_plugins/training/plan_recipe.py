@@ -26,7 +26,8 @@ def plan_recipe(plan: RunPlan, sampler: Sampler | None = None) -> Recipe:
 
     def build(weights: bool) -> nn.Module:
         model = compose_plan(plan, tokenizer, weights=weights)
-        cast(Any, model.language_model).set_checkpointing(plan.run.engine.checkpointing)
+        if plan.run.engine.checkpointing:
+            cast(Any, model.language_model).set_checkpointing(True)
         return model
 
     def loader(stage: StageBlock, world: World, state: Mapping[str, Any] | None) -> Iterable[Any]:

@@ -1,0 +1,91 @@
+"""Two ranks that see different modalities do not hang, and train as one rank that sees both."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from janus_plugins.training.metrics import read_metrics
+from janus_plugins.training.world import World
+
+from .mixed import run_mixed
+from .runs import weights
+
+TESTS = Path(__file__).parents[1]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def launch(size: int, *arguments: str, module: str = "mixed") -> None:
+    """Start `size` ranks of a script of this folder with a launcher's variables, and wait for them."""
+    package = __package__ or "training"
+    root = Path(__file__).parents[package.count(".") + 1]
+    shared = {
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", f"{package}.{module}", *arguments]
+    processes = []
+    for rank in range(size):
+        environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        processes.append(
+            subprocess.Popen(
+                command,
+                cwd=root,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    try:
+        said = [process.communicate(timeout=200)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * size, "\n".join(said)
+    assert said[1:] == [""] * (size - 1), "only the main rank prints"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("tiny_run_file", TESTS / "tiny.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return Path(module.write_tiny(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.mark.parametrize(
+    "zero_stage", [3, *(pytest.param(other, marks=pytest.mark.slow) for other in (0, 1, 2))]
+)
+def test_ranks_with_different_modalities_equal_one_with_both(
+    zero_stage: int, tiny: Path, world: World, tmp_path: Path
+) -> None:
+    launch(2, str(tiny), str(tmp_path / "two"), str(zero_stage))
+    run_mixed(tiny, tmp_path / "one", zero_stage, world)
+    two, one = read_metrics(tmp_path / "two"), read_metrics(tmp_path / "one")
+    assert len(two) == len(one) == 4
+    for theirs, ours in zip(two, one, strict=True):
+        assert theirs["loss"].keys() == ours["loss"].keys() == {"text.text", "generation.image"}
+        assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-5)
+        assert theirs["grad_norm"] == pytest.approx(ours["grad_norm"], rel=1e-4)
+    first, second = weights(tmp_path / "two", 0), weights(tmp_path / "one", 0)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.allclose(value, second[name], atol=2e-5), name
