@@ -154,10 +154,6 @@ class _Dumper(yaml.SafeDumper):
 
     yaml_implicit_resolvers = _Composer.yaml_implicit_resolvers
 
-    def ignore_aliases(self, data: Any) -> bool:
-        """Write shared values out in full."""
-        return True
-
 
 def dump_yaml(data: Any) -> str:
     """Write plain data as YAML that this module reads back to equal data."""

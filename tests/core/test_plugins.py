@@ -218,6 +218,24 @@ def test_a_hook_without_its_mark_is_named(load: Any) -> None:
     assert reports["extra"].note == said
 
 
+def test_a_hook_may_be_implemented_under_another_name_or_be_optional(load: Any) -> None:
+    named = "@hookimpl(specname='janus_components')\ndef offer(): return [spec('one')]\n"
+    later = "@hookimpl(optionalhook=True)\ndef janus_of_a_later_version(): return 1\n"
+    reports = load(
+        named=GOOD + named + later,
+        wrong=GOOD + named.replace("janus_components", "janus_parts"),
+    )
+    assert [part.name for part in reports["named"].components] == ["one"]
+    assert "offer is marked with @hookimpl, but there is no hook 'janus_parts'" in reports["wrong"].error
+
+
+def test_a_plugin_may_be_an_object(load: Any) -> None:
+    method = "    @hookimpl\n    def janus_components(self): return [spec('one')]\n"
+    load(objects=f"{GOOD}class Plugin:\n{method}it = Plugin()\n")
+    (report,) = PluginHost(entry_points=[entry_of("objects:it", distribution="objects")]).reports
+    assert [(part.name, part.status) for part in report.components] == [("one", "ok")]
+
+
 def test_wrappers_and_wrong_arguments_are_refused(load: Any) -> None:
     reports = load(
         wrapping=f"{GOOD}@hookimpl(wrapper=True)\ndef janus_components():\n    return (yield)\n",
