@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=title or None, title_justify="left", header_style="bold")
     for column in columns:
         table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left")
     return table
@@ -75,15 +75,17 @@ def print_explanation(explanation: Explanation) -> None:
 
 def _print_stage(console: Console, stage: StageRow) -> None:
     title = f"stage {stage.name}: {stage.steps:,} steps of {stage.batch} samples, {stage.total_trainable:,} trainable"
-    table = _table(title, "learns", ">parameters")
+    console.print(f"\n{title}", style="bold", highlight=False)
+    table = _table("", "learns", ">parameters")
     for address, count in stage.trainable.items():
         table.add_row(address, f"{count:,}")
     console.print(table)
     slots = ", ".join(f"{path} {count}" for path, count in stage.tokens_per_sample.items())
     console.print(f"slots an item: {slots}; about {stage.tokens_per_step:,} item slots a step, texts on top")
-    memory = _table("estimated GiB of one GPU, one full row", "", *[f">{name}" for name in next(iter(stage.memory.values()))])
+    console.print("estimated GiB of one GPU, for micro-batches of one full row:", highlight=False)
+    memory = _table("", "", *[f">{name}" for name in next(iter(stage.memory.values()))])
     for zero, by_world in stage.memory.items():
-        memory.add_row(zero, *[f"{gib:,.1f}" for gib in by_world.values()])
+        memory.add_row(zero, *[f"{gib:,.3g}" for gib in by_world.values()])
     console.print(memory)
 
 

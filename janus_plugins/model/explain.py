@@ -145,7 +145,7 @@ def _stage_row(model: UnifiedModel, plan: RunPlan, stage: StageBlock) -> StageRo
     memory = {
         f"ZeRO {zero}": {
             f"{world} GPU" + ("s" if world > 1 else ""): round(
-                memory_bytes(plan, stage, _count(model), sum(counts.values()), zero, world) / GIB, 1
+                memory_bytes(plan, stage, _count(model), sum(counts.values()), zero, world) / GIB, 4
             )
             for world in WORLDS
         }

@@ -1,0 +1,147 @@
+"""Wiring is refused from facts alone: both places, both numbers, and no torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from janus_plugins.core.errors import JanusPluginsError, PluginError, RunFileError, WiringError
+from janus_plugins.door import plan
+from tests.tiny import write_tiny
+
+CASES = {
+    "an option that is none": (
+        ["model.understanding.image.encoder.options={img_size: 8, patch_size: 4, embed_dim: 16, depth: 1, num_headz: 2}"],
+        RunFileError,
+        ["num_headz", "Did you mean 'num_heads'", "--set"],
+    ),
+    "an adapter for features on the generation path": (
+        ["model.generation.image.adapter.use=mlp"],
+        WiringError,
+        ["generation.image.adapter", "codes", "another adapter"],
+    ),
+    "an encoder on another modality's path": (
+        ["model.understanding={audio: {encoder: {use: siglip}, adapter: {use: mlp}}}"],
+        WiringError,
+        ["understanding.audio.encoder", "is image", "is audio"],
+    ),
+    "the text head on the generation path": (
+        ["model.generation.image.head={use: text}"],
+        WiringError,
+        ["generation.image.head", "text", "codes"],
+    ),
+    "a tokenizer that is too large": (
+        ["model.language_model.tokenizer.vocab_size=65"],
+        WiringError,
+        ["65", "64", "vocab_size"],
+    ),
+    "rows that are longer than the positions": (
+        ["stages.finetune.max_length=129"],
+        WiringError,
+        ["max_length is 129", "128 positions", "finetune"],
+    ),
+    "rows that cannot hold an item": (
+        ["stages.finetune.max_length=12"],
+        WiringError,
+        ["max_length is 12", "16 slots"],
+    ),
+    "learning a part that is not there": (
+        ["stages.finetune.learn={language_modell: 1e-3}"],
+        WiringError,
+        ["language_modell", "language_model"],
+    ),
+    "a task without a source": (
+        ["stages.finetune.mix={interleaved: 1}"],
+        WiringError,
+        ["interleaved", "no source"],
+    ),
+    "a gap between two sources": (
+        ["stages.finetune.sources={read: {}, sort: {}, draw: {after: 1}}"],
+        WiringError,
+        ["generation", "step 0"],
+    ),
+    "training on a test set": (
+        ["stages.finetune.sources={read_test: {}}"],
+        WiringError,
+        ["read_test", "never trained on"],
+    ),
+    "a source that serves another task": (
+        ["data.read.task=generation"],
+        WiringError,
+        ["data.read", "understanding", "generation"],
+    ),
+    "a source for a path that the model lacks": (
+        ["model.understanding={}"],
+        WiringError,
+        ["data.read", "understanding.image"],
+    ),
+    "evaluation on training data": (
+        ["evaluation.understanding.source=read"],
+        WiringError,
+        ["evaluation.understanding", "split: train"],
+    ),
+    "tokens that are the same": (
+        ["model.tokens={image: {begin: <i>, end: <i>, placeholder: <p>}}"],
+        WiringError,
+        ["tokens.image.end", "tokens.image.begin", "<i>"],
+    ),
+    "tokens of no modality": (
+        ["model.tokens={imagee: {begin: <a>, end: <b>, placeholder: <c>}}"],
+        WiringError,
+        ["imagee", "image"],
+    ),
+    "reconstructing what is not generated": (
+        ["stages.tokenizer.reconstruct=audio"],
+        WiringError,
+        ["audio", "image"],
+    ),
+    "a component that is not installed": (
+        ["model.understanding.image.encoder.use=siglop"],
+        PluginError,
+        ["siglop", "siglip"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_is_refused(name, tmp_path):
+    overrides, error, words = CASES[name]
+    with pytest.raises(error) as caught:
+        plan(write_tiny(tmp_path), overrides)
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+
+
+def test_an_options_error_names_its_line(tmp_path):
+    path = write_tiny(tmp_path)
+    path.write_text(path.read_text().replace("num_heads: 2, max", "num_headz: 2, max"))
+    with pytest.raises(JanusPluginsError, match=r"tiny\.yaml:7.*num_headz.*Did you mean 'num_heads'") as caught:
+        plan(path)
+    assert caught.value.exit_code == 2
+
+
+def test_validating_imports_no_torch(tmp_path):
+    path = write_tiny(tmp_path)
+    code = (
+        "import sys; from janus_plugins.door import plan; plan(sys.argv[1]); "
+        "print([name for name in ('torch', 'transformers', 'timm', 'datasets', 'deepspeed') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_parts_carry_owner_and_facts(tmp_path):
+    found = plan(write_tiny(tmp_path))
+    encoder = found.model.understanding["image"].encoder
+    assert (encoder.owner.distribution, encoder.facts.tokens, encoder.facts.width) == ("janus-plugins", 4, 16)
+    assert found.model.addresses() == (
+        "language_model",
+        "language_model.text_head",
+        "understanding.image.encoder",
+        "understanding.image.adapter",
+        "generation.image.encoder",
+        "generation.image.adapter",
+        "generation.image.head",
+    )
