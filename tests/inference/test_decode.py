@@ -177,6 +177,9 @@ def test_a_row_ends_at_its_stop_whatever_the_others_do(model):
 
 def test_text_stops_where_positions_end(model):
     rows = text_rows(POSITIONS, POSITIONS - 3, 10)
+    model.language_model.calls.clear()
+    generate_text(model, rows[:2], stop=-1, max_new_tokens=20)
+    assert len(model.language_model.calls) == 4
     said = generate_text(model, rows, stop=-1, max_new_tokens=20)
     assert [len(one) for one in said] == [1, 4, 20]
     assert said == [naive_text(model, row.ids, -1, len(one)) for row, one in zip(rows, said, strict=True)]

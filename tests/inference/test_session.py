@@ -12,7 +12,8 @@ from PIL import Image
 from janus_plugins.core.errors import BadSample, DataError, RunFileError
 from janus_plugins.inference.artefacts import slug
 from janus_plugins.inference.decode import generate_items
-from janus_plugins.inference.prompts import item_prompt
+from janus_plugins.inference.paths import embed_items
+from janus_plugins.inference.prompts import item_prompt, question_prompt
 from janus_plugins.inference.sampling import row_seed
 from janus_plugins.inference.session import save_generated
 
@@ -118,6 +119,32 @@ def test_items_of_different_lengths_answer_as_they_do_alone(model, tmp_path):
     assert model.ask(["one?"], images=[str(file)], **options) == [
         model.ask("one?", images=[third], **options)
     ]
+
+
+def test_items_are_embedded_alone_and_placed_in_their_order(model):
+    short, long, third = (np.asarray(item, np.float32) for item in items(2, 9, 4))
+    with torch.no_grad():
+        expected = [
+            model.understanding["image"]({"values": torch.from_numpy(item)[None]})[0]
+            for item in (short, long, third)
+        ]
+        embedded = embed_items(model, "image", [{"values": item} for item in (short, long, third)])
+        for one, other in zip(embedded, expected, strict=True):
+            torch.testing.assert_close(one, other)
+        shown = [("image", expected[1]), ("image", expected[0])]
+        row = question_prompt(model, "two?", shown, None, 0)
+        starts = [start for start, _ in row.items]
+        around = [
+            [row.ids[start - 1], row.ids[start + len(one)]]
+            for start, (_, one) in zip(starts, shown, strict=True)
+        ]
+        assert around == [[model.tokenizer.id_of(f"<{edge}_of_image>") for edge in ("begin", "end")]] * 2
+        assert starts[1] == starts[0] + 9 + 2
+        said = naive_text(
+            model, row.ids, model.tokenizer.id_of("</s>"), 8, list(zip(starts, expected[1::-1], strict=True))
+        )
+    assert model.ask("two?", images=[long, short], max_new_tokens=8) == model.tokenizer.decode(said).strip()
+    assert model.ask("two?", images=[short, long], max_new_tokens=8) != model.tokenizer.decode(said).strip()
 
 
 def test_ask_samples_by_seed_and_takes_a_system_prompt(model):
