@@ -5,15 +5,15 @@ Knows processors and layout; knows nothing of steps, ranks or models.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from janus_plugins.core.catalogue import load_processor
 from janus_plugins.core.errors import BadSample, DataError
-from janus_plugins.core.plan import GenerationPlan, RunPlan, UnderstandingPlan
-from janus_plugins.core.samples import Item, Sample, Task
+from janus_plugins.core.plan import DataPlan, GenerationPlan, RunPlan, UnderstandingPlan
+from janus_plugins.core.samples import Item, Sample
 from janus_plugins.core.schema import StageBlock
 from janus_plugins.sequence.assemble import Dummies, Prepared
 from janus_plugins.sequence.layout import plan_sample
@@ -68,14 +68,19 @@ class Preparer:
         """Return the slots of a path's dummy: for generation, of every item."""
         return self.dummies.lengths[path, modality]
 
-    def prepare(self, sample: Sample, task: Task, rng: np.random.Generator) -> Prepared:
+    def prepare(self, sample: Sample, data: DataPlan, rng: np.random.Generator) -> Prepared:
         """Process a sample's items and lay it out.
+
+        Args:
+            sample: what the source yielded; it counts for the task that its data entry says.
+            data: the entry.
+            rng: the sample's own random numbers.
 
         Raises:
             BadSample: it cannot be used.
             DataError: the model has no path for one of its items.
         """
-        _check(sample, task)
+        sample = replace(_checked(sample, data), task=data.block.task)
         items = [part for turn in sample.turns for part in turn.parts if isinstance(part, Item)]
         arrays, counts = [], []
         for item in items:
@@ -85,14 +90,13 @@ class Preparer:
         plan = plan_sample(sample, counts, self._spelling, self._stage, rng)
         return Prepared(plan, tuple(arrays))
 
-    def items(self, sample: Sample, modality: str) -> list[Arrays]:
+    def items(self, sample: Sample, data: DataPlan, modality: str) -> list[Arrays]:
         """Process a sample's items of one modality for its generation encoder; the rest is ignored.
 
         Raises:
             BadSample: it cannot be used.
         """
-        _check(sample, None)
-        reader = self._reader("generation", modality, sample)
+        reader = self._reader("generation", modality, _checked(sample, data))
         parts = [part for turn in sample.turns for part in turn.parts if isinstance(part, Item)]
         return [reader.processor(part.value) for part in parts if part.modality == modality]
 
@@ -116,8 +120,10 @@ class Preparer:
         return Dummies(shown, made, lengths)
 
 
-def _check(sample: object, task: Task | None) -> None:
+def _checked(sample: object, data: DataPlan) -> Sample:
     if not isinstance(sample, Sample):
         raise BadSample(f"the source returned {type(sample).__name__}, not a Sample")
-    if task is not None and sample.task != task:
-        raise BadSample(f"{sample.key} serves task {sample.task!r}, but its data entry says {task!r}")
+    if sample.task not in data.facts.tasks:
+        known = ", ".join(sorted(data.facts.tasks))
+        raise BadSample(f"{sample.key} serves task {sample.task!r}, but its source declares {known}")
+    return sample

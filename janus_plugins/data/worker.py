@@ -171,10 +171,11 @@ class StepDataset:
         return source[index]
 
     def _made(self, sample: Any, name: str, epoch: int, index: int) -> Any:
+        data = self._plan.data[name]
         if self._stage.reconstruct:
-            return self._preparer.items(sample, self._stage.reconstruct)
+            return self._preparer.items(sample, data, self._stage.reconstruct)
         rng = np.random.Generator(np.random.PCG64(self._key(name, epoch, index)))
-        return self._preparer.prepare(sample, self._plan.data[name].block.task, rng)
+        return self._preparer.prepare(sample, data, rng)
 
     def _key(self, *parts: object) -> int:
         return key_of(self._plan.run.seed, self._stage.name, *parts)

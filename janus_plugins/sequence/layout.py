@@ -190,9 +190,7 @@ def _drop_prompt(plan: SequencePlan, pad: int, single: bool) -> SequencePlan:
 def _fitted(plan: SequencePlan, max_length: int) -> SequencePlan:
     if len(plan) > max_length:
         if plan.spans or plan.task != "text":
-            raise BadSample(
-                f"{plan.key} takes {len(plan)} slots, more than the stage's max_length {max_length}"
-            )
+            raise BadSample(f"{plan.key} takes {len(plan)} slots, more than max_length {max_length}")
         plan = replace(plan, ids=plan.ids[:max_length], text_targets=plan.text_targets[:max_length])
     if (plan.text_targets == NO_TARGET).all() and next(learnt_items(plan.spans), None) is None:
         raise BadSample(f"nothing in {plan.key} is learnt: {len(plan)} slots without a target")

@@ -113,9 +113,7 @@ class StreamingNumbers(Numbers):
         return Numbers.__getitem__(self, row)
 
 
-def part(
-    kind: Kind, name: str, target: str, facts: Any, processor: str | None = None, **options: Any
-) -> Part:
+def part(kind: Kind, name: str, target: str, facts: Any, processor: str | None = None, **rest: Any) -> Part:
     spec = ComponentSpec(
         kind=kind,
         name=name,

@@ -75,12 +75,16 @@ class HfDatasetConfig(ComponentConfig):
         return shapes[keys]
 
     def facts(self) -> SourceFacts:
-        """Answer which task and which path the samples serve."""
+        """Answer which tasks and which path the samples serve.
+
+        Interleaved documents may also count as understanding: the papers' ratios have three columns.
+        """
         paths: dict[str, Any] = {}
         if self.modality in self.columns:
             path = "generation" if self.task == "generation" else "understanding"
             paths[path] = frozenset({self.modality})
-        return SourceFacts(tasks=frozenset({self.task}), **paths)
+        tasks = {self.task, "understanding"} if self.task == "interleaved" else {self.task}
+        return SourceFacts(tasks=frozenset(tasks), **paths)
 
 
 HF_DATASET = ComponentSpec(
