@@ -91,10 +91,13 @@ class CausalLanguageModel(nn.Module):
 
     def set_checkpointing(self, on: bool) -> None:
         """Recompute the blocks' activations in the backward pass, or keep them."""
+        # transformers renames these methods from 5.2x on, and warns of the old name.
+        renamed = hasattr(self.model, "activation_checkpointing_enable")
+        name = "activation_checkpointing" if renamed else "gradient_checkpointing"
         if on:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            getattr(self.model, f"{name}_enable")({"use_reentrant": False})
         else:
-            self.model.gradient_checkpointing_disable()
+            getattr(self.model, f"{name}_disable")()
 
     def load_weights(self, source: str) -> None:
         """Load a causal language model of this size from a folder or hub id, its head included.

@@ -1,0 +1,312 @@
+"""The language models against transformers' own, and their facts against what is built."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from janus_plugins.core.contracts import Cached
+from janus_plugins.core.errors import CheckpointError, PluginError, RunFileError
+from janus_plugins.language_models.model import build, build_causal
+from janus_plugins.language_models.spec import CausalLmConfig, LlamaConfig
+from tests.components.toys import SIZES, alone, packed_rows, text_head, tiny_llama
+
+SHAPE = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "initializer_range": 0.2,
+}
+FAMILIES = {
+    "llama": ("LlamaConfig", {"num_key_value_heads": 2}),
+    "qwen2": ("Qwen2Config", {"num_key_value_heads": 2}),
+    "qwen2 tied": ("Qwen2Config", {"num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "qwen3": ("Qwen3Config", {"num_key_value_heads": 2, "head_dim": 16}),
+    "gpt-neox": ("GPTNeoXConfig", {}),
+    "phi": ("PhiConfig", {}),
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory):
+    """A tiny published model: (transformers' own, its folder)."""
+    name, extra = FAMILIES[request.param]
+    torch.manual_seed(1)
+    config = getattr(transformers, name)(**SHAPE, **extra)
+    theirs = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    folder = tmp_path_factory.mktemp("published")
+    theirs.save_pretrained(folder)
+    return theirs, str(folder)
+
+
+def loaded(folder):
+    config = CausalLmConfig(folder=folder)
+    facts = config.facts()
+    torch.manual_seed(2)
+    ours = build_causal(config, facts).eval()
+    bias = "lm_head.bias" in torch_keys(folder)
+    ours.attach_text_head(text_head(facts, bias=bias))
+    ours.load_weights(folder)
+    return ours, facts
+
+
+def torch_keys(folder):
+    from safetensors import safe_open
+
+    with safe_open(f"{folder}/model.safetensors", "pt") as file:
+        return set(file.keys())
+
+
+def test_published_weights_give_transformers_own_logits(family):
+    theirs, folder = family
+    ours, facts = loaded(folder)
+    config = theirs.config
+    assert (facts.width, facts.vocab_size, facts.num_layers, facts.num_heads) == (32, 61, 2, 4)
+    assert facts.num_key_value_heads == getattr(config, "num_key_value_heads", 4)
+    assert facts.max_positions == 64
+    assert facts.tied == config.tie_word_embeddings
+    ids = torch.randint(61, (2, 11))
+    with torch.no_grad():
+        expected = theirs(ids, use_cache=False).logits
+        plan, positions = packed_rows([[11], [11]], 11)
+        packed = ours.text_head.logits(ours(ours.embed(ids), positions, plan))
+        cache = ours.new_cache(2, 11)
+        cached = [ours(ours.embed(ids[:, :6]), positions[:, :6], Cached(0), cache)]
+        for at in range(6, 11):
+            cached.append(ours(ours.embed(ids[:, at : at + 1]), positions[:, at : at + 1], Cached(at), cache))
+        stepwise = ours.text_head.logits(torch.cat(cached, 1))
+    assert (packed - expected).abs().max() < 1e-5
+    assert (stepwise - expected).abs().max() < 1e-4
+
+
+def test_loading_keeps_the_number_type(family):
+    _, folder = family
+    config = CausalLmConfig(folder=folder)
+    ours = build_causal(config, config.facts())
+    bias = "lm_head.bias" in torch_keys(folder)
+    ours.attach_text_head(text_head(config.facts(), bias=bias))
+    ours.to(torch.bfloat16).load_weights(folder)
+    assert {each.dtype for each in ours.parameters()} == {torch.bfloat16}
+    plan, positions = alone(5)
+    assert ours(torch.randn(1, 5, 32), positions, plan).dtype == torch.bfloat16
+
+
+@pytest.fixture
+def llama_folder(tmp_path):
+    torch.manual_seed(3)
+    theirs = LlamaForCausalLM(transformers.LlamaConfig(**SHAPE)).eval()
+    theirs.save_pretrained(tmp_path)
+    return theirs, tmp_path
+
+
+def test_a_llama_of_given_sizes_takes_published_weights(llama_folder):
+    theirs, folder = llama_folder
+    ours = tiny_llama(max_positions=64)
+    ours.load_weights(str(folder))
+    ids = torch.randint(61, (1, 9))
+    plan, positions = alone(9)
+    with torch.no_grad():
+        made = ours.text_head.logits(ours(ours.embed(ids), positions, plan))
+        assert (made - theirs(ids, use_cache=False).logits).abs().max() < 1e-5
+
+
+def test_pickled_weights_load_and_foreign_objects_are_refused(llama_folder):
+    theirs, folder = llama_folder
+    (folder / "model.safetensors").unlink()
+    torch.save(theirs.state_dict(), folder / "pytorch_model.bin")
+    ours = tiny_llama()
+    ours.load_weights(str(folder))
+    assert torch.equal(ours.text_head.output.weight, theirs.lm_head.weight)
+    torch.save({**theirs.state_dict(), "evil": Evil(folder / "ran")}, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError):
+        ours.load_weights(str(folder))
+    assert not (folder / "ran").exists()
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def resave(folder, change):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda t: t.pop("model.layers.1.mlp.up_proj.weight"), "layers.1.mlp.up_proj.weight"),
+        (lambda t: t.update(stray=torch.zeros(2)), "stray"),
+        (lambda t: t.pop("lm_head.weight"), "lm_head.weight"),
+        (
+            lambda t: t.update({"model.norm.weight": torch.zeros(9)}),
+            r"1 mismatched keys \(\('model.norm.weight'.*9.*32",
+        ),
+    ],
+    ids=["missing", "unexpected", "head missing", "shape"],
+)
+def test_every_key_is_accounted_for(llama_folder, change, named):
+    _, folder = llama_folder
+    resave(folder, change)
+    with pytest.raises(CheckpointError, match=named):
+        tiny_llama().load_weights(str(folder))
+
+
+def test_what_is_not_there_is_a_checkpoint_error(tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere"):
+        tiny_llama().load_weights(str(tmp_path / "nowhere"))
+    (tmp_path / "file.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="name the folder"):
+        tiny_llama().load_weights(str(tmp_path / "file.safetensors"))
+
+
+def test_a_folder_sets_the_sizes_of_a_llama(llama_folder):
+    theirs, folder = llama_folder
+    config = LlamaConfig(folder=str(folder))
+    ours = build(config, config.facts())
+    ours.attach_text_head(text_head(config.facts()))
+    assert sum(each.numel() for each in ours.parameters()) == theirs.num_parameters()
+
+
+def test_a_config_without_its_defaults_is_a_llama_of_the_official_7b(tmp_path):
+    written = {"model_type": "llama", "vocab_size": 102400, "num_hidden_layers": 30}
+    (tmp_path / "config.json").write_text(json.dumps({**written, "max_position_embeddings": 16384}))
+    facts = LlamaConfig(folder=str(tmp_path)).facts()
+    assert (facts.width, facts.num_heads, facts.num_layers, facts.tied) == (4096, 32, 30, False)
+
+
+def test_the_reference_model_has_the_reference_number_of_parameters():
+    config = LlamaConfig(
+        vocab_size=102400, hidden_size=2048, intermediate_size=5632, num_layers=24, num_heads=16
+    )
+    with torch.device("meta"):
+        model = build(config, config.facts())
+        model.attach_text_head(text_head(config.facts()))
+    assert sum(each.numel() for each in model.parameters()) == 1_652_656_128
+
+
+def test_tied_weights_are_one_parameter():
+    model = tiny_llama(tie=True)
+    names = [name for name, _ in model.named_parameters()]
+    assert "text_head.output.weight" not in names
+    assert model.text_head.output.weight is model.model.embed_tokens.weight
+    model.text_head.loss(torch.randn(3, 32), torch.tensor([1, 2, 3])).sum().backward()
+    assert model.model.embed_tokens.weight.grad is not None
+    with pytest.raises(PluginError, match="output_layer"):
+        model.attach_text_head(torch.nn.Linear(32, 61))
+
+
+def test_seeds_are_reproducible():
+    first, same, other = tiny_llama(7), tiny_llama(7), tiny_llama(8)
+    pairs = zip(first.state_dict().items(), same.state_dict().values(), strict=True)
+    assert all(torch.equal(ours, theirs) for (_, ours), theirs in pairs)
+    assert not torch.equal(first.model.embed_tokens.weight, other.model.embed_tokens.weight)
+
+
+def test_state_dict_round_trip():
+    first, second = tiny_llama(1), tiny_llama(2)
+    second.load_state_dict(first.state_dict())
+    plan, positions = alone(6)
+    embeds = torch.randn(1, 6, 32)
+    assert torch.equal(first(embeds, positions, plan), second(embeds, positions, plan))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({**SIZES, "folder": "x"}, "'folder' sets every size"),
+        ({"vocab_size": 5}, "set hidden_size, intermediate_size, num_layers, num_heads"),
+        ({**SIZES, "num_heads": 5}, "hidden_size 32 must be an even multiple of num_heads 5"),
+        ({**SIZES, "num_key_value_heads": 3}, "num_heads 4 is not a multiple of num_key_value_heads 3"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(options, named):
+    with pytest.raises(ValueError, match=named):
+        LlamaConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("written", "named"),
+    [
+        (None, "no config.json"),
+        ("{", "cannot be read as JSON"),
+        ("[]", "JSON object"),
+        ('{"model_type": "gpt2"}', "use causal-lm"),
+    ],
+)
+def test_a_folder_without_a_usable_config_is_refused(tmp_path, written, named):
+    if written is not None:
+        (tmp_path / "config.json").write_text(written)
+    with pytest.raises(RunFileError, match=named):
+        LlamaConfig(folder=str(tmp_path)).facts()
+
+
+def test_a_folder_that_is_not_there_is_refused():
+    with pytest.raises(RunFileError, match="no folder"):
+        LlamaConfig(folder="/nowhere/at/all").facts()
+
+
+def folder_of(tmp_path, name, **extra):
+    getattr(transformers, name)(**{**SHAPE, **extra}).save_pretrained(tmp_path)
+    return CausalLmConfig(folder=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["GPTJConfig", "Gemma2Config", "T5Config"])
+def test_models_that_would_run_wrongly_are_refused(tmp_path, name):
+    config = folder_of(tmp_path, name)
+    with pytest.raises(RunFileError):
+        build_causal(config, config.facts())
+
+
+def test_a_sliding_window_is_refused_only_where_it_matters(tmp_path):
+    config = folder_of(tmp_path, "MistralConfig", sliding_window=8, num_key_value_heads=2)
+    model = build_causal(config, config.facts())
+    plan, positions = alone(8)
+    assert model(torch.randn(1, 8, 32), positions, plan).isfinite().all()
+    plan, positions = alone(9)
+    with pytest.raises(RunFileError, match="looks back 8 positions only, but a sequence here has 9"):
+        model(torch.randn(1, 9, 32), positions, plan)
+
+
+def test_a_hostile_config_runs_no_code(tmp_path):
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    hostile = {
+        **{key: value for key, value in SHAPE.items() if value is not None},
+        "model_type": "llama",
+        "tie_word_embeddings": False,
+        "auto_map": {"AutoConfig": "evil.C", "AutoModel": "evil.M", "AutoModelForCausalLM": "evil.M"},
+        "trust_remote_code": True,
+        "attn_implementation": "a/b",
+        "_attn_implementation_internal": "a/b",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(hostile))
+    config = CausalLmConfig(folder=str(tmp_path))
+    model = build_causal(config, config.facts())
+    assert model.model.config._attn_implementation == "janus_plugins"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_facts_of_a_full_config_need_no_torch(tmp_path):
+    folder_of(tmp_path, "Qwen2Config")
+    code = (
+        "import sys; from janus_plugins.language_models.spec import CausalLmConfig as C, LlamaConfig as L\n"
+        f"C(folder={str(tmp_path)!r}).facts(); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
