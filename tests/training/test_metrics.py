@@ -1,0 +1,126 @@
+"""What a run writes: JSON lines without doubles, TensorBoard, the quarantine, the report."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from janus_plugins.core.errors import DataError
+from janus_plugins.training.metrics import cut_after, read_metrics
+from janus_plugins.training.report import write_report
+from janus_plugins.training.world import World
+
+from .runs import Crash, CrashingRecipe, losses, start
+from .toys import ToyBadRecord, ToyRecipe, toy_run, toy_stage
+
+
+def test_every_step_has_a_line_and_a_point(world: World, tmp_path: Path) -> None:
+    start(toy_run(toy_stage("one", steps=3), toy_stage("two", steps=2)), tmp_path, world)
+    lines = read_metrics(tmp_path)
+    assert [(line["step"], line["stage"], line["stage_step"]) for line in lines] == [
+        (1, "one", 1), (2, "one", 2), (3, "one", 3), (4, "two", 1), (5, "two", 2)
+    ]  # fmt: skip
+    for line in lines:
+        assert line["loss"].keys() == {"text.text", "generation.image"}
+        assert 0 <= line["data_wait"] <= 1
+        assert line["packing"] == 1.0
+        assert line["tokens_per_second"] == pytest.approx(12 / line["seconds"])
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    points = [(event.step, event.value) for event in events.Scalars("loss/text.text")]
+    assert points == [(line["step"], pytest.approx(line["loss"]["text.text"])) for line in lines]
+
+
+def test_a_resumed_run_has_no_step_twice(world: World, tmp_path: Path) -> None:
+    with pytest.raises(Crash):
+        start(toy_run(data=CrashingRecipe(5), engine={"save_every": 2}), tmp_path, world)
+    assert [step for step, *_ in losses(tmp_path)] == [1, 2, 3, 4, 5]
+    start(toy_run(), tmp_path, world, resume=True)
+    assert [step for step, *_ in losses(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_line_cut_in_half_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    cut_after(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+class BadRecipe(ToyRecipe):
+    """Bring `number` unreadable samples with every step."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def bad(self, step: int) -> tuple[Any, ...]:
+        return tuple(ToyBadRecord(f"pictures[{step}/{index}]", "truncated") for index in range(self.number))
+
+
+def test_bad_samples_are_named_and_counted(world: World, tmp_path: Path) -> None:
+    result = start(toy_run(data=BadRecipe(2)), tmp_path, world)
+    assert result.bad_samples == 12
+    named = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert named[:2] == [
+        {"step": 1, "key": "pictures[0/0]", "reason": "truncated"},
+        {"step": 1, "key": "pictures[0/1]", "reason": "truncated"},
+    ]
+    assert len(named) == 12
+
+
+def test_too_many_bad_samples_stop_the_run(world: World, tmp_path: Path) -> None:
+    recipe = toy_run(toy_stage(steps=60), data=BadRecipe(3), engine={"max_bad_samples": 0.7})
+    with pytest.raises(DataError, match=r"75 of 100 samples could not be read.*max_bad_samples \(0.7\)"):
+        start(recipe, tmp_path, world)
+
+
+def test_samples_are_shown_and_do_not_disturb_the_run(world: World, tmp_path: Path) -> None:
+    import torch
+
+    def sampler(model: Any) -> list[tuple[str, np.ndarray]]:
+        assert not model.training
+        torch.rand(9)
+        return [("seven", np.full((4, 4, 3), 200, np.uint8))]
+
+    start(toy_run(sampler=sampler, engine={"sample_every": 2}), tmp_path / "with", world)
+    start(toy_run(), tmp_path / "without", world)
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
+    events = EventAccumulator(str(tmp_path / "with" / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Images("samples/seven")] == [2, 4, 6]
+
+
+def test_lines_where_there_is_no_terminal_and_a_bar_where_there_is(world: World, tmp_path: Path) -> None:
+    plain = Console(file=io.StringIO())
+    start(toy_run(engine={"log_every": 2}), tmp_path / "plain", world, console=plain)
+    text = plain.file.getvalue()
+    line = r"^one (\d)/6 generation.image=[\d.]+ text.text=[\d.]+ \d+ tok/s \d+ s left$"
+    assert re.findall(line, text, re.M) == ["2", "4", "6"]
+    assert "learns language_model " in text
+    assert "50 are frozen" in text
+    bar = Console(file=io.StringIO(), force_terminal=True, width=160)
+    start(toy_run(), tmp_path / "bar", world, console=bar)
+    assert "6/6" in bar.file.getvalue()
+
+
+def test_the_report_holds_everything_itself(world: World, tmp_path: Path) -> None:
+    start(toy_run(toy_stage("one <1>"), toy_stage("two")), tmp_path, world)
+    picture = tmp_path / "grid.png"
+    picture.write_bytes(b"\x89PNG not really")
+    evaluation = {"understanding": 0.975, "ceilings": {"real": 0.99}, "details": {"n": {"deep": 1}}}
+    page = write_report(tmp_path, evaluation, {"eight & nine": picture}).read_text()
+    assert "<td>one &lt;1&gt;</td>" in page
+    assert page.count("<svg") == 2
+    assert '<td>understanding</td><td class="number">0.975</td>' in page
+    assert '<td>ceilings: real</td><td class="number">0.99</td>' in page
+    assert base64.b64encode(b"\x89PNG not really").decode() in page
+    assert "eight &amp; nine" in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
