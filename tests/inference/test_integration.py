@@ -97,6 +97,13 @@ def test_real_images_go_to_codes_and_files(model, tmp_path):
     assert np.array_equal(np.asarray(Image.open(paths[2])), np.asarray(made[2].artefact))
 
 
+def test_pictures_of_the_same_codes_are_equal_to_the_pixel_in_any_company(model):
+    codes = torch.randint(0, 16, (60, 16), generator=torch.Generator().manual_seed(0))
+    together = model.decode("image", codes)
+    alone = [model.decode("image", one[None])[0] for one in codes]
+    assert all(np.array_equal(one, other) for one, other in zip(together, alone, strict=True))
+
+
 def test_half_precision_runs(model):
     half = compose_plan(model.plan, model.tokenizer).to(torch.bfloat16)
     made = half.generate(["a seven", "a three"], num_per_prompt=2)
