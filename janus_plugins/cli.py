@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +27,7 @@ app = typer.Typer(
 
 RunFile = Annotated[str, typer.Argument(metavar="RUN.yaml", help="a run file, or a shipped one's name")]
 Overrides = Annotated[
-    Optional[list[str]], typer.Option("--set", metavar="PATH=VALUE", help="override a key; repeatable")
+    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="override a key; repeatable")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="folder of a trained model or of its run")]
@@ -103,7 +103,7 @@ def explain(run: RunFile, overrides: Overrides = None, as_json: AsJson = False) 
 
 
 @app.command()
-def schema(out: Annotated[Optional[Path], typer.Option(help="write it there instead")] = None) -> None:
+def schema(out: Annotated[Path | None, typer.Option(help="write it there instead")] = None) -> None:
     """Print the JSON Schema of run files, with the options of the installed components."""
     from janus_plugins.core.json_schema import run_schema
 
@@ -118,9 +118,9 @@ def schema(out: Annotated[Optional[Path], typer.Option(help="write it there inst
 def train(
     run: RunFile,
     overrides: Overrides = None,
-    stage: Annotated[Optional[str], typer.Option(help="train this stage only")] = None,
+    stage: Annotated[str | None, typer.Option(help="train this stage only")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint")] = False,
-    out: Annotated[Optional[Path], typer.Option(help="output folder (default: runs/NAME)")] = None,
+    out: Annotated[Path | None, typer.Option(help="output folder (default: runs/NAME)")] = None,
     evaluate: Annotated[bool, typer.Option(help="evaluate when the last stage is done")] = True,
 ) -> None:
     """Train a run's stages, then evaluate and write a report."""
@@ -140,7 +140,7 @@ def generate(
     guidance: Annotated[float, typer.Option(help="classifier-free guidance")] = 5.0,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 1.0,
     seed: int = 0,
-    max_rows: Annotated[Optional[int], typer.Option(help="rows computed at once")] = None,
+    max_rows: Annotated[int | None, typer.Option(help="rows computed at once")] = None,
     device: Device = "auto",
 ) -> None:
     """Make items from prompts and write them to files, prompt and seed inside."""
@@ -159,13 +159,13 @@ def generate(
 def ask(
     model: Model,
     question: Annotated[str, typer.Option(help="the question")],
-    image: Annotated[Optional[list[Path]], typer.Option(help="an image; repeatable")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="an image; repeatable")] = None,
     item: Annotated[
-        Optional[list[str]], typer.Option("--input", metavar="MODALITY=FILE", help="another item; repeatable")
+        list[str] | None, typer.Option("--input", metavar="MODALITY=FILE", help="another item; repeatable")
     ] = None,
     max_new_tokens: int = 512,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
-    top_p: Optional[float] = None,
+    top_p: float | None = None,
     seed: int = 0,
     device: Device = "auto",
 ) -> None:
@@ -180,8 +180,8 @@ def ask(
 @app.command()
 def evaluate(
     model: Model,
-    task: Annotated[Optional[list[str]], typer.Argument(help="names under 'evaluation' (default: all)")] = None,
-    out: Annotated[Optional[Path], typer.Option(help="write evaluation.json into this folder")] = None,
+    task: Annotated[list[str] | None, typer.Argument(help="names under 'evaluation' (default: all)")] = None,
+    out: Annotated[Path | None, typer.Option(help="write evaluation.json into this folder")] = None,
     as_json: AsJson = False,
     device: Device = "auto",
 ) -> None:

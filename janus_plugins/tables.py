@@ -74,7 +74,8 @@ def print_explanation(explanation: Explanation) -> None:
 
 
 def _print_stage(console: Console, stage: StageRow) -> None:
-    title = f"stage {stage.name}: {stage.steps:,} steps of {stage.batch} samples, {stage.total_trainable:,} trainable"
+    title = f"stage {stage.name}: {stage.steps:,} steps of {stage.batch} samples"
+    title += f", {stage.total_trainable:,} trainable"
     console.print(f"\n{title}", style="bold", highlight=False)
     table = _table("", "learns", ">parameters")
     for address, count in stage.trainable.items():

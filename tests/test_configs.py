@@ -36,7 +36,9 @@ def test_fits_the_published_schema(path):
 def test_the_published_schema_is_current():
     written = json.loads((CONFIGS / "run.schema.json").read_text())
     own = [entry for entry in catalogue().entries() if entry.owner.distribution == "janus-plugins"]
-    assert written == run_schema(Catalogue(own)), "write it again: janus-plugins schema --out configs/run.schema.json"
+    assert written == run_schema(Catalogue(own)), (
+        "write it again: janus-plugins schema --out configs/run.schema.json"
+    )
 
 
 def test_the_schema_refuses_a_wrong_option():
@@ -123,5 +125,7 @@ def test_stage_two_draws_imagenet_first_and_the_rest_later():
     assert all(window.after == 120_000 and window.until is None for window in generation.values())
     pro = plan("janus_pro_1b").run.stages[1].sources
     assert "imagenet" not in pro
-    real = sum(window.weight for name, window in pro.items() if name.startswith("draw_") and name != "draw_synthetic")
+    real = sum(
+        window.weight for name, window in pro.items() if name.startswith("draw_") and name != "draw_synthetic"
+    )
     assert real == pro["draw_synthetic"].weight

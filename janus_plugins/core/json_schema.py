@@ -48,7 +48,12 @@ def _spellings(found: Catalogue, kind: Kind) -> list[str]:
 def _use(definitions: dict[str, Any], found: Catalogue, kind: Kind) -> dict[str, Any]:
     frame = definitions["Use"]
     properties = {**frame["properties"], "use": {"enum": _spellings(found, kind)}}
-    return {**frame, "title": f"Use.{kind}", "properties": properties, "allOf": _choices(definitions, found, kind)}
+    return {
+        **frame,
+        "title": f"Use.{kind}",
+        "properties": properties,
+        "allOf": _choices(definitions, found, kind),
+    }
 
 
 def _choices(definitions: dict[str, Any], found: Catalogue, kind: Kind) -> list[dict[str, Any]]:

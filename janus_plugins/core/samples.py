@@ -71,9 +71,7 @@ def question_sample(question: str, answer: str, key: str) -> Sample:
     return Sample("text", (Turn("user", (question,)), Turn("assistant", (answer,))), key)
 
 
-def understanding_sample(
-    modality: str, value: object, question: str, answer: str, key: str
-) -> Sample:
+def understanding_sample(modality: str, value: object, question: str, answer: str, key: str) -> Sample:
     """Make a sample that shows one item, asks and answers. An empty question gives item -> text."""
     parts: tuple[Part, ...] = (Item(modality, value), question) if question else (Item(modality, value),)
     return Sample("understanding", (Turn("user", parts), Turn("assistant", (answer,))), key)

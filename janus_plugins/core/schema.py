@@ -103,7 +103,7 @@ class ModelBlock(Strict):
     generation: dict[str, GenerationBlock] = Field(default_factory=dict)
     tokens: dict[str, ItemTokens] = Field(
         default_factory=dict,
-        description="special tokens by modality (default: <begin_of_NAME>, <end_of_NAME>, <NAME_placeholder>)",
+        description="special tokens by modality (default: <begin_of_X>, <end_of_X>, <X_placeholder>)",
     )
 
     def modalities(self) -> tuple[str, ...]:
@@ -216,7 +216,9 @@ class EngineBlock(Strict):
     log_every: Count = 10
     sample_every: Count | None = Field(default=None, description="steps between sample images in the log")
     nonfinite_limit: Count = Field(default=5, description="bad steps in a row that stop the run")
-    max_bad_samples: Chance = Field(default=0.01, description="share of unreadable samples that stops the run")
+    max_bad_samples: Chance = Field(
+        default=0.01, description="share of unreadable samples that stops the run"
+    )
     data_timeout: Rate = Field(default=300.0, description="seconds to wait for a data worker")
     deepspeed: dict[str, Any] = Field(
         default_factory=dict, description="reaches DeepSpeed unchanged, but for what we must fill in"

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from janus_plugins.core.catalogue import Catalogue, catalogue
-from janus_plugins.core.errors import RunFileError, WiringError
+from janus_plugins.core.errors import PluginError, RunFileError, WiringError
 from janus_plugins.core.facts import GenerationFacts, HeadFacts, LanguageModelFacts
 from janus_plugins.core.kinds import Kind
 from janus_plugins.core.plan import (
@@ -61,7 +61,10 @@ class _Builder:
         self.locate = locate
 
     def part(self, address: str, kind: Kind, use: Use, path: tuple[str, ...], *neighbours: Any) -> Part:
-        entry = self.found.get(kind, use.use)
+        try:
+            entry = self.found.get(kind, use.use)
+        except PluginError as error:
+            raise PluginError(f"{self._where((*path, 'use'))}{address}: {error}") from error.__cause__
         try:
             config = entry.spec.config.model_validate(use.options)
             facts = config.facts(*neighbours)
@@ -90,9 +93,7 @@ class _Builder:
         top = ("model", "language_model")
         language = self.part("language_model", Kind.LANGUAGE_MODEL, block, top)
         facts: LanguageModelFacts = language.facts
-        head = self.part(
-            "language_model.text_head", Kind.HEAD, block.head, (*top, "head"), None, facts
-        )
+        head = self.part("language_model.text_head", Kind.HEAD, block.head, (*top, "head"), None, facts)
         return ModelPlan(
             language,
             head,
@@ -103,9 +104,7 @@ class _Builder:
     def _understanding(self, run: RunConfig, name: str, model: LanguageModelFacts) -> UnderstandingPlan:
         block, top = run.model.understanding[name], ("model", "understanding", name)
         base = f"understanding.{name}"
-        encoder = self.part(
-            f"{base}.encoder", Kind.UNDERSTANDING_ENCODER, block.encoder, (*top, "encoder")
-        )
+        encoder = self.part(f"{base}.encoder", Kind.UNDERSTANDING_ENCODER, block.encoder, (*top, "encoder"))
         adapter = self.part(
             f"{base}.adapter", Kind.ADAPTER, block.adapter, (*top, "adapter"), encoder.facts, model
         )
@@ -272,9 +271,13 @@ def _data_problems(plan: RunPlan) -> list[str]:
                 )
     for name, test in plan.run.evaluation.items():
         if test.source not in plan.data:
-            problems.append(f"evaluation.{name}: no data entry {test.source!r}.{nearest(test.source, plan.data)}")
+            problems.append(
+                f"evaluation.{name}: no data entry {test.source!r}.{nearest(test.source, plan.data)}"
+            )
         elif plan.data[test.source].block.split != "test":
-            problems.append(f"evaluation.{name}: data.{test.source} has split: train; use one with split: test")
+            problems.append(
+                f"evaluation.{name}: data.{test.source} has split: train; use one with split: test"
+            )
     return problems
 
 
@@ -337,7 +340,9 @@ def _mix_problems(plan: RunPlan, stage: StageBlock) -> list[str]:
         ]
         gap = _first_gap(spans, stage.last_step)
         if gap is not None:
-            problems.append(f"mix: task {task!r} has no source to draw from at step {gap}; add one under data")
+            problems.append(
+                f"mix: task {task!r} has no source to draw from at step {gap}; add one under data"
+            )
     return problems
 
 

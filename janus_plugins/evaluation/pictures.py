@@ -43,7 +43,9 @@ def sampler(plan: RunPlan) -> Callable[[UnifiedModel], list[tuple[str, np.ndarra
     prompts = prompts_of(plan, "image", 4)
 
     def draw(model: UnifiedModel) -> list[tuple[str, np.ndarray]]:
-        return [(one.prompt, np.asarray(one.artefact.convert("RGB"))) for one in model.generate(list(prompts))]
+        return [
+            (one.prompt, np.asarray(one.artefact.convert("RGB"))) for one in model.generate(list(prompts))
+        ]
 
     return draw if prompts else None
 

@@ -15,8 +15,13 @@ if TYPE_CHECKING:
     from janus_plugins.core.plan import RunPlan
     from janus_plugins.model.unified import UnifiedModel
 
+
 def evaluate_model(
-    model: UnifiedModel, names: tuple[str, ...] = (), out: Path | None = None, *, seconds: Mapping[str, float] | None = None
+    model: UnifiedModel,
+    names: tuple[str, ...] = (),
+    out: Path | None = None,
+    *,
+    seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Run the evaluation entries of the model's run file.
 
@@ -35,7 +40,9 @@ def evaluate_model(
     blocks = model.plan.run.evaluation
     unknown = [name for name in names if name not in blocks]
     if unknown:
-        raise RunFileError(f"no evaluation entry {unknown[0]!r}; the run has {sorted(blocks)}.{nearest(unknown[0], blocks)}")
+        raise RunFileError(
+            f"no evaluation entry {unknown[0]!r}; the run has {sorted(blocks)}.{nearest(unknown[0], blocks)}"
+        )
     result: dict[str, Any] = {}
     ceilings: dict[str, float] = {}
     details: dict[str, Any] = {}

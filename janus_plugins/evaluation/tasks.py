@@ -114,7 +114,10 @@ def classified_generation(model: UnifiedModel, source: str, options: Mapping[str
         prompt: float(np.mean([hit for one, hit in zip(made, hits, strict=True) if one.prompt == prompt]))
         for prompt in prompts
     }
-    ceilings = {"real": float(judge.score(real, labels)), "reconstructed": float(judge.score(rebuilt, labels))}
+    ceilings = {
+        "real": float(judge.score(real, labels)),
+        "reconstructed": float(judge.score(rebuilt, labels)),
+    }
     return {"score": float(np.mean(hits)), "samples": len(hits), "ceilings": ceilings, "by_prompt": by_prompt}
 
 

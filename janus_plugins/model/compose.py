@@ -32,8 +32,8 @@ def build_tokenizer_for(plan: RunPlan) -> Tokenizer:
     room = plan.model.facts.vocab_size
     if len(tokenizer) > room:
         raise WiringError(
-            f"language_model.tokenizer has {len(tokenizer)} entries, special tokens included, but the language "
-            f"model embeds {room} (vocab_size); raise vocab_size or choose a smaller tokenizer"
+            f"language_model.tokenizer has {len(tokenizer)} entries, special tokens included, but the "
+            f"language model embeds {room} (vocab_size); raise vocab_size or choose a smaller tokenizer"
         )
     return tokenizer
 
@@ -89,7 +89,7 @@ def build_part(part: Part) -> nn.Module:
         ) from error
     if not isinstance(built, nn.Module):
         raise PluginError(
-            f"{part.address}: the factory {part.spec.factory} returned {type(built).__name__}, not an nn.Module"
+            f"{part.address}: {part.spec.factory} returned {type(built).__name__}, not an nn.Module"
         )
     return built
 
@@ -113,9 +113,10 @@ def _load_weights(model: UnifiedModel, plan: RunPlan) -> None:
         if part.weights is None:
             continue
         module = model.get_submodule(part.address)
-        if not hasattr(module, "load_weights"):
+        load = getattr(module, "load_weights", None)
+        if load is None:
             raise RunFileError(
-                f"{part.address}: {part.spec.name} cannot load weights, but 'weights: {part.weights}' is given; "
+                f"{part.address}: {part.spec.name} cannot load weights, but weights: {part.weights} is given; "
                 "remove that line"
             )
-        module.load_weights(part.weights)
+        load(part.weights)

@@ -176,9 +176,7 @@ def _tokens_per_step(plan: RunPlan, stage: StageBlock, tokens: dict[str, int]) -
     return round(sum(stage.batch * ratio / whole * longest[task] for task, ratio in stage.mix.items()))
 
 
-def memory_bytes(
-    plan: RunPlan, stage: StageBlock, total: int, learnt: int, zero: int, world: int
-) -> float:
+def memory_bytes(plan: RunPlan, stage: StageBlock, total: int, learnt: int, zero: int, world: int) -> float:
     """Estimate one GPU's bytes: weights, gradients, AdamW states, one row's activations and logits."""
     bf16 = plan.run.engine.precision == "bf16"
     weight, gradient, states = (2, 2, 12) if bf16 else (4, 4, 8)

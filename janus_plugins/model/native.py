@@ -52,7 +52,9 @@ def save_native(model: UnifiedModel, folder: str | Path, state: Mapping[str, Ten
         _write(model, partial, state if state is not None else model.state_dict())
         _swap(partial, target)
     except OSError as error:
-        raise CheckpointError(f"{target}: writing the model failed: {error}; free space and save again") from error
+        raise CheckpointError(
+            f"{target}: writing the model failed: {error}; free space and save again"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -92,7 +94,9 @@ def save_tensors(state: Mapping[str, Tensor], folder: Path) -> None:
     """Write tensors as model.safetensors, or as shards with an index; a shared tensor only once."""
     shards, shared = _shards(state)
     for number, shard in enumerate(shards, start=1):
-        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        name = (
+            "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        )
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in shard.items()}
         save_file(tensors, folder / name, metadata={"format": "pt", "shared": json.dumps(shared)})
 

@@ -128,7 +128,7 @@ class UnifiedModel(nn.Module):
     def _losses(
         self, batch: Batch, hidden: Tensor, codes: dict[str, Tensor], scale: Mapping[str, float]
     ) -> Losses:
-        head = self.language_model.text_head
+        head: nn.Module = self.language_model.text_head  # type: ignore[assignment]
         losses = _answer(head, hidden, batch.text_at, batch.text_targets)
         total = losses.sum() * scale.get("text", 0.0)
         sums, counts = _by_task(batch, losses.detach())

@@ -13,7 +13,9 @@ from tests.tiny import write_tiny
 
 CASES = {
     "an option that is none": (
-        ["model.understanding.image.encoder.options={img_size: 8, patch_size: 4, embed_dim: 16, depth: 1, num_headz: 2}"],
+        [
+            "model.understanding.image.encoder.options={img_size: 8, patch_size: 4, embed_dim: 16, depth: 1, num_headz: 2}"
+        ],
         RunFileError,
         ["num_headz", "Did you mean 'num_heads'", "--set"],
     ),
@@ -117,7 +119,9 @@ def test_is_refused(name, tmp_path):
 def test_an_options_error_names_its_line(tmp_path):
     path = write_tiny(tmp_path)
     path.write_text(path.read_text().replace("num_heads: 2, max", "num_headz: 2, max"))
-    with pytest.raises(JanusPluginsError, match=r"tiny\.yaml:7.*num_headz.*Did you mean 'num_heads'") as caught:
+    with pytest.raises(
+        JanusPluginsError, match=r"tiny\.yaml:7.*num_headz.*Did you mean 'num_heads'"
+    ) as caught:
         plan(path)
     assert caught.value.exit_code == 2
 

@@ -25,7 +25,9 @@ def test_round_trip_is_bit_identical(model, folder):
     assert all(torch.equal(state[name], other[name]) for name in state)
     assert loaded.tokenizer.encode("Put in order: two one") == model.tokenizer.encode("Put in order: two one")
     assert loaded.plan.run == model.plan.run
-    assert loaded.ask("Put in order: two one", max_new_tokens=3) == model.ask("Put in order: two one", max_new_tokens=3)
+    assert loaded.ask("Put in order: two one", max_new_tokens=3) == model.ask(
+        "Put in order: two one", max_new_tokens=3
+    )
 
 
 def test_no_pickle_and_provenance(folder):
