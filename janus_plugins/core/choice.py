@@ -76,6 +76,8 @@ def choose(
         top_k: keep the k likeliest classes.
         top_p: keep the likeliest classes that together make up this share.
     """
+    import torch
+
     if temperature == 0:
         return logits.argmax(-1)
     shares = _keep((logits / temperature).softmax(-1), top_k, top_p)
@@ -83,8 +85,6 @@ def choose(
     heaped = shares.double().cumsum(-1)
     wanted = draws.uniform().to(heaped.device).double()[:, None] * heaped[:, -1:]
     # right=True never lands on a class of share 0; the clamp guards against rounding at the top end.
-    import torch
-
     found = torch.searchsorted(heaped, wanted, right=True)[:, 0]
     return found.clamp(max=logits.shape[-1] - 1)
 
