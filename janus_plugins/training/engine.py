@@ -10,6 +10,7 @@ without a wrapper (ZeRO 0 in fp32) we look at the reduced gradients ourselves.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -119,6 +120,10 @@ class Engine:
     def close(self) -> None:
         """Free what DeepSpeed holds; the model inside cannot be used again under ZeRO 3."""
         self.deepspeed.destroy()
+        self.deepspeed = None
+        if self._world.device.type != "cpu":
+            gc.collect()  # the engine holds itself; its memory would outlive it into the next stage
+            torch.cuda.empty_cache()
 
 
 class _Totals:

@@ -75,11 +75,9 @@ class Ready:
 class StageLoop:
     """Run one stage from a position to its end."""
 
-    def __init__(
-        self, run: Run, index: int, engine: Engine, start: Position, state: Mapping[str, Any] | None
-    ) -> None:
+    def __init__(self, run: Run, engine: Engine, start: Position, state: Mapping[str, Any] | None) -> None:
         self._run, self._engine = run, engine
-        self._stage: StageBlock = run.recipe.stages[index]
+        self._stage: StageBlock = run.recipe.stages[start.stage]
         self._block = run.recipe.engine
         self._position = self._saved = start
         self._state: Mapping[str, Any] = state or {}

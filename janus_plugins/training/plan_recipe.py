@@ -48,7 +48,11 @@ def plan_recipe(plan: RunPlan, sampler: Sampler | None = None) -> Recipe:
         sampler=sampler,
         identity={
             "model": plan.run.model.model_dump(mode="json"),
-            "data": {name: block.model_dump(mode="json") for name, block in plan.run.data.items()},
+            "data": {
+                name: block.model_dump(mode="json")
+                for name, block in plan.run.data.items()
+                if block.split == "train"
+            },
         },
         provenance=provenance(plan),
         encoders=tuple(encoder.address for encoder in encoders),

@@ -96,7 +96,6 @@ def last_losses(recorded: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def loss_curves(recorded: Sequence[Mapping[str, Any]]) -> str:
     """Return the losses of one stage by path as an SVG picture."""
     import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.2), layout="constrained")
@@ -111,7 +110,7 @@ def loss_curves(recorded: Sequence[Mapping[str, Any]]) -> str:
     axes.grid(alpha=0.3)
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "report"}):
-        FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})
+        figure.savefig(stream, format="svg", metadata={"Date": None})
     text = stream.getvalue()
     return f"<figure>{text[text.index('<svg') :]}</figure>"
 

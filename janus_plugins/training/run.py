@@ -229,42 +229,53 @@ def _train_stages(run: Run, out: Path, chosen: list[int], found: Found | None) -
     position = found.position if found else Position(chosen[0], 0, 0)
     if found and found.kind == "stage":
         if found.position.stage in chosen:  # it may have died between this and writing the model
-            _write_native(run, found.position.stage, out)
+            _write_native(run, out, _stage_end(run, found.position.stage) if run.world.is_main else None)
         position = Position(found.position.stage + 1, 0, found.position.total)
     for index in chosen:
         if index < position.stage:
             continue
         inside = found if found and found.kind == "step" and found.position.stage == index else None
-        position = _train_stage(run, index, Position(index, position.step, position.total), inside)
-        _write_native(run, index, out)
-        position = Position(index + 1, 0, position.total)
+        position = _train_stage(run, out, Position(index, position.step, position.total), inside)
     return position
 
 
-def _train_stage(run: Run, index: int, start: Position, found: Found | None) -> Position:
-    """Train one stage and save its end."""
-    recipe, world, stage = run.recipe, run.world, run.recipe.stages[index]
-    model = recipe.build(index == 0)
-    if index > 0:
-        run.checkpoints.load_stage(index - 1, model)
+def _train_stage(run: Run, out: Path, start: Position, found: Found | None) -> Position:
+    """Train one stage, save its end, and return where the next begins."""
+    recipe, world, stage = run.recipe, run.world, run.recipe.stages[start.stage]
+    model = recipe.build(True) if start.stage == 0 else _stage_end(run, start.stage - 1)
+    for later in recipe.stages[start.stage + 1 :]:
+        choose_learning(model, later)  # a wrong name is found now, not when its stage begins
     learning = choose_learning(model, stage)
     set_trainable(model, learning)
     run.metrics.say(describe_stage(stage, learning, world))
     kept = keep_frozen(model, learning, world, recipe.engine.precision)
     engine = Engine(model, stage, recipe.engine, learning, world)
-    engine.deepspeed.train()
-    for name in recipe.encoders:
-        if not any(learnt.startswith(name + ".") for learnt in learning.rates):
-            engine.module.get_submodule(name).eval()
+    _set_modes(engine, recipe, learning)
     seed_all(recipe.seed, stage.name, world.rank)
     run.metrics.begin_stage(stage, start.step)
     state = run.checkpoints.load_step(found, engine) if found else None
-    end = StageLoop(run, index, engine, start, state).finish()
+    end = StageLoop(run, engine, start, state).finish()
     weights = full_weights(engine, world, kept)
     engine.close()
     finished = _rebuilt(run, stage, weights) if world.is_main else None
     run.checkpoints.save_stage(end, finished, run.facts())
-    return end
+    _write_native(run, out, finished)
+    return Position(end.stage + 1, 0, end.total)
+
+
+def _set_modes(engine: Engine, recipe: Recipe, learning: Learning) -> None:
+    """Put the model in training mode, but for frozen encoders."""
+    engine.deepspeed.train()
+    for name in recipe.encoders:
+        if not any(learnt.startswith(name + ".") for learnt in learning.rates):
+            engine.module.get_submodule(name).eval()
+
+
+def _stage_end(run: Run, index: int) -> nn.Module:
+    """Return a fresh model as it was at the end of a stage."""
+    model = run.recipe.build(False)
+    run.checkpoints.load_stage(index, model)
+    return model
 
 
 def _rebuilt(run: Run, stage: StageBlock, weights: dict[str, torch.Tensor]) -> nn.Module:
@@ -281,15 +292,10 @@ def _rebuilt(run: Run, stage: StageBlock, weights: dict[str, torch.Tensor]) -> n
     return model
 
 
-def _write_native(run: Run, index: int, out: Path) -> None:
-    """Write the model at the end of a stage to `out/model`, for use."""
-    save = run.recipe.save_native
-    if save is None:
-        return
-    if run.world.is_main:
-        model = run.recipe.build(False)
-        run.checkpoints.load_stage(index, model)
-        save(model, out / "model")
+def _write_native(run: Run, out: Path, model: nn.Module | None) -> None:
+    """Write the model at the end of a stage to `out/model`, for use. The main rank gives the model."""
+    if model is not None and run.recipe.save_native is not None:
+        run.recipe.save_native(model, out / "model")
     run.world.barrier()
 
 
