@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import platform
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from janus_plugins.training.publish import read_manifest, sweep
 from janus_plugins.training.random_state import seed_all
 from janus_plugins.training.recipe import Recipe
 from janus_plugins.training.weights import full_weights, keep_frozen, load_weights
-from janus_plugins.training.world import World, open_world
+from janus_plugins.training.world import World, close_world, open_world
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,11 @@ def train(
     """
     world = open_world()
     _compare_catalogues(world)
-    return run_recipe(
+    result = run_recipe(
         plan_recipe(plan, sampler), out, world, only_stage=only_stage, resume=resume, console=console
     )
+    atexit.register(close_world)
+    return result
 
 
 def _compare_catalogues(world: World) -> None:

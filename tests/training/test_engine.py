@@ -82,6 +82,20 @@ def test_accumulation_does_not_change_the_loss_or_the_norm(world: World) -> None
     assert outcomes[0].counts["text.text"] * 2 == outcomes[1].counts["text.text"]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_adams_first_step_is_the_whole_rate(stage: int, precision: str, world: World) -> None:
+    block = toy_run(engine=zero(stage, precision)).engine
+    after = one_step([toy_batch(1)], world, block, learn={"language_model.text_head": 1e-2})
+    name = "language_model.text_head.weight"
+    moved = (after[name] - toy_model().state_dict()[name].to(block_dtype(precision)).float()).abs()
+    assert torch.median(moved).item() == pytest.approx(1e-2, rel=1e-2)
+
+
+def block_dtype(precision: str) -> torch.dtype:
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
 def test_what_is_frozen_stays_bit_identical(world: World, tmp_path: Path) -> None:
     stages = (
         toy_stage("codes", reconstruct="image", learn={"generation.image.encoder": 1e-2}, mix={}),
