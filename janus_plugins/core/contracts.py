@@ -8,7 +8,8 @@ Two rules hold for every model component:
 
 - *A part runs through `forward`.* Under ZeRO-3 a parameter is present only while the module that
   owns it runs its own `forward`. A method such as `encode` may call submodules, but must not touch
-  a bare parameter of its own; wrap such a parameter in a small module.
+  a bare parameter of its own; wrap such a parameter in a small module. Nor may how often a submodule
+  is called depend on the data: ranks see different data.
 - *An absent modality runs a dummy.* Where a batch lacks a modality the framework feeds the
   processor's `dummy()` item and multiplies the result by zero, so that every rank gathers the same
   parameters in the same order. A dummy must give finite values.
@@ -228,7 +229,11 @@ class LanguageModel(Protocol):
         ...
 
     def new_cache(self, batch: int, length: int) -> Any:
-        """Make a static key-value cache for `batch` rows of at most `length` slots."""
+        """Make a static key-value cache for `batch` rows of at most `length` slots.
+
+        Where it offers `select(rows) -> cache` (copies of the named rows [B'], with repeats), a
+        prompt's prefill is shared by all items that are made from it.
+        """
         ...
 
     def set_checkpointing(self, on: bool) -> None:

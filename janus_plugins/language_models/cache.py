@@ -21,6 +21,12 @@ class KeyValueCache:
         self.length = length
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
+    def select(self, rows: Tensor) -> KeyValueCache:
+        """Return a cache of copies of the named rows [B'] (int64), in that order, with repeats."""
+        chosen = KeyValueCache(len(rows), self.length)
+        chosen.layers = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.layers.items()}
+        return chosen
+
     def update(self, layer: int, key: Tensor, value: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """Write key, value [B, G, S, D] from slot `start` on; return all so far [B, G, start + S, D]."""
         stop = start + key.shape[2]
