@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -89,8 +89,9 @@ class StepLoader:
             DataError: a worker died or did not answer in time, or a source cannot be read further.
         """
         states: dict[int, dict[str, Any]] = {}
-        steps = _steps(self._loader(self._orders(states)), self._plan.run.engine.workers)
-        for made in steps:
+        engine = self._plan.run.engine
+        loader = self._loader(self._orders(states))
+        for made in _steps(loader, engine.workers, engine.data_timeout):
             self._state = states.pop(made.step)
             yield StepBatch(made.step, made.micro, made.bad, self._state, made.slots, made.tokens)
 
@@ -162,7 +163,6 @@ class StepLoader:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             fork = "fork" in multiprocessing.get_all_start_methods()
             options = {
-                "timeout": engine.data_timeout,
                 "multiprocessing_context": "fork" if fork else None,
                 "worker_init_fn": start_worker,
             }
@@ -181,24 +181,56 @@ def _unchanged(step: Any) -> Any:
     return step
 
 
-def _steps(loader: Any, workers: int) -> Iterator[RankStep]:
+def _steps(loader: Any, workers: int, timeout: float) -> Iterator[RankStep]:
     """Yield what the workers make; raise what they report, and what becomes of them."""
+    before = set(multiprocessing.active_children())
     steps = _started(loader)
+    watch = _Watch([child for child in multiprocessing.active_children() if child not in before], timeout)
     while True:
         try:
-            made = next(steps)
+            with watch:
+                made = next(steps)
         except StopIteration:
             return
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:
             if not workers:
                 raise
+            late = f"no data came within engine.data_timeout ({timeout:g} s)" if watch.expired else str(error)
             raise DataError(
-                f"a data worker failed: {error}. Look for a file that hangs, for memory running out, "
+                f"a data worker failed: {late}. Look for a file that hangs, for memory running out, "
                 "or try engine.workers: 0"
             ) from error
         if isinstance(made, JanusPluginsError):
             raise made
         yield made
+
+
+class _Watch:
+    """End workers that do not answer in time; torch then reports them as dead.
+
+    The DataLoader's own timeout would also be how long a worker that was killed goes unnoticed:
+    without one, torch looks after its workers every few seconds.
+    """
+
+    def __init__(self, workers: Sequence[Any], timeout: float) -> None:
+        self._workers, self._timeout = workers, timeout
+        self._timer: threading.Timer | None = None
+        self.expired = False
+
+    def __enter__(self) -> None:
+        if self._workers:
+            self._timer = threading.Timer(self._timeout, self._expire)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _expire(self) -> None:
+        self.expired = True
+        for worker in self._workers:
+            worker.kill()
 
 
 def _started(loader: Any) -> Iterator[Any]:

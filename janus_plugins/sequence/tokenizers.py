@@ -167,7 +167,10 @@ def _published(path: str) -> tokenizers.Tokenizer:
     if local.exists() or local.suffix == ".json" or path.startswith((".", "/", "~")):
         file = local.expanduser() / FILE if local.expanduser().is_dir() else local.expanduser()
         if not file.is_file():
-            raise RunFileError(f"tokenizer.path: {file} does not exist")
+            raise RunFileError(
+                f"tokenizer.path: {file} does not exist; where a model has only SentencePiece files, make it "
+                "with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            )
         return _opened(lambda: Tokenizer.from_file(str(file)), path)
     return _opened(lambda: Tokenizer.from_pretrained(path), path)
 
