@@ -69,6 +69,8 @@ class TextTokenizer:
 
     def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Do `encode_plain`, and say which characters [first, last) each id covers."""
+        if not text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in text):
+            raise BadSample("the text holds half a surrogate pair, which no encoding of Unicode allows")
         encoded = self._literal.encode(text, add_special_tokens=False)
         found = self._reserved.intersection(encoded.ids)
         if found:

@@ -144,6 +144,11 @@ def test_a_vocabulary_that_cannot_spell_it_refuses_the_text(tmp_path: Path) -> N
         tokenizer.encode_plain("a </s>")
 
 
+def test_broken_unicode_is_a_bad_sample(tokenizer: TextTokenizer) -> None:
+    with pytest.raises(BadSample, match="surrogate"):
+        tokenizer.encode_plain("a\ud800b")
+
+
 def test_damaged_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
         load_tokenizer(tmp_path)
