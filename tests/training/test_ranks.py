@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from janus_plugins.training.metrics import read_metrics
 from janus_plugins.training.world import World
 
 from .mixed import run_mixed
-from .runs import weights
+from .runs import assert_same, losses, weights
 
 TESTS = Path(__file__).parents[1]
 
@@ -26,7 +27,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def launch(size: int, *arguments: str, module: str = "mixed") -> None:
+def launch(size: int, *arguments: str, module: str = "mixed", code: int = 0) -> None:
     """Start `size` ranks of a script of this folder with a launcher's variables, and wait for them."""
     package = __package__ or "training"
     root = Path(__file__).parents[package.count(".") + 1]
@@ -55,7 +56,7 @@ def launch(size: int, *arguments: str, module: str = "mixed") -> None:
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0] * size, "\n".join(said)
+    assert [process.returncode for process in processes] == [code] * size, "\n".join(said)
     assert said[1:] == [""] * (size - 1), "only the main rank prints"
 
 
@@ -89,3 +90,33 @@ def test_ranks_with_different_modalities_equal_one_with_both(
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert torch.allclose(value, second[name], atol=2e-5), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_a_bad_loss_on_one_rank_is_skipped_by_all(zero_stage: int, tmp_path: Path) -> None:
+    launch(2, str(tmp_path), str(zero_stage), "nan", module="toy_ranks")
+    lines = read_metrics(tmp_path)
+    assert [line["applied"] for line in lines] == [True, True, False, True, True, True]
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path, 0).values())
+    named = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert [(record["step"], record["key"]) for record in named] == [(5, "rank 0"), (5, "rank 1")]
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_saves_and_stops_all(tmp_path: Path) -> None:
+    """And two ranks resume exactly, dropout of either rank included."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    launch(2, str(out), "3", "signal", module="toy_ranks", code=143)
+    assert (out / "checkpoints" / "step_2" / "random_rank_1.safetensors").exists()
+    launch(2, str(out), "3", "resume", module="toy_ranks")
+    launch(2, str(whole), "3", "nothing", module="toy_ranks")
+    assert losses(out) == losses(whole)
+    assert_same(weights(out, 0), weights(whole, 0))
+
+
+@pytest.mark.slow
+def test_an_error_of_one_rank_stops_all(tmp_path: Path) -> None:
+    launch(2, str(tmp_path), "2", "error", module="toy_ranks", code=1)
+    assert (tmp_path / "rank_1.txt").read_text() == "the disk has gone away"
+    assert (tmp_path / "rank_0.txt").read_text() == "rank 1 stopped: the disk has gone away"
