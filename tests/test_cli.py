@@ -1,0 +1,146 @@
+"""The command line as a user meets it: outputs, exit codes, and one small run from end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.tiny import write_tiny
+
+
+def run(*words: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "janus_plugins", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+
+
+def answer(*words: object, **environment: str) -> str:
+    done = run(*words, **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_help_of_every_verb():
+    verbs = re.findall(r"^│ (\w+) ", answer("--help"), flags=re.MULTILINE)
+    assert {"plugins", "validate", "explain", "train", "generate", "ask", "evaluate", "schema"} <= set(verbs)
+    for verb in verbs:
+        assert "Usage:" in answer(verb, "--help")
+
+
+def test_plugins_as_table_and_json():
+    assert "siglip" in answer("plugins")
+    reports = json.loads(answer("plugins", "--json"))
+    own = next(report for report in reports if report["distribution"] == "janus-plugins")
+    assert own["status"] == "ok"
+    assert {("language_model", "llama"), ("understanding_encoder", "siglip")} <= {
+        (one["kind"], one["name"]) for one in own["components"]
+    }
+
+
+def test_explain_as_json(tmp_path):
+    told = json.loads(answer("explain", write_tiny(tmp_path), "--json"))
+    assert [stage["name"] for stage in told["stages"]] == ["tokenizer", "adapters", "finetune"]
+    assert told["total"] == sum(part["parameters"] for part in told["parts"])
+    assert set(told["stages"][0]["memory"]) == {"ZeRO 0", "ZeRO 1", "ZeRO 2", "ZeRO 3"}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["validate", "nowhere.yaml"], 2, "nowhere.yaml"),
+        (["validate", "digits", "--set", "sed=1"], 2, "seed"),
+        (["validate", "digits", "--set", "model.understanding.image.encoder.use=siglop"], 3, "siglip"),
+        (["generate", "nowhere", "--prompt", "a", "--out", "x"], 4, "nowhere"),
+        (["validate"], 2, "Missing argument"),
+        (["walidate", "digits"], 2, "walidate"),
+    ],
+)
+def test_errors_are_one_message_and_a_code(words, code, message):
+    done = run(*words)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_debug_shows_the_traceback():
+    done = run("validate", "nowhere.yaml", "--debug")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    done = run("train", write_tiny(folder), "--out", folder / "run")
+    assert done.returncode == 0, done.stderr
+    assert "understanding" in done.stdout
+    return folder / "run"
+
+
+def test_a_run_leaves_its_results(trained):
+    result = json.loads((trained / "evaluation.json").read_text())
+    assert {"understanding", "generation", "ceilings", "seconds_per_stage"} <= set(result)
+    assert set(result["seconds_per_stage"]) == {"tokenizer", "adapters", "finetune"}
+    assert 0.9 < result["ceilings"]["real"] <= 1.0
+    report = (trained / "report.html").read_text()
+    assert "<svg" in report
+    assert "data:image/png;base64" in report
+    with Image.open(trained / "samples.png") as picture:
+        assert picture.size[0] > 100
+
+
+def test_generate_writes_pictures_with_their_prompt(trained, tmp_path):
+    words = ["--prompt", "a handwritten two", "--num", 2, "--guidance", 2, "--out"]
+    first = answer("generate", trained, *words, tmp_path / "one").split()
+    again = answer("generate", trained, *words, tmp_path / "two").split()
+    assert len(first) == 2
+    for one, other in zip(first, again, strict=True):
+        with Image.open(one) as picture, Image.open(other) as same:
+            assert picture.text["prompt"] == "a handwritten two"
+            assert picture.tobytes() == same.tobytes()
+
+
+def test_ask_about_a_picture_and_without(trained, tmp_path):
+    Image.new("RGB", (20, 10), "white").save(tmp_path / "white.png")
+    said = answer("ask", trained, "--image", tmp_path / "white.png", "--question", "Which digit is this?",
+                  "--max-new-tokens", 3)  # fmt: skip
+    assert said.endswith("\n")
+    by_input = answer("ask", trained, "--input", f"image={tmp_path / 'white.png'}", "--question",
+                      "Which digit is this?", "--max-new-tokens", 3)  # fmt: skip
+    assert by_input == said
+    answer("ask", trained, "--question", "Put in order: two one", "--max-new-tokens", 2)
+    bad = run("ask", trained, "--input", "white.png", "--question", "What?")
+    assert bad.returncode == 2
+    assert "MODALITY=FILE" in bad.stderr
+
+
+def test_evaluate_one_task(trained, tmp_path):
+    told = json.loads(answer("evaluate", trained, "understanding", "--json", "--out", tmp_path))
+    assert told["details"]["understanding"]["samples"] == 4
+    assert "generation" not in told
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == told
+    wrong = run("evaluate", trained, "understandin")
+    assert wrong.returncode == 2
+    assert "understanding" in wrong.stderr
+
+
+def test_starting_again_needs_resume_or_another_folder(trained):
+    run_file = trained.parent / "tiny.yaml"
+    again = run("train", run_file, "--out", trained)
+    assert again.returncode == 4
+    assert "--resume" in again.stderr
+    finished = run("train", run_file, "--out", trained, "--resume", "--no-evaluate")
+    assert finished.returncode == 0, finished.stderr
