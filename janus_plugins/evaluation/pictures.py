@@ -40,12 +40,11 @@ def sampler(plan: RunPlan) -> Callable[[UnifiedModel], list[tuple[str, np.ndarra
     """Return what draws a few images while a model trains, or None where it makes none."""
     if "image" not in plan.model.generation or not plan.run.engine.sample_every:
         return None
-    prompts = prompts_of(plan, "image", 4)
+    prompts, options = list(prompts_of(plan, "image", 4)), _guidance(plan)
 
     def draw(model: UnifiedModel) -> list[tuple[str, np.ndarray]]:
-        return [
-            (one.prompt, np.asarray(one.artefact.convert("RGB"))) for one in model.generate(list(prompts))
-        ]
+        made = model.generate(prompts, **options)
+        return [(one.prompt, np.asarray(one.artefact.convert("RGB"))) for one in made]
 
     return draw if prompts else None
 
@@ -57,7 +56,7 @@ def picture_grids(model: UnifiedModel, out: Path) -> dict[str, Path]:
     prompts = list(prompts_of(model.plan, "image"))
     if not prompts:
         return {}
-    options = _guidance(model)
+    options = _guidance(model.plan)
     made = model.generate(prompts, num_per_prompt=COLUMNS, **options)
     path = out / "samples.png"
     _grid([one.artefact for one in made], COLUMNS).save(path)
@@ -65,8 +64,9 @@ def picture_grids(model: UnifiedModel, out: Path) -> dict[str, Path]:
     return {title: path}
 
 
-def _guidance(model: UnifiedModel) -> dict[str, Any]:
-    for block in model.plan.run.evaluation.values():
+def _guidance(plan: RunPlan) -> dict[str, Any]:
+    """Return how the run's own evaluation generates, where it says so."""
+    for block in plan.run.evaluation.values():
         if block.task == "classified-generation":
             return {key: block.options[key] for key in ("guidance", "temperature") if key in block.options}
     return {}
