@@ -12,11 +12,9 @@ so that a foreign file is refused instead of run.
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from janus_plugins.core.errors import CheckpointError
 from janus_plugins.model.native import load_tensors, save_tensors
 from janus_plugins.training import publish, random_state
 from janus_plugins.training.engine import Engine
+from janus_plugins.training.plain_weights import plain_weights_only
 from janus_plugins.training.world import World
 
 _ENGINE = "deepspeed"
@@ -212,42 +211,3 @@ def _progress(found: Found) -> tuple[int, int, int]:
 
 def _belongs(found: Found, stage: int) -> bool:
     return found.position.stage == stage or (found.kind == "stage" and found.position.stage == stage - 1)
-
-
-@contextmanager
-def plain_weights_only() -> Iterator[None]:
-    """Hold every `torch.load` inside, DeepSpeed's too, to tensors and plain data.
-
-    DeepSpeed passes weights_only=False itself; torch's own variable overrules that. Three small classes of
-    DeepSpeed are part of its files and are let through.
-    """
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-            yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
-def differences(saved: Any, own: Any, path: str = "") -> list[str]:
-    """Return the dotted keys at which two plain structures differ, with both values."""
-    if isinstance(saved, Mapping) and isinstance(own, Mapping):
-        keys = [*saved, *(key for key in own if key not in saved)]
-        return [
-            line
-            for key in keys
-            for line in differences(saved.get(key), own.get(key), f"{path}.{key}" if path else str(key))
-        ]
-    if isinstance(saved, list) and isinstance(own, list) and len(saved) == len(own):
-        pairs = enumerate(zip(saved, own, strict=True))
-        return [line for index, (a, b) in pairs for line in differences(a, b, f"{path}[{index}]")]
-    return [] if saved == own else [f"{path}: {saved!r} was saved, this run has {own!r}"]

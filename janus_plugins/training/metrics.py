@@ -17,6 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from janus_plugins.core.errors import CheckpointError
 from janus_plugins.core.schema import StageBlock
 
 Sampler = Callable[[Any], Sequence[tuple[str, np.ndarray]]]
@@ -84,8 +85,13 @@ class Metrics:
         """Write the numbers of one step: a JSON line, TensorBoard scalars, the bar or a line of text."""
         if not self._active:
             return
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise CheckpointError(
+                f"{self._out / METRICS_FILE} cannot be written: {error}; make room and go on with --resume"
+            ) from error
         for name, value in _scalars(values):
             self._writer.add_scalar(name, value, values["step"])
         if self._progress is not None:

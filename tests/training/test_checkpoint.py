@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from janus_plugins.core.errors import CheckpointError
-from janus_plugins.training.checkpoint import differences
 from janus_plugins.training.publish import read_manifest, seal, verify
+from janus_plugins.training.resume import differences
 from janus_plugins.training.world import World
 
 from .runs import Crash, CrashingRecipe, assert_same, losses, start, weights

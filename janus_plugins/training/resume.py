@@ -1,0 +1,102 @@
+"""Where a run starts: at the very beginning, or from a checkpoint that belongs to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from janus_plugins.core.errors import CheckpointError
+from janus_plugins.training.checkpoint import Checkpoints, Found
+from janus_plugins.training.ds_config import zero_stage
+from janus_plugins.training.publish import read_manifest, sweep
+from janus_plugins.training.recipe import Recipe
+
+
+def run_identity(recipe: Recipe) -> dict[str, Any]:
+    """Return what a resumed run must share, as plain data."""
+    return {
+        **recipe.identity,
+        "seed": recipe.seed,
+        "engine": {
+            "precision": recipe.engine.precision,
+            "accumulate": recipe.engine.accumulate,
+            "zero_stage": zero_stage(recipe.engine),
+        },
+        "stages": [stage.model_dump(mode="json") for stage in recipe.stages],
+    }
+
+
+def start_from(
+    recipe: Recipe,
+    checkpoints: Checkpoints,
+    say: Callable[[str], None],
+    chosen: list[int],
+    only_stage: str | None,
+    resume: bool,
+) -> Found | None:
+    """Find what to start from: a checkpoint, or None for the very beginning. Main rank only."""
+    sweep(checkpoints.root)
+    first = chosen[0]
+    if not resume:
+        _refuse_overwriting(checkpoints, first, only_stage)
+        if first == 0:
+            return None
+    elif only_stage is not None:
+        say(f"resuming stage {only_stage} alone")
+    found = checkpoints.find(say, None if only_stage is None else first)
+    _refuse_changes(found, run_identity(recipe), checkpoints.root)
+    say(f"going on from {checkpoints.root / found.name} (step {found.position.total})")
+    return found
+
+
+def _refuse_overwriting(checkpoints: Checkpoints, first: int, only_stage: str | None) -> None:
+    """Refuse to start what is already there; one stage alone may start on the end of the one before."""
+    names = [name for name in checkpoints.started() if not _is_before(name, first, checkpoints)]
+    if names:
+        raise CheckpointError(
+            f"{checkpoints.root} already holds {', '.join(names[:4])}: go on with --resume, or choose "
+            "another folder with --out"
+        )
+    if first and first - 1 not in checkpoints.stages():
+        raise CheckpointError(
+            f"stage {only_stage!r} starts from the end of the stage before it, but {checkpoints.root} has no "
+            f"stage_{first - 1}; train that one first"
+        )
+
+
+def _is_before(name: str, first: int, checkpoints: Checkpoints) -> bool:
+    try:
+        return int(read_manifest(checkpoints.root / name)["position"]["stage"]) < first
+    except (CheckpointError, KeyError, TypeError):
+        return False
+
+
+def _refuse_changes(found: Found, own: dict[str, Any], root: Path) -> None:
+    """Refuse a run file that differs in what the checkpoint was trained with; later stages may change."""
+    saved = dict(found.manifest.get("identity", {}))
+    begun = found.position.stage + 1
+    ours = {**own, "stages": own["stages"][:begun]}
+    lines = differences({**saved, "stages": saved.get("stages", [])[:begun]}, ours)
+    if found.kind == "stage":  # how the next stage runs is free
+        lines = [line for line in lines if not line.startswith("engine.")]
+    if lines:
+        listed = "\n  ".join(lines[:12])
+        raise CheckpointError(
+            f"{root / found.name} belongs to another run:\n  {listed}\nundo this, or start anew with --out"
+        )
+
+
+def differences(saved: Any, own: Any, path: str = "") -> list[str]:
+    """Return the dotted keys at which two plain structures differ, with both values."""
+    if isinstance(saved, Mapping) and isinstance(own, Mapping):
+        keys = [*saved, *(key for key in own if key not in saved)]
+        return [
+            line
+            for key in keys
+            for line in differences(saved.get(key), own.get(key), f"{path}.{key}" if path else str(key))
+        ]
+    if isinstance(saved, list) and isinstance(own, list) and len(saved) == len(own):
+        pairs = enumerate(zip(saved, own, strict=True))
+        return [line for index, (a, b) in pairs for line in differences(a, b, f"{path}[{index}]")]
+    return [] if saved == own else [f"{path}: {saved!r} was saved, this run has {own!r}"]

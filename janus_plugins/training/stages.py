@@ -1,0 +1,104 @@
+"""Train a run's stages one after another, each from the end of the one before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from janus_plugins.core.schema import StageBlock
+from janus_plugins.training.checkpoint import Found, Position
+from janus_plugins.training.engine import Engine
+from janus_plugins.training.loop import Run, StageLoop
+from janus_plugins.training.optim import Learning, choose_learning, set_trainable
+from janus_plugins.training.random_state import seed_all
+from janus_plugins.training.recipe import Recipe
+from janus_plugins.training.weights import full_weights, keep_frozen, load_weights
+from janus_plugins.training.world import World
+
+
+def train_stages(run: Run, out: Path, chosen: list[int], found: Found | None) -> Position:
+    """Train the chosen stages that are not behind `found`, and return where the run has come to."""
+    position = found.position if found else Position(chosen[0], 0, 0)
+    if found and found.kind == "stage":
+        if found.position.stage in chosen:  # it may have died between this and writing the model
+            _write_native(run, out, _stage_end(run, found.position.stage) if run.world.is_main else None)
+        position = Position(found.position.stage + 1, 0, found.position.total)
+    for index in chosen:
+        if index < position.stage:
+            continue
+        inside = found if found and found.kind == "step" and found.position.stage == index else None
+        position = _train_stage(run, out, Position(index, position.step, position.total), inside)
+    return position
+
+
+def _train_stage(run: Run, out: Path, start: Position, found: Found | None) -> Position:
+    """Train one stage, save its end, and return where the next begins."""
+    recipe, world, stage = run.recipe, run.world, run.recipe.stages[start.stage]
+    model = recipe.build(True) if start.stage == 0 else _stage_end(run, start.stage - 1)
+    for later in recipe.stages[start.stage + 1 :]:
+        choose_learning(model, later)  # a wrong name is found now, not when its stage begins
+    learning = choose_learning(model, stage)
+    set_trainable(model, learning)
+    run.metrics.say(describe_stage(stage, learning, world))
+    kept = keep_frozen(model, learning, world, recipe.engine.precision)
+    engine = Engine(model, stage, recipe.engine, learning, world)
+    _set_modes(engine, recipe, learning)
+    seed_all(recipe.seed, stage.name, world.rank)
+    run.metrics.begin_stage(stage, start.step)
+    state = run.checkpoints.load_step(found, engine) if found else None
+    end = StageLoop(run, engine, start, state).finish()
+    weights = full_weights(engine, world, kept)
+    engine.close()
+    finished = _rebuilt(run, stage, weights) if world.is_main else None
+    run.checkpoints.save_stage(end, finished, run.facts())
+    _write_native(run, out, finished)
+    return Position(end.stage + 1, 0, end.total)
+
+
+def _set_modes(engine: Engine, recipe: Recipe, learning: Learning) -> None:
+    """Put the model in training mode, but for frozen encoders."""
+    engine.deepspeed.train()
+    for name in recipe.encoders:
+        if not any(learnt.startswith(name + ".") for learnt in learning.rates):
+            engine.module.get_submodule(name).eval()
+
+
+def _stage_end(run: Run, index: int) -> nn.Module:
+    """Return a fresh model as it was at the end of a stage."""
+    model = run.recipe.build(False)
+    run.checkpoints.load_stage(index, model)
+    return model
+
+
+def _rebuilt(run: Run, stage: StageBlock, weights: dict[str, torch.Tensor]) -> nn.Module:
+    """Return a fresh model with a stage's weights, as the next stage will start from them.
+
+    After a generation encoder was trained by its own loss, its codes mean something else: the tables of
+    codes in the adapters are taken from it anew.
+    """
+    model = run.recipe.build(False)
+    load_weights(model, weights)
+    refresh = getattr(model, "init_tables", None)
+    if stage.reconstruct is not None and refresh is not None:
+        refresh()
+    return model
+
+
+def _write_native(run: Run, out: Path, model: nn.Module | None) -> None:
+    """Write the model at the end of a stage to `out/model`, for use. The main rank gives the model."""
+    if model is not None and run.recipe.save_native is not None:
+        run.recipe.save_native(model, out / "model")
+    run.world.barrier()
+
+
+def describe_stage(stage: StageBlock, learning: Learning, world: World) -> str:
+    """Return what a stage learns and what it leaves frozen, with counts."""
+    total = sum(learning.by_pattern.values())
+    lines = [f"stage {stage.name}: {stage.last_step} steps of {stage.batch} samples on {world.size} rank(s)"]
+    width = max(map(len, learning.by_pattern))
+    for pattern, count in learning.by_pattern.items():
+        lines.append(f"  learns {pattern:<{width}} {count:>13,} values at {stage.learn[pattern]:g}")
+    lines.append(f"  learns {'altogether':<{width}} {total:>13,} values; {learning.frozen:,} are frozen")
+    return "\n".join(lines)
