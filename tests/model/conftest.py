@@ -32,9 +32,9 @@ def prepared(plan: RunPlan, model: UnifiedModel) -> dict[str, list[Prepared]]:
     preparer = Preparer(plan, model.tokenizer, plan.run.stages[-1])
     samples: dict[str, list[Prepared]] = {}
     for name in ("read", "draw", "sort"):
-        source, task = open_source(plan.data[name].part), plan.data[name].block.task
+        source, data = open_source(plan.data[name].part), plan.data[name]
         rng = np.random.default_rng(0)
-        samples[name] = [preparer.prepare(source[index], task, rng) for index in (0, 5, 11)]
+        samples[name] = [preparer.prepare(source[index], data, rng) for index in (0, 5, 11)]
     return samples
 
 
