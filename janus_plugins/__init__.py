@@ -29,6 +29,7 @@ _DOORS = {
     "plugins": "janus_plugins.core.plugins",
     "compose": "janus_plugins.door",
     "load": "janus_plugins.door",
+    "convert": "janus_plugins.door",
 }
 
 __all__ = sorted([*_DOORS, "__version__"])

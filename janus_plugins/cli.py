@@ -196,6 +196,23 @@ def evaluate(
         print_evaluation(result)
 
 
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="folder of a model, in any layout")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="folder to write; must not exist")],
+    layout: Annotated[str, typer.Option(help="native, transformers or official")] = "native",
+) -> None:
+    """Write a model in another layout: native, transformers' Janus, or the official Janus one."""
+    from janus_plugins.door import convert as convert_folder
+
+    done = convert_folder(source, target, layout)
+    size = f"{done.num_tensors} tensors, {done.num_bytes:,} bytes"
+    extras = f", {len(done.extras)} extra tensors kept" if done.extras else ""
+    typer.echo(f"{target}: {done.source_layout} -> {done.layout}, {size}{extras}")
+    for note in done.notes:
+        typer.echo(f"note: {note}")
+
+
 def _plan(run: str, overrides: list[str] | None) -> Any:
     from janus_plugins.door import plan
 

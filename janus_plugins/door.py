@@ -1,4 +1,4 @@
-"""The user's door: compose a model from a run file, or load one from a folder."""
+"""The user's door: compose a model from a run file, load one from a folder, or convert a folder."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from janus_plugins.core.errors import CheckpointError
 from janus_plugins.core.runfile import load_run, locator
 from janus_plugins.core.wiring import resolve
 
 if TYPE_CHECKING:
+    from janus_plugins.conversion.convert import Conversion
     from janus_plugins.core.plan import RunPlan
     from janus_plugins.model.unified import UnifiedModel
 
@@ -46,18 +46,38 @@ def compose(path: str | Path, overrides: Sequence[str] = (), device: str = "cpu"
 
 
 def load(folder: str | Path, device: str = "cpu") -> UnifiedModel:
-    """Load a trained model from a native folder.
+    """Load a trained model: a native folder, an official Janus one, or one of transformers' Janus.
+
+    The layout is recognised by content; every weight keeps the precision that it has in the files.
 
     Raises:
         CheckpointError: nothing there that can be read, or it is damaged.
         PluginError: a part's plugin is not installed.
     """
+    from janus_plugins.conversion.checkpoint import recognise
+    from janus_plugins.conversion.load import load_foreign
     from janus_plugins.model.native import is_native, load_native
 
     source = Path(folder)
-    if not source.is_dir():
-        raise CheckpointError(f"{source} is not a folder; give the folder of a trained model")
-    for candidate in (source, source / "model"):
-        if is_native(candidate):
-            return load_native(candidate, device)
-    raise CheckpointError(f"{source} holds no native checkpoint (config.yaml and manifest.json)")
+    if is_native(source / "model") and not is_native(source):
+        source = source / "model"
+    if recognise(source) == "native":
+        return load_native(source, device)
+    return load_foreign(source, device)
+
+
+def convert(source: str | Path, target: str | Path, layout: str = "native") -> Conversion:
+    """Write a checkpoint in another layout; see `conversion.convert.convert`.
+
+    Args:
+        source: a native, official or transformers folder, recognised by content.
+        target: the folder to write; it must not exist, or be empty.
+        layout: "native", "official" or "transformers".
+
+    Raises:
+        RunFileError: there is no such layout.
+        CheckpointError: the source is damaged or has no place in that layout, or the target is taken.
+    """
+    from janus_plugins.conversion.convert import convert as run
+
+    return run(source, target, layout)

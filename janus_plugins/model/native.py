@@ -10,12 +10,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -23,7 +22,8 @@ import janus_plugins
 from janus_plugins.core.errors import CheckpointError, PluginError
 from janus_plugins.core.runfile import dump_run, load_run
 from janus_plugins.core.wiring import resolve
-from janus_plugins.model.compose import compose_plan
+from janus_plugins.model.empty import Filler, compose_empty
+from janus_plugins.model.tensor_file import TensorFile
 from janus_plugins.model.unified import UnifiedModel
 from janus_plugins.sequence.tokenizers import load_tokenizer
 
@@ -60,12 +60,27 @@ def save_native(model: UnifiedModel, folder: str | Path, state: Mapping[str, Ten
 
 
 def _write(model: UnifiedModel, folder: Path, state: Mapping[str, Tensor]) -> None:
+    write_texts(model, folder)
+    save_tensors(state, folder)
+    write_manifest(folder)
+
+
+def write_texts(model: UnifiedModel, folder: Path) -> None:
+    """Write config.yaml, the tokenizer and the provenance of a native checkpoint."""
     (folder / "config.yaml").write_text(dump_run(model.plan.run), encoding="utf-8")
     model.tokenizer.save(str(folder))
     (folder / "provenance.json").write_text(json.dumps(provenance(model), indent=1), encoding="utf-8")
-    save_tensors(state, folder)
+
+
+def write_manifest(folder: Path, extras: Sequence[str] = ()) -> None:
+    """Record every file of a native checkpoint with its sha256; to be called last.
+
+    Args:
+        folder: the checkpoint.
+        extras: files that are no part of the model, kept for layouts that it came from.
+    """
     files = {path.name: _digest(path) for path in sorted(folder.iterdir())}
-    manifest = {"format": FORMAT, "sha256": files}
+    manifest = {"format": FORMAT, "sha256": files, **({"extras": list(extras)} if extras else {})}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
@@ -135,7 +150,7 @@ def load_native(folder: str | Path, device: torch.device | str = "cpu") -> Unifi
         plan = resolve(run)
     except PluginError as error:
         raise PluginError(f"{source}: {error}\n{_install_hint(made_by)}") from error
-    model = compose_plan(plan, load_tokenizer(str(source)), weights=False)
+    model = compose_empty(plan, load_tokenizer(str(source)))
     load_tensors(model, source)
     return model.to(device).eval()
 
@@ -178,16 +193,20 @@ def _digest(path: Path) -> str:
 def load_tensors(model: nn.Module, folder: Path) -> None:
     """Load every tensor of a folder's safetensors into `model`, each key accounted for.
 
+    An empty parameter (on the meta device) becomes the tensor, in its own dtype; another is overwritten.
+
     Raises:
         CheckpointError: naming missing, unknown and wrongly shaped keys.
     """
-    state = model.state_dict()
+    state, filler = model.state_dict(), Filler(model)
     missing, problems = set(state), []
     for key, tensor in _tensors(folder):
         if key not in state:
             problems.append(f"unknown tensor {key}")
         elif state[key].shape != tensor.shape:
             problems.append(f"{key} has shape {list(tensor.shape)}, the model needs {list(state[key].shape)}")
+        elif state[key].is_meta:
+            filler.put(key, tensor)
         else:
             state[key].copy_(tensor)
         missing.discard(key)
@@ -201,15 +220,10 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     if not files:
         raise CheckpointError(f"{folder} has no model*.safetensors")
     for path in files:
-        try:
-            with safe_open(path, framework="pt") as stream:
-                own = set(stream.keys())
-                for key in sorted(own):
-                    yield key, stream.get_tensor(key)
-                shared: dict[str, str] = json.loads((stream.metadata() or {}).get("shared", "{}"))
-                yield from ((key, stream.get_tensor(other)) for key, other in shared.items() if other in own)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}; copy it again") from error
+        file = TensorFile(path)
+        yield from ((key, file.get(key)) for key in sorted(file.entries))
+        shared: dict[str, str] = json.loads(file.metadata.get("shared", "{}"))
+        yield from ((key, file.get(other)) for key, other in shared.items() if other in file.entries)
 
 
 def is_native(folder: Path) -> bool:
@@ -217,4 +231,13 @@ def is_native(folder: Path) -> bool:
     return (folder / "manifest.json").is_file() and (folder / "config.yaml").is_file()
 
 
-__all__ = ["is_native", "load_native", "provenance", "save_native", "save_tensors", "verify_manifest"]
+__all__ = [
+    "is_native",
+    "load_native",
+    "provenance",
+    "save_native",
+    "save_tensors",
+    "verify_manifest",
+    "write_manifest",
+    "write_texts",
+]

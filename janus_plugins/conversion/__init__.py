@@ -1,0 +1,1 @@
+"""Foreign checkpoint layouts, both ways: the official Janus one and transformers'."""

@@ -1,0 +1,57 @@
+"""A chat template as Jinja text, for transformers. Ours are strings; see `sequence/templates.py`."""
+
+from __future__ import annotations
+
+import json
+
+from janus_plugins.core.schema import ItemTokens
+from janus_plugins.sequence.templates import AFTER_ITEM, Template
+
+_JINJA = """\
+{%- set user, assistant, separator, eos, image, after_image = VALUES -%}
+{%- for message in messages -%}
+{%- set role = message['role']|lower -%}
+{%- if message['content'] is string -%}
+{%- set parts = [{'type': 'text', 'text': message['content']}] -%}
+{%- else -%}
+{%- set parts = message['content'] -%}
+{%- endif -%}
+{%- set open = role == 'assistant' and loop.last and not add_generation_prompt
+    and (parts|length == 0 or (parts|length == 1 and parts[0]['text'] == '')) -%}
+{%- if role == 'user' -%}{{ user + ': ' }}
+{%- elif role == 'assistant' -%}{{ assistant + (':' if open else ': ') }}
+{%- endif -%}
+{%- for part in parts -%}
+{%- if part['type'] == 'image' -%}{{ image }}
+{%- else -%}
+{%- set text = part['text'] -%}
+{%- if loop.first -%}{%- set text = text.lstrip() -%}{%- endif -%}
+{%- if loop.last -%}{%- set text = text.rstrip() -%}{%- endif -%}
+{%- if not loop.first and parts[loop.index0 - 1]['type'] == 'image'
+    and text and not text.startswith(after_image) -%}
+{{ after_image }}
+{%- endif -%}
+{{ text }}
+{%- endif -%}
+{%- endfor -%}
+{%- if role == 'assistant' -%}{{ '' if open else eos }}
+{%- else -%}{{ separator }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ assistant + ':' }}{%- endif -%}
+"""
+"""As the official code joins turns: a user's ends with the separator, an assistant's with EOS."""
+
+
+def chat_template(template: Template, tokens: ItemTokens) -> str:
+    """Return the Jinja text that lays conversations out as `template` does."""
+    values = (
+        template.user,
+        template.assistant,
+        template.separator,
+        template.eos,
+        tokens.placeholder,
+        AFTER_ITEM,
+    )
+    spelt = ", ".join(json.dumps(value, ensure_ascii=False) for value in values)
+    return _JINJA.replace("VALUES", f"({spelt})")

@@ -1,0 +1,266 @@
+"""Write a checkpoint in another layout: streamed, at once or not at all.
+
+Tensors go one by one from the source's files to the destination's, so that memory holds the largest of them,
+not the model. Everything is written to a folder beside the destination, which is renamed when it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from janus_plugins.conversion import official, transformers_layout
+from janus_plugins.conversion.architecture import Architecture, architecture_of
+from janus_plugins.conversion.checkpoint import (
+    EXTRAS,
+    KEPT,
+    Checkpoint,
+    open_checkpoint,
+    read_files,
+)
+from janus_plugins.conversion.description import Description, dump
+from janus_plugins.conversion.keys import LAYOUTS, Layout, from_native, place_of, shapes_in
+from janus_plugins.core.errors import CheckpointError, RunFileError
+from janus_plugins.core.suggest import nearest
+from janus_plugins.model import native
+from janus_plugins.model.tensor_file import DTYPES, Entry, TensorWriter, shard, shard_names
+
+_NATIVE_ONLY = ("generation.image.encoder.quantize.unused_for",)
+"""State of training that no foreign layout has a place for; it is left out, and starts anew."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Say what a conversion did.
+
+    Attributes:
+        source: folder that was read.
+        source_layout: its layout.
+        folder: folder that was written.
+        layout: its layout.
+        num_tensors: tensors of the model.
+        num_bytes: their size.
+        extras: tensors that are no part of the model, by official name.
+        notes: what the user should know.
+    """
+
+    source: Path
+    source_layout: Layout
+    folder: Path
+    layout: Layout
+    num_tensors: int
+    num_bytes: int
+    extras: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def convert(source: str | Path, target: str | Path, layout: str = "native") -> Conversion:
+    """Write the checkpoint in `source` to `target` in another layout.
+
+    Args:
+        source: a native, an official or a transformers folder, recognised by content.
+        target: the folder to write; it must not exist, or be empty.
+        layout: "native", "official" or "transformers".
+
+    Raises:
+        RunFileError: there is no such layout.
+        CheckpointError: the source is damaged or has no place in that layout, the target is taken, or the
+            disk is full. Nothing is left at the target then.
+    """
+    wanted = _layout(layout)
+    folder = Path(target)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is not empty; choose another folder")
+    checkpoint = open_checkpoint(_inner(Path(source)))
+    partial = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        entries, extras, notes = _write(checkpoint, partial, wanted)
+        partial.rename(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: writing failed: {error}; make room or choose another folder, and convert again"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    size = sum(entry.num_bytes for entry in entries.values())
+    return Conversion(
+        checkpoint.folder, checkpoint.layout, folder, wanted, len(entries), size, tuple(extras), notes
+    )
+
+
+def _layout(name: str) -> Layout:
+    for layout in LAYOUTS:
+        if layout == name:
+            return layout
+    raise RunFileError(f"layout {name!r} is not one of {', '.join(LAYOUTS)}.{nearest(name, LAYOUTS)}")
+
+
+def _inner(folder: Path) -> Path:
+    """Return the model's folder of a run's output folder, or the folder itself."""
+    inside = folder / "model"
+    return inside if not native.is_native(folder) and native.is_native(inside) else folder
+
+
+Written = tuple[dict[str, Entry], list[str], tuple[str, ...]]
+"""Tensors by the target's names, names of extras, and notes."""
+
+
+def _write(checkpoint: Checkpoint, folder: Path, layout: Layout) -> Written:
+    if layout == "native":
+        return _write_native(checkpoint, folder)
+    description = checkpoint.description()
+    items = list(_items(checkpoint, layout))
+    entries = {name: entry for name, entry, _ in items}
+    getters = {name: get for name, _, get in items}
+    notes = list(checkpoint.notes)
+    if layout == "official":
+        notes += _add_extras(checkpoint, description.architecture, entries, getters)
+    _write_weights(folder, entries, getters, {"format": "pt"}, index=True)
+    for name, text in _texts(checkpoint, description, layout).items():
+        _write_text(folder / name, text)
+    if layout == "transformers":
+        _write_extras(checkpoint, folder, layout)
+    return entries, list(checkpoint.extras), tuple(notes)
+
+
+def _write_native(checkpoint: Checkpoint, folder: Path) -> Written:
+    tied = checkpoint.model.plan.model.facts.tied
+    entries, shared = dict(checkpoint.entries), {}
+    if tied:
+        head = "language_model.text_head.output.weight"
+        shared[head] = "language_model.model.embed_tokens.weight"
+        entries.pop(head, None)
+    getters = {name: _getter(checkpoint, name) for name in entries}
+    metadata = {"format": "pt", "shared": json.dumps(shared)}
+    native.write_texts(checkpoint.model, folder)
+    _write_weights(folder, entries, getters, metadata, index=False)
+    extras = _write_extras(checkpoint, folder, "native")
+    native.write_manifest(folder, extras)
+    return entries, list(checkpoint.extras), checkpoint.notes
+
+
+def _getter(checkpoint: Checkpoint, name: str) -> Callable[[], Tensor]:
+    return lambda: checkpoint.get(name)
+
+
+Item = tuple[str, Entry, Callable[[], Tensor]]
+
+
+def _items(checkpoint: Checkpoint, layout: Layout) -> Iterator[Item]:
+    """Yield every tensor of a foreign layout: name, entry, and how to get it."""
+    tied = checkpoint.model.plan.model.facts.tied
+    for name, entry in checkpoint.entries.items():
+        place = place_of(name, layout)
+        if name in _NATIVE_ONLY or (tied and name == "language_model.text_head.output.weight"):
+            continue
+        assert place is not None, f"no {layout} name for {name}"
+        shape = shapes_in(entry.shape, place.form)
+        for index, foreign in enumerate(place.names):
+            yield foreign, Entry(entry.dtype, shape), _part(checkpoint, name, place.form, index)
+
+
+def _part(checkpoint: Checkpoint, name: str, form: str, index: int) -> Callable[[], Tensor]:
+    return lambda: from_native(checkpoint.get(name), form)[index]  # type: ignore[arg-type]
+
+
+def _add_extras(
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    entries: dict[str, Entry],
+    getters: dict[str, Callable[[], Tensor]],
+) -> list[str]:
+    """Put the extras into an official file; zeros where the model never had what the official code builds.
+
+    SigLIP's pooling head and the record of codes are never run, but the official code expects them.
+    """
+    for name, entry in checkpoint.extras.items():
+        entries[name], getters[name] = entry, lambda name=name: checkpoint.get_extra(name)  # type: ignore[misc]
+    missing = {
+        name: shape for name, shape in official.extra_shapes(architecture) if name not in checkpoint.extras
+    }
+    dtype = entries["vision_model.vision_tower.norm.weight"].dtype
+    for name, shape in missing.items():
+        entries[name] = Entry(dtype, shape)
+        getters[name] = lambda shape=shape: torch.zeros(shape, dtype=DTYPES[dtype])  # type: ignore[misc]
+    notes = []
+    if missing:
+        notes.append(
+            f"{len(missing)} tensors that the official code builds and never runs (SigLIP's pooling head, "
+            "the record of codes) are written as zeros: this model has none"
+        )
+    if not official.is_standard(architecture):
+        notes.append(
+            "the official code fixes the sizes of SigLIP and VQ by name and cannot build this model's; they "
+            "are written beside the names, and this package reads them"
+        )
+    return notes
+
+
+def _write_weights(
+    folder: Path,
+    entries: dict[str, Entry],
+    getters: dict[str, Callable[[], Tensor]],
+    metadata: dict[str, str],
+    index: bool,
+) -> None:
+    shards = shard(entries, native.SHARD_BYTES)
+    names = list(shard_names(len(shards)))
+    for name, content in zip(names, shards, strict=True):
+        with TensorWriter(folder / name, content, metadata) as writer:
+            for key in content:
+                writer.write(key, getters[key]())
+    if index and len(names) > 1:
+        total = sum(entry.num_bytes for entry in entries.values())
+        listed = {key: name for name, content in zip(names, shards, strict=True) for key in content}
+        text = dump({"metadata": {"total_size": total}, "weight_map": listed})
+        _write_text(folder / "model.safetensors.index.json", text)
+
+
+def _texts(checkpoint: Checkpoint, description: Description, layout: Layout) -> dict[str, str]:
+    """Return a foreign folder's text files: those the model came with, while they still say what it is."""
+    kept = checkpoint.kept.get(layout)
+    if kept is not None:
+        where = f"{checkpoint.folder}/{KEPT}: {layout}"
+        if _same(read_files(layout, kept, where, description.architecture), description):
+            return kept
+    write = official.write if layout == "official" else transformers_layout.write
+    head = checkpoint.entries["language_model.model.embed_tokens.weight"].dtype
+    return write(description, checkpoint.tokenizer_json, str(DTYPES[head]).removeprefix("torch."))
+
+
+def _same(one: Description, other: Description) -> bool:
+    return (one.architecture, one.chat, one.tokens) == (other.architecture, other.chat, other.tokens)
+
+
+def _write_extras(checkpoint: Checkpoint, folder: Path, layout: Layout) -> list[str]:
+    """Keep what the layout has no place for; return the names of the files."""
+    files = []
+    if checkpoint.extras:
+        with TensorWriter(folder / EXTRAS, checkpoint.extras, {"format": "pt"}) as writer:
+            for name in checkpoint.extras:
+                writer.write(name, checkpoint.get_extra(name))
+        files.append(EXTRAS)
+    kept = {name: texts for name, texts in checkpoint.kept.items() if name != layout}
+    if kept:
+        _write_text(folder / KEPT, dump(kept))
+        files.append(KEPT)
+    return files
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+__all__ = ["Conversion", "architecture_of", "convert"]
