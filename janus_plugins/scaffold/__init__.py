@@ -1,0 +1,1 @@
+"""Start a plugin package of one's own."""

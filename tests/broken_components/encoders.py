@@ -1,0 +1,118 @@
+"""Understanding encoders and codecs that each break one rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .good import Codec, Encoder
+from .spec import CODES, WIDTH
+
+
+class Mixing(Encoder):
+    def forward(self, items: dict[str, Tensor]) -> Tensor:
+        features = super().forward(items)
+        return features - 0.5 * features.mean(0, keepdim=True)
+
+
+class Editing(Encoder):
+    def forward(self, items: dict[str, Tensor]) -> Tensor:
+        items["signal"].sub_(items["signal"].mean(-1, keepdim=True))
+        return super().forward(items)
+
+
+class Unfreezing(Encoder):
+    def forward(self, items: dict[str, Tensor]) -> Tensor:
+        self.layer.weight.requires_grad_(True)
+        return super().forward(items)
+
+
+class Cut(Encoder):
+    def forward(self, items: dict[str, Tensor]) -> Tensor:
+        return super().forward(items).detach()
+
+
+class Unused(Encoder):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pooler = nn.Linear(WIDTH, WIDTH)
+
+
+class Dividing(Encoder):
+    def cut(self, items: dict[str, Tensor]) -> Tensor:
+        signal = items["signal"].to(self.layer.weight.dtype)
+        return super().cut({"signal": signal / signal.norm(dim=-1, keepdim=True)})
+
+
+class RootOfZero(Encoder):
+    """Finite for a dummy of zeros, and its gradient is not: 0 times infinity."""
+
+    def forward(self, items: dict[str, Tensor]) -> Tensor:
+        energy = (self.cut(items).abs() * self.layer.weight.sum().abs()).sqrt()
+        return super().forward(items) + energy.mean((1, 2), keepdim=True)
+
+
+class FullPrecision(Encoder):
+    def forward(self, items: dict[str, Tensor]) -> Tensor:
+        return super().forward(items).float()
+
+
+class Hidden(Encoder):
+    """Keeps random weights where no state dict sees them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = torch.randn(WIDTH)
+
+    def forward(self, items: dict[str, Tensor]) -> Tensor:
+        return super().forward(items) + self.shift.to(self.layer.weight.dtype)
+
+
+class Constant(Encoder):
+    def forward(self, items: dict[str, Tensor]) -> Tensor:
+        return super().forward({"signal": torch.ones_like(items["signal"])})
+
+
+class Random(Encoder):
+    def forward(self, items: dict[str, Tensor]) -> Tensor:
+        features = super().forward(items)
+        return features + torch.rand_like(features)
+
+
+class OutOfRange(Codec):
+    def encode(self, items: dict[str, Tensor]) -> Tensor:
+        return items["signal"].add(3).mul(CODES / 6).long().clamp(0, CODES)
+
+
+class Floats(Codec):
+    def encode(self, items: dict[str, Tensor]) -> Tensor:
+        return super().encode(items).float()
+
+
+class Short(Codec):
+    def encode(self, items: dict[str, Tensor]) -> Tensor:
+        return super().encode(items)[:, 1:]
+
+
+def wide(config: Any, facts: Any) -> nn.Module:
+    return Encoder(WIDTH + 1)
+
+
+def no_module(config: Any, facts: Any) -> Any:
+    return (config, facts)
+
+
+def on_the_cpu(config: Any, facts: Any) -> nn.Module:
+    encoder = Encoder()
+    encoder.layer.weight = nn.Parameter(torch.zeros(WIDTH, 4, device="cpu").normal_())
+    return encoder
+
+
+def __getattr__(name: str) -> Any:
+    """Let a spec name a class as its factory: `build_Mixing` builds `Mixing()`."""
+    made = globals().get(name.removeprefix("build_"))
+    if made is None:
+        raise AttributeError(name)
+    return lambda config, facts: made()
