@@ -16,7 +16,8 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: setup
-	$(BIN)/janus-plugins train configs/digits.yaml --out runs/digits $(DEMO)
+	$(BIN)/janus-plugins train configs/digits.yaml --out runs/digits \
+	    $(if $(wildcard runs/digits/checkpoints/*),--resume)
 
 lint: setup
 	$(BIN)/ruff check .

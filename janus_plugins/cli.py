@@ -52,7 +52,8 @@ def main() -> None:
 def _fail(error: BaseException, code: int, debug: bool, text: str | None = None) -> None:
     if debug:
         traceback.print_exception(error)
-    typer.echo(f"error: {text or error}", err=True)
+    if os.environ.get("RANK", "0") == "0":  # every rank of a run raises the same
+        typer.echo(f"error: {text or error}", err=True)
     sys.exit(code)
 
 
@@ -211,6 +212,47 @@ def convert(
     typer.echo(f"{target}: {done.source_layout} -> {done.layout}, {size}{extras}")
     for note in done.notes:
         typer.echo(f"note: {note}")
+
+
+@app.command()
+def check(
+    component: Annotated[
+        str | None, typer.Argument(help="name, DISTRIBUTION/NAME or DISTRIBUTION/ (default: everything)")
+    ] = None,
+    kind: Annotated[str | None, typer.Option(help="only this kind, e.g. adapter")] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="an option; repeatable")
+    ] = None,
+    ranks: Annotated[bool, typer.Option("--ranks", help="also train on two ranks under ZeRO-3")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Try installed components against their contracts. Exit code 1 where a rule fails."""
+    from janus_plugins.core.catalogue import catalogue
+    from janus_plugins.testing.command import check_entries, chosen
+
+    entries = chosen(catalogue(), component, kind)
+    reports = []
+    for report in check_entries(entries, options or (), ranks):
+        reports.append(report)
+        if not as_json:
+            typer.echo(report.text(failures_only=len(entries) > 1))
+    if as_json:
+        _json([report.as_dict() for report in reports])
+    if not all(report.ok for report in reports):
+        raise typer.Exit(1)
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="of the package and of its component")],
+    kind: Annotated[str, typer.Option(help="what the component is for, e.g. understanding_encoder")],
+    out: Annotated[Path, typer.Option(help="folder in which to make the package's folder")] = Path(),
+) -> None:
+    """Write a plugin package that can be installed, tested and published as it is."""
+    from janus_plugins.scaffold.write import next_steps, write_package
+
+    folder = write_package(name, kind, out)
+    typer.echo(next_steps(folder, name))
 
 
 def _plan(run: str, overrides: list[str] | None) -> Any:
