@@ -7,6 +7,9 @@ from janus_plugins.adapters.mlp.spec import MLP
 from janus_plugins.core.hookspecs import hookimpl
 from janus_plugins.core.specs import ComponentSpec
 from janus_plugins.encoders.siglip.spec import SIGLIP
+from janus_plugins.encoders.towers.eva_spec import EVA_CLIP
+from janus_plugins.encoders.towers.open_clip_spec import OPEN_CLIP
+from janus_plugins.encoders.towers.timm_spec import TIMM
 from janus_plugins.encoders.vq.spec import VQ
 from janus_plugins.heads.code_mlp.spec import CODE_MLP_HEAD
 from janus_plugins.heads.text.spec import TEXT
@@ -23,6 +26,9 @@ def janus_components() -> list[ComponentSpec]:
         LLAMA,
         CAUSAL_LM,
         SIGLIP,
+        TIMM,
+        OPEN_CLIP,
+        EVA_CLIP,
         VQ,
         MLP,
         CODE_MLP_ADAPTER,

@@ -1,0 +1,34 @@
+"""The options that picture towers share: how a picture becomes pixels."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from janus_plugins.core.specs import ComponentConfig
+
+Count = Annotated[int, Field(ge=1)]
+Colour = tuple[float, float, float]
+
+CLIP_MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: Colour = (0.26862954, 0.26130258, 0.27577711)
+"""OpenAI CLIP's, which open_clip and EVA-CLIP keep."""
+
+
+class PictureConfig(ComponentConfig):
+    """Say how a picture is fitted into the square that a tower reads."""
+
+    image_size: Count | None = Field(
+        default=None, description="side of the picture in pixels (default: the name's)"
+    )
+    channels: Literal[1, 3] = Field(default=3, description="1: grey, 3: RGB")
+    mean: Colour | None = Field(
+        default=None, description="subtracted from pixels in [0, 1] (default: the name's)"
+    )
+    std: Colour | None = Field(default=None, description="divides them then (default: the name's)")
+    fit: Literal["pad", "crop"] = Field(
+        default="pad", description="pad: the whole picture, padded; crop: its middle"
+    )
+    background: tuple[int, int, int] = Field(default=(127, 127, 127), description="colour of the padding")
+    rotate: bool = Field(default=False, description="apply the EXIF orientation")

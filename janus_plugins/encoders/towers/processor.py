@@ -1,0 +1,49 @@
+"""Prepare pictures for the towers: each with the mean and spread that it was trained with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from janus_plugins.core.media import ImageProcessor
+from janus_plugins.encoders.towers.options import PictureConfig
+
+if TYPE_CHECKING:
+    from janus_plugins.encoders.towers.eva_spec import EvaClipConfig
+    from janus_plugins.encoders.towers.open_clip_spec import OpenClipConfig
+    from janus_plugins.encoders.towers.timm_spec import TimmConfig
+
+
+class TimmProcessor(ImageProcessor):
+    """Turn a picture into {"pixels": [C, S, S]}. Asks timm (an import of seconds) for what is not given."""
+
+    def __init__(self, config: TimmConfig) -> None:
+        mean: tuple[float, ...]
+        std: tuple[float, ...]
+        if config.image_size and config.mean and config.std:
+            size, mean, std = config.image_size, config.mean, config.std
+        else:
+            from janus_plugins.encoders.towers.timm_trunk import published
+
+            found = published(config.name)
+            size = config.image_size or found.input_size[-1]
+            mean, std = config.mean or found.mean, config.std or found.std
+        super().__init__(size, mean=mean, std=std, **_shared(config))
+
+
+class ClipProcessor(ImageProcessor):
+    """Turn a picture into {"pixels": [C, S, S]} with CLIP's mean and spread, or the tower's own."""
+
+    def __init__(self, config: EvaClipConfig | OpenClipConfig) -> None:
+        mean = config.mean or config.published_mean
+        std = config.std or config.published_std
+        super().__init__(config.side, mean=mean, std=std, **_shared(config))
+
+
+def _shared(config: PictureConfig) -> dict[str, Any]:
+    return {
+        "fit": config.fit,
+        "channels": config.channels,
+        "background": config.background,
+        "rotate": config.rotate,
+        "tokens": config.facts().max_tokens,
+    }

@@ -1,0 +1,69 @@
+"""Every further understanding encoder, through its spec: what all of them must keep."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from janus_plugins.encoders.towers.eva_spec import EVA_CLIP
+from janus_plugins.encoders.towers.open_clip_spec import OPEN_CLIP
+from janus_plugins.encoders.towers.timm_spec import TIMM
+from tests.components import keeps
+
+RESNET = {"name": "RN50", "image_size": 64, "width": 8, "layers": [1, 1, 1, 1], "head_width": 16}
+CASES = {
+    "timm": (TIMM, TIMM.config.tiny(), keeps.pictures),
+    "timm convnet": (
+        TIMM,
+        {"name": "convnext_atto", "image_size": 64, "args": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}},
+        keeps.pictures,
+    ),
+    "eva-clip": (EVA_CLIP, EVA_CLIP.config.tiny(), keeps.pictures),
+    "open-clip": (OPEN_CLIP, OPEN_CLIP.config.tiny(), keeps.pictures),
+    "open-clip siglip": (
+        OPEN_CLIP,
+        {
+            "name": "ViT-B-16-SigLIP",
+            "image_size": 16,
+            "width": 16,
+            "layers": 1,
+            "head_width": 8,
+            "patch_size": 8,
+        },
+        keeps.pictures,
+    ),
+}
+
+
+@pytest.mark.parametrize("check", keeps.CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("case", CASES)
+def test_keeps(case, check):
+    spec, options, raw = CASES[case]
+    check(spec, options, raw())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_saved_state_answers_the_same(case, tmp_path):
+    spec, options, raw = CASES[case]
+    keeps.a_saved_state_answers_the_same(spec, options, raw(), tmp_path)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_meta_device_gives_the_same_shapes(case):
+    spec, options, _ = CASES[case]
+    keeps.the_meta_device_gives_the_same_shapes(spec, options)
+
+
+def test_declaring_imports_no_torch_and_describes_itself():
+    modules = sorted({spec.config.__module__ for spec, _, _ in CASES.values()})
+    script = (
+        "import importlib, json, sys\n"
+        f"[importlib.import_module(name) for name in {modules!r}]\n"
+        "print(json.dumps([name for name in ('torch', 'transformers', 'timm', 'mne') if name in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
+    for spec, _, _ in CASES.values():
+        assert spec.summary
+        json.dumps(spec.config.model_json_schema())
