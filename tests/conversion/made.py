@@ -73,6 +73,8 @@ def make_model(tokenizer: Tokenizer, seed: int = 0, scale: float = 6.0) -> Janus
                 parameter.mul_(scale)
             elif parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
+        # Rows that stand for no token: transformers may choose them, this package never does.
+        model.lm_head.weight[tokenizer.get_vocab_size() :] = 0
         lengths = torch.rand(CODES, 1) * 3 + 0.2  # of the codes; they must not matter
         model.model.vqmodel.quantize.embedding.weight.mul_(lengths * 50)
     return model
