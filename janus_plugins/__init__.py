@@ -26,6 +26,7 @@ _DOORS = {
     "Turn": "janus_plugins.core.samples",
     "Item": "janus_plugins.core.samples",
     "BadSample": "janus_plugins.core.errors",
+    "ImageProcessor": "janus_plugins.core.media",
     "plugins": "janus_plugins.core.plugins",
     "compose": "janus_plugins.door",
     "load": "janus_plugins.door",
