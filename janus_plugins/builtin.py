@@ -6,6 +6,7 @@ from janus_plugins.adapters.code_mlp.spec import CODE_MLP_ADAPTER
 from janus_plugins.adapters.mlp.spec import MLP
 from janus_plugins.core.hookspecs import hookimpl
 from janus_plugins.core.specs import ComponentSpec
+from janus_plugins.encoders.internvit.spec import INTERNVIT
 from janus_plugins.encoders.siglip.spec import SIGLIP
 from janus_plugins.encoders.towers.eva_spec import EVA_CLIP
 from janus_plugins.encoders.towers.open_clip_spec import OPEN_CLIP
@@ -29,6 +30,7 @@ def janus_components() -> list[ComponentSpec]:
         TIMM,
         OPEN_CLIP,
         EVA_CLIP,
+        INTERNVIT,
         VQ,
         MLP,
         CODE_MLP_ADAPTER,

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from janus_plugins.encoders.internvit.spec import INTERNVIT
 from janus_plugins.encoders.towers.eva_spec import EVA_CLIP
 from janus_plugins.encoders.towers.open_clip_spec import OPEN_CLIP
 from janus_plugins.encoders.towers.timm_spec import TIMM
@@ -19,6 +20,7 @@ CASES = {
         {"name": "convnext_atto", "image_size": 64, "args": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}},
         keeps.pictures,
     ),
+    "timm tiles": (TIMM, {**TIMM.config.tiny(), "max_tiles": 2, "keep_prefix": True}, keeps.pictures),
     "eva-clip": (EVA_CLIP, EVA_CLIP.config.tiny(), keeps.pictures),
     "open-clip": (OPEN_CLIP, OPEN_CLIP.config.tiny(), keeps.pictures),
     "open-clip siglip": (
@@ -33,6 +35,8 @@ CASES = {
         },
         keeps.pictures,
     ),
+    "internvit": (INTERNVIT, INTERNVIT.config.tiny(), keeps.pictures),
+    "internvit tiles": (INTERNVIT, {**INTERNVIT.config.tiny(), "max_tiles": 3, "size": "6b"}, keeps.pictures),
 }
 
 

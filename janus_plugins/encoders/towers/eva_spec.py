@@ -112,7 +112,7 @@ class EvaClipConfig(PictureConfig):
         """Answer one token for each whole patch; the class token is left out."""
         tokens = (self.side // self.patch) ** 2
         width = self.embed_dim or self._tower.width
-        return UnderstandingFacts(modality="image", width=width, tokens=tokens, max_tokens=tokens)
+        return self.seen(width, tokens)
 
 
 EVA_CLIP = ComponentSpec(

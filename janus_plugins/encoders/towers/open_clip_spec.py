@@ -115,7 +115,7 @@ class OpenClipConfig(PictureConfig):
             width, tokens = described["embed_dim"], vision.get("attn_pooler_queries", _QUERIES) - 1
         else:
             width, tokens = vision.get("width", 768), (self.side // vision.get("patch_size", 16)) ** 2
-        return UnderstandingFacts(modality="image", width=width, tokens=tokens, max_tokens=tokens)
+        return self.seen(width, tokens)
 
 
 OPEN_CLIP = ComponentSpec(

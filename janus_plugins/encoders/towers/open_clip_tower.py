@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from janus_plugins.core.errors import CheckpointError
 from janus_plugins.core.facts import UnderstandingFacts
+from janus_plugins.core.tiles import read_tiles
 from janus_plugins.core.weights import load_exactly, read_weights
-from janus_plugins.encoders.towers.timm_trunk import TimmTower, arguments, at_least_one, measure_trunk
+from janus_plugins.encoders.towers.timm_trunk import TimmTower, arguments, measure_trunk
 
 if TYPE_CHECKING:
     from janus_plugins.encoders.towers.open_clip_spec import OpenClipConfig
@@ -22,9 +23,9 @@ _PREFIX = "visual."
 
 
 class OpenClipTower(nn.Module):
-    """Turn pictures [N, C, S, S] into tokens [N, T, width]: a VisionTransformer or a ModifiedResNet.
+    """Turn pictures, or tiles [N, tiles, C, S, S], into tokens [N, T, width].
 
-    What only CLIP's pooled vector needs is taken off.
+    A VisionTransformer or a ModifiedResNet of open_clip. What only CLIP's pooled vector needs is taken off.
     """
 
     def __init__(self, config: OpenClipConfig) -> None:
@@ -44,11 +45,13 @@ class OpenClipTower(nn.Module):
         self.visual = visual
 
     def forward(self, items: dict[str, Tensor]) -> Tensor:
-        """Return tokens [N, T, width] of {"pixels": [N, C, S, S]}."""
-        pixels = items["pixels"].to(self.visual.conv1.weight.dtype)
-        made = self.visual(at_least_one(pixels))
+        """Return tokens [N, T, width] of {"pixels"}, and of "pixels_lengths" tiles where they vary."""
+        return read_tiles(items, self._read)
+
+    def _read(self, pixels: Tensor) -> Tensor:
+        made = self.visual(pixels.to(self.visual.conv1.weight.dtype))
         tokens: Tensor = made[1] if isinstance(made, tuple) else made.flatten(2).transpose(1, 2)
-        return tokens[: len(pixels)]
+        return tokens
 
     def load_weights(self, source: str) -> None:
         """Load weights from a file, a folder, a hub id, or one of open_clip's tags for this model.

@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from janus_plugins.core.facts import UnderstandingFacts
 from janus_plugins.core.specs import ComponentConfig
+from janus_plugins.core.tiles import most_tiles
 
 Count = Annotated[int, Field(ge=1)]
 Colour = tuple[float, float, float]
@@ -27,8 +29,18 @@ class PictureConfig(ComponentConfig):
         default=None, description="subtracted from pixels in [0, 1] (default: the name's)"
     )
     std: Colour | None = Field(default=None, description="divides them then (default: the name's)")
+    max_tiles: Count = Field(
+        default=1, description="most tiles that a large picture is cut into, each read by itself"
+    )
+    thumbnail: bool = Field(default=True, description="add the whole picture, small, after its tiles")
     fit: Literal["pad", "crop"] = Field(
         default="pad", description="pad: the whole picture, padded; crop: its middle"
     )
     background: tuple[int, int, int] = Field(default=(127, 127, 127), description="colour of the padding")
     rotate: bool = Field(default=False, description="apply the EXIF orientation")
+
+    def seen(self, width: int, tokens: int) -> UnderstandingFacts:
+        """Return the facts of a tower that makes `tokens` of `width` of one square."""
+        most = tokens * most_tiles(self.max_tiles, self.thumbnail)
+        fixed = most if self.max_tiles == 1 else None
+        return UnderstandingFacts(modality="image", width=width, tokens=fixed, max_tokens=most)

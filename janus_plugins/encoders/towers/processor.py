@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from janus_plugins.core.media import ImageProcessor
+from janus_plugins.core.tiles import TiledProcessor, most_tiles
 from janus_plugins.encoders.towers.options import PictureConfig
 
 if TYPE_CHECKING:
@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from janus_plugins.encoders.towers.timm_spec import TimmConfig
 
 
-class TimmProcessor(ImageProcessor):
-    """Turn a picture into {"pixels": [C, S, S]}. Asks timm (an import of seconds) for what is not given."""
+class TimmProcessor(TiledProcessor):
+    """Turn a picture into {"pixels": [C, S, S]}, or [tiles, C, S, S] where tiles are asked for.
+
+    Asks timm (an import of seconds) for what the options do not give.
+    """
 
     def __init__(self, config: TimmConfig) -> None:
         mean: tuple[float, ...]
@@ -27,16 +30,18 @@ class TimmProcessor(ImageProcessor):
             found = published(config.name)
             size = config.image_size or found.input_size[-1]
             mean, std = config.mean or found.mean, config.std or found.std
-        super().__init__(size, mean=mean, std=std, **_shared(config))
+        tokens = config.facts().max_tokens // most_tiles(config.max_tiles, config.thumbnail)
+        super().__init__(size, mean=mean, std=std, tokens=tokens, **_shared(config))
 
 
-class ClipProcessor(ImageProcessor):
-    """Turn a picture into {"pixels": [C, S, S]} with CLIP's mean and spread, or the tower's own."""
+class ClipProcessor(TiledProcessor):
+    """Do the same with CLIP's mean and spread, or the tower's own."""
 
     def __init__(self, config: EvaClipConfig | OpenClipConfig) -> None:
         mean = config.mean or config.published_mean
         std = config.std or config.published_std
-        super().__init__(config.side, mean=mean, std=std, **_shared(config))
+        tokens = config.facts().max_tokens // most_tiles(config.max_tiles, config.thumbnail)
+        super().__init__(config.side, mean=mean, std=std, tokens=tokens, **_shared(config))
 
 
 def _shared(config: PictureConfig) -> dict[str, Any]:
@@ -45,5 +50,6 @@ def _shared(config: PictureConfig) -> dict[str, Any]:
         "channels": config.channels,
         "background": config.background,
         "rotate": config.rotate,
-        "tokens": config.facts().max_tokens,
+        "max_tiles": config.max_tiles,
+        "thumbnail": config.thumbnail,
     }

@@ -53,7 +53,7 @@ class TimmConfig(PictureConfig):
             from janus_plugins.encoders.towers.timm_trunk import measure
 
             width, tokens = measure(self)
-        return UnderstandingFacts(modality="image", width=width, tokens=tokens, max_tokens=tokens)
+        return self.seen(width, tokens)
 
 
 TIMM = ComponentSpec(

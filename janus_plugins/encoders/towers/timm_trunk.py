@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from janus_plugins.core.errors import CheckpointError, RunFileError
 from janus_plugins.core.facts import UnderstandingFacts
 from janus_plugins.core.suggest import nearest
+from janus_plugins.core.tiles import read_tiles
 from janus_plugins.core.weights import load_exactly, read_weights
 
 if TYPE_CHECKING:
@@ -78,13 +79,8 @@ def as_tokens(features: Tensor, trunk: nn.Module, keep_prefix: bool) -> Tensor:
     return features if keep_prefix else features[:, num_prefix(trunk) :]
 
 
-def at_least_one(pixels: Tensor) -> Tensor:
-    """Return pixels [N, C, S, S], or one blank picture for none: not every tower can reshape nothing."""
-    return pixels if len(pixels) else pixels.new_zeros(1, *pixels.shape[1:])
-
-
 class TimmTower(nn.Module):
-    """Turn pictures [N, C, S, S] into tokens [N, T, width].
+    """Turn pictures [N, C, S, S], or tiles [N, tiles, C, S, S], into tokens [N, T, width].
 
     Args:
         name: timm's model name.
@@ -102,9 +98,12 @@ class TimmTower(nn.Module):
         self.trunk = make_trunk(name, args)
 
     def forward(self, items: dict[str, Tensor]) -> Tensor:
-        """Return tokens [N, T, width] of {"pixels": [N, C, S, S]}."""
-        pixels = items["pixels"].to(next(self.trunk.parameters()).dtype)
-        return as_tokens(self.trunk(at_least_one(pixels)), self.trunk, self.keep_prefix)[: len(pixels)]
+        """Return tokens [N, T, width] of {"pixels"}, and of "pixels_lengths" tiles where they vary."""
+        return read_tiles(items, self._read)
+
+    def _read(self, pixels: Tensor) -> Tensor:
+        features = self.trunk(pixels.to(next(self.trunk.parameters()).dtype))
+        return as_tokens(features, self.trunk, self.keep_prefix)
 
     def load_weights(self, source: str) -> None:
         """Load weights from a file, a folder, a hub id, or one of timm's tags ("augreg_in21k").
@@ -195,11 +194,11 @@ def build(config: TimmConfig, facts: UnderstandingFacts) -> TimmTower:
     Raises:
         RunFileError: timm has no such model, or it makes other tokens than the options state.
     """
-    made = measure(config)
-    if made != (facts.width, facts.max_tokens):
+    width, tokens = measure(config)
+    if config.seen(width, tokens) != facts:
         raise RunFileError(
-            f"{config.name} makes {made[1]} tokens of width {made[0]}, but the options state "
-            f"{facts.max_tokens} of width {facts.width}; correct them, or leave them out"
+            f"{config.name} makes {tokens} tokens of width {width}, but the options state "
+            f"{config.tokens} of width {config.width}; correct them, or leave them out"
         )
     args = arguments(config.name, config.image_size, config.channels, config.args)
     return TimmTower(config.name, args, config.keep_prefix)
