@@ -251,8 +251,7 @@ def new(
     """Write a plugin package that can be installed, tested and published as it is."""
     from janus_plugins.scaffold.write import next_steps, write_package
 
-    folder = write_package(name, kind, out)
-    typer.echo(next_steps(folder, name))
+    typer.echo(next_steps(write_package(name, kind, out)))
 
 
 def _plan(run: str, overrides: list[str] | None) -> Any:

@@ -1,1 +1,1 @@
-"""Start a plugin package of one's own."""
+"""Start a plugin package of one's own: `janus-plugins new`."""

@@ -1,0 +1,111 @@
+"""Write a plugin package from templates: a passing start for a component of any kind.
+
+The templates are files under `templates/`; `$name`, `$package` and a few more are filled in.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from string import Template
+
+from janus_plugins.core.errors import RunFileError
+from janus_plugins.core.kinds import Kind
+from janus_plugins.core.suggest import nearest
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+SUMMARIES = {
+    Kind.UNDERSTANDING_ENCODER: "pictures to patch features",
+    Kind.GENERATION_ENCODER: "pictures to codes and back",
+    Kind.ADAPTER: "an MLP from features to the language model's width",
+    Kind.HEAD: "an MLP over codes",
+    Kind.SOURCE: "a text task, words to be reversed",
+    Kind.LANGUAGE_MODEL: "a small GPT",
+}
+
+_FILES = {
+    "pyproject.toml": "common/pyproject.toml",
+    "README.md": "common/README.md",
+    ".gitignore": "common/gitignore",
+    ".github/workflows/test.yml": "common/test.yml",
+    "$package/__init__.py": "common/__init__.py",
+    "$package/spec.py": "$kind/spec.py",
+    "$package/model.py": "$kind/model.py",
+    "tests/test_contract.py": "common/test_contract.py",
+}
+"""Path in the package -> path of its template."""
+
+_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+
+
+def write_package(name: str, kind: str, out: Path) -> Path:
+    """Write a package for one component and return its folder, `out/name`.
+
+    Args:
+        name: of the distribution and of the component: lower case, digits, single hyphens (an underscore
+            becomes one).
+        kind: a kind, as YAML spells it.
+        out: the folder to make the package's folder in.
+
+    Raises:
+        RunFileError: the name or the kind cannot be used, or the folder is not empty.
+    """
+    name = name.replace("_", "-")
+    values = _values(name, _kind(kind))
+    folder = out / name
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunFileError(f"{folder} exists already; choose another name, or another folder with --out")
+    for path, template in _FILES.items():
+        target = folder / Template(path).substitute(values)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(_filled(Template(template).substitute(values), values), encoding="utf-8")
+    return folder
+
+
+def next_steps(folder: Path) -> str:
+    """Say what to do with a new package."""
+    return (
+        f"wrote {folder}\n"
+        f"next:  cd {folder}\n"
+        '       pip install -e ".[test]"\n'
+        "       pytest\n"
+        f"       janus-plugins check {folder.name}"
+    )
+
+
+def _kind(kind: str) -> Kind:
+    spelt = kind.replace("-", "_")
+    if spelt not in list(Kind):
+        names = [str(each) for each in Kind]
+        raise RunFileError(f"there is no kind {kind!r}.{nearest(spelt, names)} Kinds: {', '.join(names)}")
+    return Kind(spelt)
+
+
+def _values(name: str, kind: Kind) -> dict[str, str]:
+    package = name.replace("-", "_")
+    if not _NAME.fullmatch(name) or keyword.iskeyword(package):
+        raise RunFileError(
+            f"{name!r} cannot name a package: use lower-case words and digits joined by single hyphens, "
+            "beginning with a letter, e.g. my-encoder"
+        )
+    if package in sys.stdlib_module_names or find_spec(package) is not None:
+        raise RunFileError(f"a module {package!r} is installed already; choose another name, e.g. my-{name}")
+    values = {
+        "name": name,
+        "package": package,
+        "kind": str(kind),
+        "words": str(kind).replace("_", " "),
+        "title": "".join(word.capitalize() for word in name.split("-")),
+        "summary": SUMMARIES[kind],
+        "builds": "opens it" if kind == Kind.SOURCE else "is the `nn.Module`",
+    }
+    return {**values, "usage": _filled(f"{kind}/usage.yaml", values)}
+
+
+def _filled(template: str, values: dict[str, str]) -> str:
+    text = (TEMPLATES / f"{template}.tmpl").read_text(encoding="utf-8")
+    return Template(text).substitute(values)
