@@ -24,6 +24,10 @@ figure { margin: 1rem 0 } figcaption { color: #666 } img { max-width: 100%; imag
 Cell = str | float | int | None
 
 
+WIDE = 100
+"""Curves that span more than this are drawn on a logarithmic axis."""
+
+
 def write_report(
     out: Path, evaluation: Mapping[str, Any] | None = None, pictures: Mapping[str, Path] | None = None
 ) -> Path:
@@ -107,6 +111,9 @@ def loss_curves(recorded: Sequence[Mapping[str, Any]]) -> str:
     if axes.lines:
         axes.legend()
     axes.set(xlabel="step", ylabel="loss")
+    values = [value for step in recorded for value in step["loss"].values() if value]
+    if values and max(values) > WIDE * min(values):
+        axes.set_yscale("log")
     axes.grid(alpha=0.3)
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "report"}):
