@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from janus_plugins.adapters.code_mlp.spec import CODE_MLP_ADAPTER
+from janus_plugins.adapters.conv.spec import CONV
+from janus_plugins.adapters.linear.spec import LINEAR
 from janus_plugins.adapters.mlp.spec import MLP
+from janus_plugins.adapters.perceiver.spec import PERCEIVER
+from janus_plugins.adapters.pixel_shuffle.spec import PIXEL_SHUFFLE
 from janus_plugins.core.hookspecs import hookimpl
 from janus_plugins.core.specs import ComponentSpec
 from janus_plugins.encoders.internvit.spec import INTERNVIT
@@ -33,6 +37,10 @@ def janus_components() -> list[ComponentSpec]:
         INTERNVIT,
         VQ,
         MLP,
+        LINEAR,
+        PIXEL_SHUFFLE,
+        PERCEIVER,
+        CONV,
         CODE_MLP_ADAPTER,
         TEXT,
         CODE_MLP_HEAD,
