@@ -21,7 +21,7 @@ from janus_plugins.model.tensor_file import Entry, TensorFile, entry_of
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_MAPPED_BYTES = 256 * 2**20
+_MAPPED_BYTES = 16 * 2**20
 """How much of a mapped pickle may have been read before it is mapped anew."""
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack", ".h5")
 

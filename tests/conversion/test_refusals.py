@@ -1,0 +1,298 @@
+"""Damaged and evil sources: each refused by name, nothing run, nothing left at the destination."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import janus_plugins as jp
+from janus_plugins import cli
+from janus_plugins.core.errors import CheckpointError, RunFileError
+from janus_plugins.door import compose
+from tests.conversion.made import make_tokenizer, write_official
+from tests.tiny import write_tiny
+
+NORM = "language_model.model.norm.weight"
+
+
+@pytest.fixture
+def folder(official: Path, tmp_path: Path) -> Path:
+    """An official folder of one's own, one safetensors file."""
+    return Path(shutil.copytree(official, tmp_path / "source"))
+
+
+@pytest.fixture
+def sharded(tensors: dict[str, Tensor], tmp_path: Path) -> Path:
+    """An official folder of one's own, two pickled shards."""
+    return write_official(tmp_path / "source", tensors, make_tokenizer(), form="bin")
+
+
+def refused(source: Path, match: str, error: type[Exception] = CheckpointError) -> None:
+    """Loading and converting both refuse, and leave nothing beside the source."""
+    beside = sorted(path.name for path in source.parent.iterdir())
+    with pytest.raises(error, match=match):
+        jp.load(source)
+    with pytest.raises(error, match=match):
+        jp.convert(source, source.parent / "target", layout="transformers")
+    assert sorted(path.name for path in source.parent.iterdir()) == beside
+
+
+def test_a_missing_shard(sharded):
+    (sharded / "pytorch_model-00002-of-00002.bin").unlink()
+    refused(sharded, r"1 of 2 shards are missing: pytorch_model-00002-of-00002\.bin")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
+def test_a_truncated_safetensors_file(folder, share):
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    refused(folder, r"model\.safetensors cannot be read")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
+def test_a_truncated_pickle(sharded, share):
+    path = sharded / "pytorch_model-00001-of-00002.bin"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    refused(sharded, r"pytorch_model-00001-of-00002\.bin (cannot be read|is no file of tensors)")
+
+
+Change = Callable[[dict[str, Tensor]], object]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda made: made.update({"language_model.model.norms.weight": made.pop(NORM)}), rf"missing tensor {NORM}\n  unknown tensor language_model\.model\.norms\.weight"),
+        (lambda made: made.pop("gen_embed.weight"), r"missing tensor gen_embed\.weight"),
+        (lambda made: made.update(stranger=torch.zeros(2)), "unknown tensor stranger"),
+        (lambda made: made.update({NORM: torch.ones(47, dtype=torch.bfloat16)}), rf"{NORM} has shape \[47\], the config asks for \[48\]"),
+        (lambda made: made.update({NORM: made[NORM].to(torch.int32)}), rf"{NORM} has dtype I32; weights are F32, F16, BF16"),
+        (lambda made: made.update({NORM: made[NORM].double()}), rf"{NORM} has dtype F64"),
+        (lambda made: made.update({NORM: made[NORM].to(torch.float8_e4m3fn)}), rf"{NORM} has dtype F8_E4M3"),
+        (lambda made: made.update({NORM: made[NORM].float()}), rf"{NORM} has dtype F32, the rest of language_model BF16"),
+        (lambda made: made.update({"vision_model.vision_tower.attn_pool.q.bias": torch.zeros(3)}), r"attn_pool\.q\.bias has shape \[3\], the config asks for \[32\]"),
+        (lambda made: made.update({"vision_model.vision_tower.attn_pool.unknown": torch.zeros(3)}), r"unknown tensor vision_model\.vision_tower\.attn_pool\.unknown"),
+    ],
+    ids=["renamed", "missing", "unknown", "shape", "int32", "float64", "float8", "mixed", "extra's shape", "unknown extra"],
+)  # fmt: skip
+def test_tensors_that_do_not_fit(folder, tensors, change: Change, match):
+    made = dict(tensors)
+    change(made)
+    save_file(made, folder / "model.safetensors")
+    refused(folder, match)
+
+
+def test_a_wrong_tensor_in_transformers_layout(converted, oracle, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(converted, source)
+    made = {name: value.clone() for name, value in oracle.state_dict().items()}
+    key = "model.vision_model.encoder.layers.1.self_attn.k_proj.weight"
+    save_file({name: value for name, value in made.items() if name != key}, source / "model.safetensors")
+    refused(source, f"missing tensor {key}")
+    save_file({**made, key: torch.zeros(31, 32)}, source / "model.safetensors")
+    refused(source, rf"{key} has shape \[31, 32\], the config asks for \[32, 32\]")
+
+
+class Evil:
+    """Would run a command when unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("place", ["as a tensor", "as everything"])
+def test_a_pickle_with_code_in_it(sharded, tensors, tmp_path, place):
+    mark = tmp_path / "ran"
+    evil = Evil(mark)
+    content = {**tensors, "gen_embed.weight": evil} if place == "as a tensor" else evil
+    torch.save(content, sharded / "pytorch_model-00001-of-00002.bin")
+    refused(sharded, "is no file of tensors alone, and was not loaded")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "content", [[torch.zeros(1)], {"a": 1}, {"model": {"a": torch.zeros(1)}}, {1: torch.zeros(1)}]
+)
+def test_a_pickle_of_something_else(sharded, content):
+    torch.save(content, sharded / "pytorch_model-00001-of-00002.bin")
+    refused(sharded, "not tensors by name|more than tensors by name")
+
+
+def test_a_pickle_of_the_old_format(sharded, tensors):
+    """It cannot be mapped, so it would have to be read whole; refused, not read in another way."""
+    path = sharded / "pytorch_model-00001-of-00002.bin"
+    torch.save(tensors, path, _use_new_zipfile_serialization=False)
+    refused(sharded, "older than torch 1.6")
+
+
+def test_other_forms_of_weights(folder):
+    (folder / "model.safetensors").rename(folder / "consolidated.pth")
+    refused(folder, r"holds only consolidated\.pth; model\.safetensors or pytorch_model\.bin")
+    (folder / "consolidated.pth").unlink()
+    refused(folder, "holds no weights")
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "match"),
+    [
+        ("gen_embed.weight", "pytorch_model-00002-of-00002.bin", "disagree about"),
+        ("stranger", "pytorch_model-00002-of-00002.bin", "it is in no file"),
+        ("gen_embed.weight", "../elsewhere.bin", "no weight file beside it"),
+        ("gen_embed.weight", "/etc/passwd", "no weight file beside it"),
+        ("gen_embed.weight", "config.json", "no weight file beside it"),
+    ],
+)
+def test_an_index_that_is_wrong(sharded, name, file, match):
+    path = sharded / "pytorch_model.bin.index.json"
+    index = json.loads(path.read_text())
+    if index["weight_map"].get(name) == file:
+        file = "pytorch_model-00001-of-00002.bin"
+    index["weight_map"][name] = file
+    path.write_text(json.dumps(index))
+    refused(sharded, match)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"weight_map": 3}', "{", '{"metadata": {}}'])
+def test_an_index_that_is_none(sharded, text):
+    (sharded / "pytorch_model.bin.index.json").write_text(text)
+    refused(sharded, "cannot be read as an index")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "match"),
+    [
+        ("config.json", "multi_modality", "llava", "model_type is 'llava'"),
+        ("config.json", '"model_type": "multi_modality"', '"model_type": 3', "model_type is 3"),
+        ("config.json", "{", "", "cannot be read as JSON"),
+        ("config.json", '"cls": "VQ-16"', '"cls": "VQ-8"', "cls is 'VQ-8'; only VQ-16"),
+        ("config.json", "siglip_large_patch16_384", "clip-vit-large", "model_name is 'clip-vit-large'"),
+        ("config.json", '"select_layer": -1', '"select_layer": -2', "select_layer is -2"),
+        ("config.json", '"projector_type": "mlp_gelu"', '"projector_type": "linear"', "projector_type is 'linear'"),
+        ("config.json", '"hidden_size": 48', '"hidden_size": "48"', "hidden_size is '48', not a whole number"),
+        ("config.json", '"hidden_size": 48', '"hidden_size": 50', "num_heads"),
+        ("config.json", '"vocab_size": 420', '"vocab_size": 100', "the tokenizer has 329 entries, the language model embeds 100"),
+        ("config.json", '"hidden_size": 48', '"rope_scaling": {"type": "linear", "factor": 2}, "hidden_size": 48', "type is 'linear'"),
+        ("processor_config.json", '"deepseek"', '"vicuna"', "sft_format is 'vicuna'"),
+        ("processor_config.json", "16", "576", "num_image_tokens is 576"),
+        ("preprocessor_config.json", '"image_size": 32', '"image_size": 384', "image_size is 384"),
+        ("preprocessor_config.json", "0.5", "0.4", "image_mean is"),
+        ("preprocessor_config.json", '"min_size": 14', '"min_size": 28', "min_size 28"),
+        ("tokenizer.json", "<begin_of_image>", "<start_of_image>", "no token '<begin_of_image>'"),
+        ("tokenizer.json", "{", "", r"tokenizer\.json cannot be read"),
+    ],
+)  # fmt: skip
+def test_text_files_that_are_wrong(folder, file, old, new, match):
+    text = (folder / file).read_text()
+    assert old in text
+    (folder / file).write_text(text.replace(old, new))
+    refused(folder, match)
+
+
+def test_transformers_files_that_are_wrong(converted, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(converted, source)
+    path = source / "config.json"
+    text = path.read_text()
+    config = json.loads(text)
+    path.write_text(json.dumps({**config, "image_token_id": 7}))
+    refused(source, "image_token_id is 7, but '<image_placeholder>' has id 326")
+    for part, name, value, match in (
+        ("vision_config", "use_qk_norm", True, "use_qk_norm is True"),
+        ("vision_config", "num_image_tokens", 9, "num_image_tokens is 9, but the number of patches is 16"),
+        ("vq_config", "projection_dim", 64, "projection_dim is 64"),
+        ("text_config", "hidden_act", "gelu", "hidden_act is 'gelu'"),
+    ):
+        path.write_text(json.dumps({**config, part: {**config[part], name: value}}))
+        refused(source, match)
+
+
+def test_no_tokenizer_and_no_checkpoint(folder, tmp_path):
+    (folder / "tokenizer.json").unlink()
+    refused(folder, r"has no tokenizer\.json")
+    with pytest.raises(CheckpointError, match="is not a folder"):
+        jp.load(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="is not a folder"):
+        jp.convert(tmp_path / "nowhere", tmp_path / "target")
+
+
+def test_damaged_extras_of_a_native_checkpoint(folder, tmp_path):
+    native = tmp_path / "native"
+    jp.convert(folder, native)
+    manifest = json.loads((native / "manifest.json").read_text())
+    assert manifest["extras"] == ["extras.safetensors", "extras.json"]
+    assert {"extras.safetensors", "extras.json"} <= manifest["sha256"].keys()
+    path = native / "extras.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    refused(native, r"extras\.safetensors is damaged")
+
+
+def test_a_layout_that_does_not_exist(folder, tmp_path):
+    with pytest.raises(RunFileError, match=r"layout 'oficial' is not one of.*official"):
+        jp.convert(folder, tmp_path / "target", layout="oficial")
+
+
+def test_a_target_that_is_taken(folder, tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "mine").write_text("mine")
+    with pytest.raises(CheckpointError, match="not empty"):
+        jp.convert(folder, tmp_path / "target")
+    assert (tmp_path / "target" / "mine").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    jp.convert(folder, tmp_path / "empty")
+    jp.load(tmp_path / "empty")
+
+
+def test_a_full_disk_leaves_nothing(folder, tmp_path, monkeypatch):
+    from janus_plugins.model.tensor_file import TensorWriter
+
+    written = 0
+    write = TensorWriter.write
+
+    def fill(self, name, tensor):
+        nonlocal written
+        written += 1
+        if written == 40:
+            raise OSError(28, "No space left on device")
+        write(self, name, tensor)
+
+    monkeypatch.setattr(TensorWriter, "write", fill)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        jp.convert(folder, tmp_path / "target")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_model_that_has_no_foreign_layout(tmp_path):
+    """Its parts are named; it stays native."""
+    model = compose(write_tiny(tmp_path))
+    model.save(tmp_path / "native")
+    for layout in ("official", "transformers"):
+        with pytest.raises(CheckpointError, match=r"generation\.image\.encoder: norm_groups is 4; .* 32"):
+            jp.convert(tmp_path / "native", tmp_path / "target", layout=layout)
+    assert not (tmp_path / "target").exists()
+
+
+def test_exit_code_four_without_a_traceback(sharded, monkeypatch, capsys):
+    (sharded / "pytorch_model-00002-of-00002.bin").unlink()
+    words = ["janus-plugins", "convert", str(sharded), str(sharded.parent / "target")]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 4
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "Traceback" not in error
