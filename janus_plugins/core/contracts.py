@@ -110,6 +110,18 @@ class GenerationEncoder(Protocol):
         ...
 
 
+class FeaturesEncoder(GenerationEncoder, Protocol):
+    """Serve both paths of a modality: a generation encoder that also yields features. Optional.
+
+    A run file shares it with `understanding: {MODALITY: {encoder: {share: generation.MODALITY.encoder}}}`;
+    its config then answers `feature_facts()`, and its processor prepares the items of both paths.
+    """
+
+    def features(self, items: Tensors) -> Tensor:
+        """Return features [N, T, C] of collated items, gradients included where it learns."""
+        ...
+
+
 class Adapter(Protocol):
     """Bring an encoder's output to the language model's width. An `nn.Module`."""
 

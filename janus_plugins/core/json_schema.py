@@ -35,8 +35,19 @@ def run_schema(found: Catalogue | None = None) -> dict[str, Any]:
     for block, kind in _BLOCKS.items():
         definitions[block]["properties"]["use"] = {"enum": _spellings(found, kind)}
         definitions[block]["allOf"] = _choices(definitions, found, kind)
+    _allow_share(definitions)
     definitions.pop("Use", None)
     return schema
+
+
+def _allow_share(definitions: dict[str, Any]) -> None:
+    """Let an understanding encoder be a share of another part instead of a `use`."""
+    frame, block = definitions.pop("EncoderUse"), definitions[f"Use.{Kind.UNDERSTANDING_ENCODER}"]
+    named = block["properties"]["use"]
+    block["properties"] = {**frame["properties"], "use": {"anyOf": [named, {"type": "null"}]}}
+    block.pop("required", None)
+    given = [{"properties": {key: {"type": "string"}}, "required": [key]} for key in ("use", "share")]
+    block["oneOf"] = given
 
 
 def _spellings(found: Catalogue, kind: Kind) -> list[str]:

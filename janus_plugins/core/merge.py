@@ -1,7 +1,8 @@
 """Lay one run file over another, and `--set` overrides over both.
 
 Mappings merge key by key, everything else is replaced. Two rules are particular to run files: stages
-of a base are overridden by name, and a component that is replaced by another loses its options.
+of a base are overridden by name, and a component that is replaced by another (or by a share of one)
+loses its options.
 """
 
 from __future__ import annotations
@@ -80,17 +81,23 @@ def apply_override(root: Node, override: Override) -> Node:
 def _merge(base: Node, over: Node) -> Node:
     if not (isinstance(base.value, dict) and isinstance(over.value, dict)):
         return over
-    content = _without_old_options(base.value, over.value.get("use"))
+    content = _without_replaced(base.value, over.value)
     for key, node in over.value.items():
         content[key] = _merge(content[key], node) if key in content else node
     return replace(over, value=content)
 
 
-def _without_old_options(mapping: dict[str, Node], use: Node | None) -> dict[str, Node]:
-    """Copy a mapping; where `use` names another component, what belonged to the old one goes."""
-    old = mapping.get("use")
-    changed = use is not None and old is not None and use.value != old.value
-    return {key: node for key, node in mapping.items() if not (changed and key in ("options", "weights"))}
+def _without_replaced(mapping: dict[str, Node], over: dict[str, Node]) -> dict[str, Node]:
+    """Copy a mapping; where `over` names another component, what belonged to the old one goes."""
+    old, use = mapping.get("use"), over.get("use")
+    gone: tuple[str, ...] = ()
+    if "share" in over and old is not None:
+        gone = ("use", "options", "weights")
+    elif use is not None and old is not None and use.value != old.value:
+        gone = ("options", "weights")
+    elif use is not None and "share" in mapping:
+        gone = ("share",)
+    return {key: node for key, node in mapping.items() if key not in gone}
 
 
 def _merge_stages(base: Node | None, over: Node) -> Node:
@@ -182,5 +189,5 @@ def _put(node: Node | None, keys: KeyPath, value: Node) -> Node:
         return replace(node, value=[*node.value[:key], new, *node.value[key + 1 :]])
     if node is None or not isinstance(node.value, dict):
         return Node({key: new}, value.source)
-    content = _without_old_options(node.value, new if key == "use" else None)
+    content = _without_replaced(node.value, {str(key): new})
     return replace(node, value={**content, str(key): new})

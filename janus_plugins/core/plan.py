@@ -53,10 +53,18 @@ class Part:
 
 @dataclass(frozen=True)
 class UnderstandingPlan:
-    """Hold the understanding path of one modality."""
+    """Hold the understanding path of one modality.
+
+    Attributes:
+        encoder: its encoder; where that is shared, the generation encoder's part with the facts of its
+            features.
+        adapter: its adapter.
+        shares: the modality whose generation encoder serves this path too, or None.
+    """
 
     encoder: Part
     adapter: Part
+    shares: str | None = None
 
     @property
     def facts(self) -> UnderstandingFacts:
@@ -97,11 +105,11 @@ class ModelPlan:
         return self.language_model.facts  # type: ignore[no-any-return]
 
     def parts(self) -> Iterator[Part]:
-        """Yield every part, the language model first."""
+        """Yield every part once, the language model first."""
         yield self.language_model
         yield self.text_head
         for path in self.understanding.values():
-            yield from (path.encoder, path.adapter)
+            yield from (path.adapter,) if path.shares else (path.encoder, path.adapter)
         for made in self.generation.values():
             yield from (made.encoder, made.adapter, made.head)
 

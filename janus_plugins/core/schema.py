@@ -72,10 +72,40 @@ class LanguageModelBlock(Use):
     head: Use = Field(default_factory=lambda: Use(use="text"), description="head on text positions")
 
 
+class EncoderUse(Strict):
+    """Name an encoder and give its options, or share one that the model has already."""
+
+    use: str | None = Field(
+        default=None, description="component name, or distribution/name where two plugins offer it"
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="the component's own options")
+    weights: str | None = Field(
+        default=None, description="published weights to start from: a folder, a file or a hub id"
+    )
+    share: str | None = Field(
+        default=None,
+        description="instead of `use`: address of a generation encoder whose features are read, e.g. "
+        "generation.image.encoder; its weights exist once",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> EncoderUse:
+        if (self.use is None) == (self.share is None):
+            raise ValueError("name a component under 'use', or another part's address under 'share'")
+        if self.share is not None and (self.options or self.weights):
+            raise ValueError("a shared encoder has its options and weights where it is built; remove them")
+        return self
+
+    def component(self) -> Use:
+        """Return the component that is named under `use`."""
+        assert self.use is not None
+        return Use(use=self.use, options=self.options, weights=self.weights)
+
+
 class UnderstandingBlock(Strict):
     """Compose the understanding path of one modality."""
 
-    encoder: Use
+    encoder: EncoderUse
     adapter: Use
 
 

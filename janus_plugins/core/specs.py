@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from janus_plugins.core.errors import PluginError
+from janus_plugins.core.facts import UnderstandingFacts
 from janus_plugins.core.kinds import Kind
 
 CONTRACT_VERSION = 1
@@ -38,6 +39,13 @@ class ComponentConfig(BaseModel):
     def facts(self, *neighbours: Any) -> Any:
         """Answer what wiring needs to know, without weights. See the class's own text."""
         raise NotImplementedError(f"{type(self).__name__} does not define facts()")
+
+    def feature_facts(self) -> UnderstandingFacts | None:
+        """Answer, for a generation encoder that can also be read from, what its `features` are.
+
+        See `core.contracts.FeaturesEncoder`. None, the default, says that it offers none.
+        """
+        return None
 
     def output_tokens(self, tokens: int) -> int:
         """Answer, for an adapter, how many tokens leave when `tokens` enter (default: as many)."""

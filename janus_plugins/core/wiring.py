@@ -7,6 +7,7 @@ with both places in the file, both numbers and the next step.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -94,21 +95,47 @@ class _Builder:
         language = self.part("language_model", Kind.LANGUAGE_MODEL, block, top)
         facts: LanguageModelFacts = language.facts
         head = self.part("language_model.text_head", Kind.HEAD, block.head, (*top, "head"), None, facts)
-        return ModelPlan(
-            language,
-            head,
-            {name: self._understanding(run, name, facts) for name in run.model.understanding},
-            {name: self._generation(run, name, facts) for name in run.model.generation},
-        )
+        generation = {name: self._generation(run, name, facts) for name in run.model.generation}
+        understanding = {
+            name: self._understanding(run, name, facts, generation) for name in run.model.understanding
+        }
+        return ModelPlan(language, head, understanding, generation)
 
-    def _understanding(self, run: RunConfig, name: str, model: LanguageModelFacts) -> UnderstandingPlan:
+    def _understanding(
+        self, run: RunConfig, name: str, model: LanguageModelFacts, made: dict[str, GenerationPlan]
+    ) -> UnderstandingPlan:
         block, top = run.model.understanding[name], ("model", "understanding", name)
-        base = f"understanding.{name}"
-        encoder = self.part(f"{base}.encoder", Kind.UNDERSTANDING_ENCODER, block.encoder, (*top, "encoder"))
+        base, path = f"understanding.{name}", (*top, "encoder")
+        shares = None
+        if block.encoder.share is None:
+            kind = Kind.UNDERSTANDING_ENCODER
+            encoder = self.part(f"{base}.encoder", kind, block.encoder.component(), path)
+        else:
+            shares, encoder = self._shared(f"{base}.encoder", block.encoder.share, path, made)
         adapter = self.part(
             f"{base}.adapter", Kind.ADAPTER, block.adapter, (*top, "adapter"), encoder.facts, model
         )
-        return UnderstandingPlan(encoder, adapter)
+        return UnderstandingPlan(encoder, adapter, shares)
+
+    def _shared(
+        self, address: str, share: str, path: tuple[str, ...], made: dict[str, GenerationPlan]
+    ) -> tuple[str, Part]:
+        """Return the modality of the generation encoder that `share` names, and its part, to be read from."""
+        here = f"{self._where((*path, 'share'))}{address}"
+        offered = {plan.encoder.address: modality for modality, plan in made.items()}
+        if share not in offered:
+            raise WiringError(
+                f"{here}: share names {share!r}, but the model's generation encoders are "
+                f"{sorted(offered)}.{nearest(share, offered)}"
+            )
+        encoder = made[offered[share]].encoder
+        facts = encoder.config.feature_facts()
+        if facts is None:
+            raise WiringError(
+                f"{here}: share names {share!r}, but {encoder.spec.name} offers no features to read; "
+                "name an understanding encoder under 'use'"
+            )
+        return offered[share], replace(encoder, facts=facts)
 
     def _generation(self, run: RunConfig, name: str, model: LanguageModelFacts) -> GenerationPlan:
         block, top = run.model.generation[name], ("model", "generation", name)
@@ -250,8 +277,22 @@ def _token_problems(plan: RunPlan) -> list[str]:
     return problems
 
 
+def _drawn(plan: RunPlan) -> set[str]:
+    """Name the data that a stage or an evaluation draws from; without stages, all."""
+    if not plan.run.stages:
+        return set(plan.data)
+    names = {test.source for test in plan.run.evaluation.values()}
+    for stage in plan.run.stages:
+        names |= {
+            name
+            for name, data in plan.data.items()
+            if stage.mix.get(data.block.task, 0) > 0 and (stage.sources is None or name in stage.sources)
+        }
+    return names
+
+
 def _data_problems(plan: RunPlan) -> list[str]:
-    problems = []
+    problems, drawn = [], _drawn(plan)
     for name, data in plan.data.items():
         tasks = set(data.facts.tasks)
         if "interleaved" in tasks:
@@ -262,7 +303,7 @@ def _data_problems(plan: RunPlan) -> list[str]:
                 f"data.{name}: {data.block.use} with these options yields {sorted(data.facts.tasks)}, "
                 f"not task {data.block.task!r}; change one of them"
             )
-        for kind in ("understanding", "generation"):
+        for kind in ("understanding", "generation") if name in drawn else ():
             have: Mapping[str, object] = getattr(plan.model, kind)
             for modality in sorted(getattr(data.facts, kind) - set(have)):
                 problems.append(

@@ -12,7 +12,12 @@ from janus_plugins.core.catalogue import load_factory
 from janus_plugins.core.errors import PluginError, RunFileError, WiringError
 from janus_plugins.core.plan import GenerationPlan, Part, RunPlan, UnderstandingPlan
 from janus_plugins.data.texts import run_texts
-from janus_plugins.model.unified import GenerationPath, UnderstandingPath, UnifiedModel
+from janus_plugins.model.unified import (
+    GenerationPath,
+    SharedUnderstandingPath,
+    UnderstandingPath,
+    UnifiedModel,
+)
 from janus_plugins.sequence.templates import resolve_template, special_tokens
 from janus_plugins.sequence.tokenizers import build_tokenizer
 
@@ -61,8 +66,15 @@ def compose_plan(
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(plan.run.seed)
         language_model = _language_model(plan)
-        understanding = {name: _understanding(path) for name, path in plan.model.understanding.items()}
+        shown = plan.model.understanding
+        own = {name: _understanding(path) for name, path in shown.items() if not path.shares}
         generation = {name: _generation(path) for name, path in plan.model.generation.items()}
+        shared = {
+            name: SharedUnderstandingPath(generation[path.shares].encoder, build_part(path.adapter))
+            for name, path in shown.items()
+            if path.shares
+        }
+        understanding = {name: own.get(name) or shared[name] for name in shown}
     model = UnifiedModel(plan, tokenizer, template, language_model, understanding, generation)
     if torch.device(device).type != "meta":
         if weights:

@@ -112,8 +112,8 @@ def shapes(plan: RunPlan, part: Part) -> str:
         return f"[{facts.in_width}] -> {facts.size} {facts.predicts}"
     if role == "encoder":
         return _encoder_shapes(facts)
-    entering = next(other for other in plan.model.parts() if other.address == f"{path}.encoder")
-    tokens = entering.facts.tokens
+    kind, _, modality = path.partition(".")
+    tokens = getattr(plan.model, kind)[modality].facts.tokens
     leaving = "T" if tokens is None else str(part.config.output_tokens(tokens))
     inner = "" if facts.accepts == "codes" else f", {facts.in_width}"
     return f"[{tokens or 'T'}{inner}] -> [{leaving}, {facts.out_width}]"

@@ -53,6 +53,25 @@ class UnderstandingPath(nn.Module):
         return self.adapter(features)  # type: ignore[no-any-return]
 
 
+class SharedUnderstandingPath(nn.Module):
+    """Bring items to embeddings by the features of a generation encoder, then the adapter.
+
+    The encoder is no child of this path: its weights stand in the model once, at the generation path.
+    """
+
+    def __init__(self, encoder: nn.Module, adapter: nn.Module) -> None:
+        super().__init__()
+        self._elsewhere = (encoder,)  # in a tuple, which torch does not search for modules
+        self.adapter = adapter
+
+    def forward(self, items: dict[str, Tensor]) -> Tensor:
+        """Return embeddings [N, T', M] of collated items; a frozen encoder keeps no graph."""
+        (encoder,) = self._elsewhere
+        with nullcontext() if learns(encoder) else torch.no_grad():
+            features = encoder.features(items)  # type: ignore[operator]
+        return self.adapter(features)  # type: ignore[no-any-return]
+
+
 class GenerationPath(nn.Module):
     """Bring items to codes and embeddings, and answer for the codes: encoder, adapter, head."""
 
@@ -87,7 +106,7 @@ class UnifiedModel(nn.Module):
         tokenizer: Tokenizer,
         template: Template,
         language_model: nn.Module,
-        understanding: Mapping[str, UnderstandingPath],
+        understanding: Mapping[str, UnderstandingPath | SharedUnderstandingPath],
         generation: Mapping[str, GenerationPath],
     ) -> None:
         super().__init__()

@@ -43,6 +43,17 @@ class Vq(nn.Module):
         ids = self.quantize.nearest(self._vectors(pixels), self.codebook().float())
         return ids.view(len(pixels), -1)
 
+    def features(self, items: dict[str, Tensor]) -> Tensor:
+        """Return the vectors of a picture's codes [N, T, code_width], row-major.
+
+        Where the tokenizer learns by them, the gradient reaches the chosen codes, and passes the
+        quantiser to the encoder as if it were not there.
+        """
+        pixels = self._cast(items["pixels"])
+        vectors, table = self._vectors(pixels), self.codebook().float()
+        chosen = table[self.quantize.nearest(vectors, table)] + (vectors - vectors.detach())
+        return self._cast(chosen.view(len(pixels), -1, self.config.code_width))
+
     def decode(self, codes: Tensor) -> Tensor:
         """Return pictures [N, C, S, S] in about [-1, 1] of codes [N, T]."""
         return self._pixels(self.codebook()[codes])

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from janus_plugins.core.facts import GenerationFacts
+from janus_plugins.core.facts import GenerationFacts, UnderstandingFacts
 from janus_plugins.core.kinds import Kind
 from janus_plugins.core.specs import ComponentConfig, ComponentSpec
 
@@ -40,7 +40,6 @@ class VqConfig(ComponentConfig):
     codebook_size: Annotated[int, Field(ge=2)] = 16384
     norm_groups: Count = Field(default=32, description="groups of GroupNorm")
     loss: LossWeights = Field(default_factory=LossWeights)
-    perceptual: None = Field(default=None, description="perceptual loss; none is shipped")
     revive_after: Count | None = Field(
         default=None, description="training steps without use after which a code is drawn to new places"
     )
@@ -82,6 +81,11 @@ class VqConfig(ComponentConfig):
             codebook_size=self.codebook_size,
             grid=(self.side, self.side),
         )
+
+    def feature_facts(self) -> UnderstandingFacts:
+        """Answer the vectors of a picture's codes."""
+        count = self.side**2
+        return UnderstandingFacts(modality="image", width=self.code_width, tokens=count, max_tokens=count)
 
 
 VQ = ComponentSpec(
