@@ -10,6 +10,7 @@ from janus_plugins.adapters.perceiver.spec import PERCEIVER
 from janus_plugins.adapters.pixel_shuffle.spec import PIXEL_SHUFFLE
 from janus_plugins.core.hookspecs import hookimpl
 from janus_plugins.core.specs import ComponentSpec
+from janus_plugins.encoders.audio.spec import AUDIO
 from janus_plugins.encoders.internvit.spec import INTERNVIT
 from janus_plugins.encoders.siglip.spec import SIGLIP
 from janus_plugins.encoders.towers.eva_spec import EVA_CLIP
@@ -35,6 +36,7 @@ def janus_components() -> list[ComponentSpec]:
         OPEN_CLIP,
         EVA_CLIP,
         INTERNVIT,
+        AUDIO,
         VQ,
         MLP,
         LINEAR,

@@ -38,6 +38,17 @@ def pictures() -> list[np.ndarray]:
     return [draw.integers(0, 256, (*side, 3), dtype=np.uint8) for side in ((40, 40), (64, 30), (25, 50))]
 
 
+class Examples:
+    """A component's own made items."""
+
+    def __init__(self, spec: ComponentSpec, options: dict[str, Any]) -> None:
+        self.spec, self.options = spec, options
+
+    def __call__(self) -> list[Any]:
+        examples: list[Any] = processor_of(self.spec, self.options).examples()
+        return examples
+
+
 def facts_equal_behaviour(spec: ComponentSpec, options: dict[str, Any], raw: Sequence[object]) -> None:
     facts, processor, module = (
         spec.config(**options).facts(),

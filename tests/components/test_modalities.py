@@ -6,13 +6,14 @@ import sys
 
 import pytest
 
+from janus_plugins.encoders.audio.spec import AUDIO
 from janus_plugins.encoders.internvit.spec import INTERNVIT
 from janus_plugins.encoders.towers.eva_spec import EVA_CLIP
 from janus_plugins.encoders.towers.open_clip_spec import OPEN_CLIP
 from janus_plugins.encoders.towers.timm_spec import TIMM
 from tests.components import keeps
 
-RESNET = {"name": "RN50", "image_size": 64, "width": 8, "layers": [1, 1, 1, 1], "head_width": 16}
+AST = {**AUDIO.config.tiny(), "name": "ast-base", "mel_bins": 36, "seconds": 0.6}
 CASES = {
     "timm": (TIMM, TIMM.config.tiny(), keeps.pictures),
     "timm convnet": (
@@ -37,6 +38,8 @@ CASES = {
     ),
     "internvit": (INTERNVIT, INTERNVIT.config.tiny(), keeps.pictures),
     "internvit tiles": (INTERNVIT, {**INTERNVIT.config.tiny(), "max_tiles": 3, "size": "6b"}, keeps.pictures),
+    "audio": (AUDIO, AUDIO.config.tiny(), keeps.Examples(AUDIO, AUDIO.config.tiny())),
+    "audio ast": (AUDIO, AST, keeps.Examples(AUDIO, AST)),
 }
 
 

@@ -1,0 +1,87 @@
+"""Files that a sample names or holds, looked at before they are read. For processors of every component."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from janus_plugins.core.errors import BadSample
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """Hold a file by its path, or its bytes.
+
+    Attributes:
+        name: for messages.
+        path: where it lies, or None.
+        data: its bytes where it has no path.
+    """
+
+    name: str
+    path: Path | None
+    data: bytes = b""
+
+    @property
+    def size(self) -> int:
+        """Return its size in bytes."""
+        return self.path.stat().st_size if self.path else len(self.data)
+
+    @property
+    def suffix(self) -> str:
+        """Return the ending of its name in lower case, dot included."""
+        return Path(self.name).suffix.lower()
+
+    def open(self) -> BinaryIO:
+        """Open it for reading."""
+        return self.path.open("rb") if self.path else io.BytesIO(self.data)
+
+    def head(self, count: int) -> bytes:
+        """Return its first bytes."""
+        with self.open() as file:
+            return file.read(count)
+
+    @contextmanager
+    def as_path(self, suffix: str) -> Iterator[Path]:
+        """Give a path to it, for libraries that read nothing else; bytes are written to a temporary file."""
+        if self.path:
+            yield self.path
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"item{suffix}"
+            path.write_bytes(self.data)
+            yield path
+
+
+def raw_file(value: object, what: str, max_bytes: int) -> RawFile | None:
+    """Return the file that a value names: a path, bytes, or {"bytes", "path"} of datasets; None for others.
+
+    Args:
+        value: a sample's raw item.
+        what: "a recording", "a point cloud"; for messages.
+        max_bytes: largest file that is read.
+
+    Raises:
+        BadSample: there is no such file, it is empty or too large.
+    """
+    if isinstance(value, Mapping):
+        data, path = value.get("bytes"), value.get("path")
+        name = str(path or f"{what} given as bytes")
+        value = RawFile(name, None, bytes(data)) if data else path
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        value = RawFile(f"{what} given as bytes", None, bytes(value))
+    elif isinstance(value, (str, Path)):
+        path = Path(value).expanduser()
+        if not path.is_file():
+            raise BadSample(f"{value}: there is no such file")
+        value = RawFile(str(value), path)
+    if not isinstance(value, RawFile):
+        return None
+    if not 0 < value.size <= max_bytes:
+        raise BadSample(f"{value.name}: {value.size:,} bytes; 1 to {max_bytes:,} are read")
+    return value

@@ -1,0 +1,107 @@
+"""Sound from files and arrays: checked by its header first, then mono at the model's rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from janus_plugins.core.errors import BadSample
+from janus_plugins.core.files import RawFile, raw_file
+
+MAX_BYTES = 1_000_000_000
+MAX_CHANNELS = 64
+RATES = (1_000, 768_000)
+"""Sample rates that are believed."""
+FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3", "AIFF")
+_WHAT = "a recording"
+
+
+def read_sound(value: object, rate: int, seconds: float, cut: bool) -> np.ndarray:
+    """Return samples [S] (float32, mono, about [-1, 1]) at `rate`.
+
+    Args:
+        value: a path, bytes, {"bytes", "path"} or {"array", "sampling_rate"} of datasets, or an array
+            [S] or [S, channels] at `rate`.
+        rate: samples a second.
+        seconds: longest sound.
+        cut: whether longer sound loses its end, or is refused.
+
+    Raises:
+        BadSample: it cannot be read, is longer, or is not what its header says.
+    """
+    if isinstance(value, Mapping) and value.get("array") is not None:
+        own, samples = value.get("sampling_rate"), _array(value["array"])
+        return _ready(samples, _checked_rate(own, _WHAT), rate, seconds, cut, _WHAT)
+    if hasattr(value, "__array__"):
+        return _ready(_array(value), rate, rate, seconds, cut, _WHAT)
+    file = raw_file(value, _WHAT, MAX_BYTES)
+    if file is None:
+        raise BadSample(f"{_WHAT} must be a path, bytes or an array of samples, not {type(value).__name__}")
+    try:
+        samples, own = _decoded(file, seconds, cut)
+    except BadSample:
+        raise
+    except Exception as error:  # decoders of foreign bytes raise nearly anything
+        raise BadSample(f"{file.name}: cannot be read as sound ({type(error).__name__}: {error})") from error
+    return _ready(samples, own, rate, seconds, cut, file.name)
+
+
+def _decoded(file: RawFile, seconds: float, cut: bool) -> tuple[np.ndarray, int]:
+    """Decode at most one sample more than fits, whatever the header claims."""
+    import soundfile
+
+    with file.open() as opened, soundfile.SoundFile(opened) as sound:
+        if sound.format not in FORMATS:
+            raise BadSample(f"{file.name}: format {sound.format}; {', '.join(FORMATS)} are read")
+        own = _checked_rate(sound.samplerate, file.name)
+        if not 1 <= sound.channels <= MAX_CHANNELS:
+            raise BadSample(f"{file.name}: {sound.channels} channels; 1 to {MAX_CHANNELS} are read")
+        if not cut and sound.frames > seconds * own:
+            raise _too_long(file.name, sound.frames / own, seconds)
+        # Not more than a header that lies can claim, nor than the file could hold (FLAC: 8 samples a byte).
+        most = min(math.ceil(seconds * own) + 1, sound.frames, 64 * file.size)
+        return sound.read(most, dtype="float32", always_2d=True), own
+
+
+def _array(value: Any) -> np.ndarray:
+    samples = np.asarray(value)
+    if samples.ndim not in (1, 2) or samples.dtype.kind not in "iuf":
+        raise BadSample(f"samples must be numbers [S] or [S, channels], not {samples.dtype} {samples.shape}")
+    if samples.ndim == 2 and samples.shape[1] > MAX_CHANNELS:
+        raise BadSample(f"samples {samples.shape}: {samples.shape[1]} channels; 1 to {MAX_CHANNELS} are read")
+    if samples.dtype.kind in "iu":
+        samples = samples / float(np.iinfo(samples.dtype).max)
+    return samples.astype(np.float32)
+
+
+def _checked_rate(rate: object, name: str) -> int:
+    if not isinstance(rate, (int, float)) or not RATES[0] <= rate <= RATES[1]:
+        raise BadSample(f"{name}: {rate} samples a second; {RATES[0]:,} to {RATES[1]:,} are read")
+    return int(rate)
+
+
+def _ready(samples: np.ndarray, own: int, rate: int, seconds: float, cut: bool, name: str) -> np.ndarray:
+    """Return mono samples at the wanted rate, of a checked length."""
+    if samples.ndim == 2:
+        samples = samples.mean(axis=1)
+    most = math.ceil(seconds * own)
+    if len(samples) > most and not cut:
+        raise _too_long(name, len(samples) / own, seconds)
+    samples = samples[:most]
+    if not np.isfinite(samples).all():
+        raise BadSample(f"{name}: holds samples that are no finite numbers")
+    if own != rate:
+        from scipy.signal import resample_poly
+
+        shared = math.gcd(own, rate)
+        samples = resample_poly(samples, rate // shared, own // shared).astype(np.float32)
+    return samples[: math.ceil(seconds * rate)]
+
+
+def _too_long(name: str, length: float, seconds: float) -> BadSample:
+    return BadSample(
+        f"{name}: {length:,.1f} s of sound; the encoder hears {seconds:g} s. Set too_long: cut, or split it"
+    )

@@ -1,0 +1,175 @@
+"""Audio: spectrograms as published, files read safely, published weights."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import save_file
+from transformers import ASTFeatureExtractor, ASTForAudioClassification, WhisperFeatureExtractor, WhisperModel
+
+from janus_plugins.core.errors import BadSample
+from janus_plugins.encoders.audio.processor import AudioProcessor
+from janus_plugins.encoders.audio.spec import AUDIO, SIZES, AudioConfig
+from janus_plugins.sequence.assemble import collate_items
+from tests.components.keeps import made
+
+TINY = AudioConfig.tiny()
+AST_TINY = {**TINY, "name": "ast-base", "mel_bins": 36, "seconds": 0.6}
+
+
+def sound(seconds=0.5, pitch=440, rate=16000):
+    draw = np.random.default_rng(3)
+    times = np.arange(round(seconds * rate)) / rate
+    return (0.4 * np.sin(2 * np.pi * pitch * times) + 0.01 * draw.normal(size=len(times))).astype(np.float32)
+
+
+def whole(config, arrays):
+    """The full-length spectrogram, as the encoder pads it."""
+    silence = np.full((config.frames - len(arrays["mel"]), arrays["mel"].shape[1]), arrays["floor"])
+    return np.concatenate([arrays["mel"], silence])
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.5, 1.0])
+def test_whisper_hears_what_transformers_computes(seconds):
+    config = AudioConfig(**TINY)
+    arrays = AudioProcessor(config)(sound(seconds))
+    theirs = WhisperFeatureExtractor(chunk_length=1)(sound(seconds), sampling_rate=16000, return_tensors="np")
+    assert np.allclose(whole(config, arrays), theirs["input_features"][0].T, atol=1e-4)
+    assert len(arrays["mel"]) == min(round(seconds * 100) + 2, 100)
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.5])
+def test_ast_hears_what_transformers_computes(seconds):
+    config = AudioConfig(**AST_TINY)
+    arrays = AudioProcessor(config)(sound(seconds))
+    extractor = ASTFeatureExtractor(num_mel_bins=36, max_length=60)
+    theirs = extractor(sound(seconds), sampling_rate=16000, return_tensors="np")["input_values"][0]
+    assert np.allclose(whole(config, arrays), theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_published_sizes_build(name):
+    config = AudioConfig(name=name)
+    with torch.device("meta"):
+        encoder = made(AUDIO, {"name": name})
+        mel = torch.zeros(1, config.frames, config.sizes.mel_bins)
+        features = encoder({"mel": mel, "floor": torch.zeros(1, 1)})
+    facts = config.facts()
+    assert features.shape == (1, facts.max_tokens, facts.width)
+    assert facts.max_tokens == {"whisper": 1500, "ast": 1212}[config.family]
+
+
+def test_whisper_weights_of_the_whole_model_load(tmp_path):
+    encoder = made(AUDIO, TINY)
+    sizes = encoder.trunk.config.to_dict() | {
+        "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 8, "vocab_size": 9,
+        "max_target_positions": 4, "pad_token_id": 0, "max_source_positions": 60,
+    }  # fmt: skip
+    torch.manual_seed(4)
+    published = WhisperModel(type(encoder.trunk.config)(**sizes)).eval()
+    tensors = {f"model.{name}": each.clone() for name, each in published.state_dict().items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    encoder.load_weights(str(tmp_path))
+    assert torch.equal(encoder.trunk.conv1.weight, published.encoder.conv1.weight)
+    same = made(AUDIO, {**TINY, "seconds": 1.2})
+    same.load_weights(str(tmp_path))
+    arrays = AudioProcessor(AudioConfig(**{**TINY, "seconds": 1.2}))(sound(1.2))
+    mel = torch.from_numpy(arrays["mel"])[None]
+    expected = published.encoder(mel.transpose(1, 2)).last_hidden_state
+    assert torch.allclose(same(collate_items([arrays])), expected, atol=1e-5)
+
+
+def test_ast_weights_of_a_classifier_load_and_features_run_in_time(tmp_path):
+    encoder = made(AUDIO, AST_TINY)
+    torch.manual_seed(4)
+    published = ASTForAudioClassification(encoder.trunk.config).eval()
+    for parameter in published.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    save_file(published.state_dict(), tmp_path / "model.safetensors")
+    encoder.load_weights(str(tmp_path))
+    config = AudioConfig(**AST_TINY)
+    arrays = AudioProcessor(config)(sound(0.6))
+    mel = torch.from_numpy(whole(config, arrays))[None]
+    theirs = published.audio_spectrogram_transformer(mel).last_hidden_state[0, 2:].reshape(3, 5, 16)
+    mine = encoder(collate_items([arrays]))[0]
+    for step, band in ((0, 0), (1, 2), (4, 1)):
+        assert torch.allclose(mine[step * 3 + band], theirs[band, step], atol=1e-5)
+
+
+def wav(samples, rate=16000, form="WAV"):
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format=form)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("form", ["WAV", "FLAC"])
+def test_files_bytes_and_rows_of_datasets_are_read_alike(tmp_path, form):
+    processor = AudioProcessor(AudioConfig(**TINY))
+    (tmp_path / "a.bin").write_bytes(wav(sound(), form=form))
+    first = processor(tmp_path / "a.bin")
+    for value in (
+        str(tmp_path / "a.bin"),
+        {"bytes": wav(sound(), form=form), "path": "a.wav"},
+        wav(np.stack([sound(), sound()], axis=1), form=form),
+        sound(),
+        {"array": sound(), "sampling_rate": 16000},
+        (sound() * 32767).astype(np.int16),
+    ):
+        assert np.allclose(processor(value)["mel"], first["mel"], atol=0.05)
+
+
+def test_other_rates_are_resampled():
+    processor = AudioProcessor(AudioConfig(**TINY))
+    low, high = (processor(wav(sound(0.8, rate=rate), rate))["mel"] for rate in (16000, 44100))
+    assert low.shape == high.shape
+    assert abs(int(low.mean(0).argmax()) - int(high.mean(0).argmax())) <= 1
+
+
+def test_longer_sound_is_refused_or_cut():
+    with pytest.raises(BadSample, match=r"1.5 s of sound; the encoder hears 1 s. Set too_long: cut"):
+        AudioProcessor(AudioConfig(**TINY))(wav(sound(1.5)))
+    cut = AudioProcessor(AudioConfig(**TINY, too_long="cut"))
+    assert len(cut(wav(sound(1.5)))["mel"]) == len(cut(sound(1.5))["mel"]) == 100
+
+
+def lying(frames=2**31 - 100):
+    """A header that promises two gigabytes of samples, over 100 bytes."""
+    data = bytearray(wav(sound(0.1))[:144])
+    struct.pack_into("<I", data, 4, frames)
+    struct.pack_into("<I", data, 40, frames)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (b"RIFF" + b"\0" * 60, "cannot be read as sound"),
+        (b"", "0 bytes"),
+        ("/nowhere/a.wav", "no such file"),
+        (np.full(9000, np.nan, np.float32), "no finite numbers"),
+        (np.zeros(10, np.float32), "at least 400"),
+        (np.zeros((500, 500), np.float32), "500 channels"),
+        (np.zeros((2, 2, 2), np.float32), "must be numbers"),
+        ({"array": sound(), "sampling_rate": 3}, "3 samples a second"),
+        ({"array": sound()}, "None samples a second"),
+        (wav(sound(0.2))[:100], "at least 400"),
+        (lying(), "at least 400|cannot be read|s of sound"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_used_is_a_bad_sample(value, message):
+    with pytest.raises(BadSample, match=message):
+        AudioProcessor(AudioConfig(**TINY))(value)
+
+
+def test_a_lying_header_takes_no_memory():
+    import tracemalloc
+
+    tracemalloc.start()
+    with pytest.raises(BadSample):
+        AudioProcessor(AudioConfig(**{**TINY, "seconds": 600.0}, too_long="cut"))(lying())
+    assert tracemalloc.get_traced_memory()[1] < 5e6
+    tracemalloc.stop()
