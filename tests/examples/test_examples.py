@@ -1,0 +1,113 @@
+"""The packages under examples/: small, installed from source, listed, checked, used from their run files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hatchling.builders.wheel import WheelBuilder
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/pyproject.toml"))
+
+USED = """
+import json, sys
+import janus_plugins as jp
+from janus_plugins.core.catalogue import catalogue
+from janus_plugins.door import plan
+from janus_plugins.inference.session import save_generated
+from janus_plugins.testing import check_component
+
+examples, out = sys.argv[1:]
+mine = [entry for entry in catalogue().entries() if entry.owner.distribution in ("janus-melody", "janus-motion")]
+reports = [check_component(entry.spec) for entry in mine]
+plan(f"{examples}/janus-motion/motion.yaml")
+model = jp.compose(f"{examples}/janus-melody/melody.yaml")
+made = model.generate(["a rising low c major scale"], modality="melody", num_per_prompt=2, guidance=1.0)
+paths = save_generated(model, made, out)
+again = model.encode("melody", [one.artefact for one in made]).tolist()
+print(json.dumps({
+    "checked": [report.name for report in reports if report.ok],
+    "plugins": {report.distribution: report.status + report.note for report in jp.plugins()},
+    "codes": [one.codes.tolist() for one in made],
+    "again": again,
+    "files": [str(path) for path in paths],
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install every example from its wheel into one folder, offline."""
+    wheels, site = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("site")
+    for name in NAMES:
+        list(WheelBuilder(str(EXAMPLES / name)).build(directory=str(wheels), versions=["standard"]))
+    pip = ["-m", "pip", "install", "--no-deps", "--no-index", "--no-compile", "--quiet"]
+    options = ["--disable-pip-version-check", "--target", str(site)]
+    run(*pip, *options, *map(str, sorted(wheels.glob("*.whl"))))
+    return site
+
+
+def run(*words: str, site: Path | None = None, at: Path | None = None) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(site or "")}
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, env=environment, cwd=at, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def lines(name: str, *folders: str) -> int:
+    files = [path for folder in folders for path in (EXAMPLES / name / folder).rglob("*.py")]
+    assert files
+    return sum(len(path.read_text().splitlines()) for path in files)
+
+
+def test_there_is_an_encoder_an_input_and_an_output_modality() -> None:
+    assert NAMES == ["janus-dinov2", "janus-melody", "janus-motion"]
+
+
+def test_an_image_encoder_takes_at_most_40_lines() -> None:
+    assert lines("janus-dinov2", "janus_dinov2") <= 40
+
+
+def test_a_new_modality_takes_at_most_120_lines_with_its_test() -> None:
+    assert lines("janus-motion", "janus_motion", "tests") <= 120
+
+
+def test_installed_listed_checked_and_used(site: Path, tmp_path: Path) -> None:
+    seen = json.loads(run("-c", USED, str(EXAMPLES), str(tmp_path), site=site).splitlines()[-1])
+    assert seen["checked"] == ["melody", "motions", "scales", "motion"]
+    assert {name: seen["plugins"][name] for name in NAMES} == dict.fromkeys(NAMES, "ok")
+    assert seen["again"] == seen["codes"]
+    files = [Path(path) for path in seen["files"]]
+    assert [path.suffix for path in files] == [".mid", ".mid"]
+    assert all(b"prompt: a rising low c major scale" in path.read_bytes() for path in files)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_its_own_tests_pass_before_it_is_installed(name: str) -> None:
+    run("-m", "pytest", "-q", "-p", "no:cacheprovider", at=EXAMPLES / name)
+
+
+@pytest.mark.slow
+def test_pip_installs_it_from_source_offline(tmp_path: Path) -> None:
+    pip = ["-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--target"]
+    run(*pip, str(tmp_path), *(str(EXAMPLES / name) for name in NAMES))
+    checked = run("-m", "janus_plugins", "check", "janus-motion/", site=tmp_path)
+    assert "understanding_encoder/motion" in checked
+
+
+@pytest.mark.slow
+def test_the_new_input_modality_trains(site: Path, tmp_path: Path) -> None:
+    run(
+        "-m", "janus_plugins", "train", str(EXAMPLES / "janus-motion/motion.yaml"), "--out", str(tmp_path),
+        site=site,
+    )  # fmt: skip
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    assert result["activity"] >= 0.95
