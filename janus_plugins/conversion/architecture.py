@@ -205,7 +205,8 @@ def _vision(encoder: Part, adapter: Part, model_width: int) -> Vision:
             f"{encoder.address}: {config.name} has no foreign layout; of SigLIP these have: "
             f"{', '.join(TIMM_SIGLIPS)}"
         )
-    _need(adapter, "mlp", width=None if adapter.config.width != model_width else model_width)  # type: ignore[attr-defined]
+    if adapter.config.width not in (None, model_width):  # type: ignore[attr-defined]
+        _need(adapter, "mlp", width=model_width)
     named = TIMM_SIGLIPS[config.name]
     return Vision(
         image_size=config.image_size,

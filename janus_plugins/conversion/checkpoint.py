@@ -36,7 +36,7 @@ from janus_plugins.core.schema import RunConfig
 from janus_plugins.core.wiring import resolve
 from janus_plugins.model.empty import compose_empty
 from janus_plugins.model.native import is_native, verify_manifest
-from janus_plugins.model.tensor_file import Entry, TensorFile, entry_of
+from janus_plugins.model.tensor_file import Entry, TensorFile
 from janus_plugins.model.unified import UnifiedModel
 from janus_plugins.sequence.templates import special_tokens
 from janus_plugins.sequence.tokenizers import TextTokenizer, load_tokenizer
@@ -364,15 +364,3 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}; copy it again") from error
-
-
-__all__ = [
-    "EXTRAS",
-    "KEPT",
-    "Checkpoint",
-    "entry_of",
-    "open_checkpoint",
-    "read_files",
-    "recognise",
-    "refuse",
-]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from janus_plugins.conversion import official, transformers_layout
-from janus_plugins.conversion.architecture import Architecture, architecture_of
+from janus_plugins.conversion.architecture import Architecture
 from janus_plugins.conversion.checkpoint import (
     EXTRAS,
     KEPT,
@@ -261,6 +261,3 @@ def _write_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-__all__ = ["Conversion", "architecture_of", "convert"]

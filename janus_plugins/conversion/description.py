@@ -134,8 +134,8 @@ def read_pixels(fields: Fields, image_size: int) -> Pixels:
     ours = Pixels(image_size)
     pixels = Pixels(
         image_size,
-        _channels(fields, "image_mean"),
-        _channels(fields, "image_std"),
+        fields.numbers("image_mean"),
+        fields.numbers("image_std"),
         fields.number("rescale_factor"),
         fields.truth("do_normalize"),
         fields.integer("min_size"),
@@ -151,17 +151,6 @@ def read_pixels(fields: Fields, image_size: int) -> Pixels:
             f"be {ours.rescale_factor} and {ours.min_size}"
         )
     return pixels
-
-
-def _channels(fields: Fields, name: str) -> tuple[float, ...]:
-    value = fields._get(name)
-    if (
-        not isinstance(value, list)
-        or len(value) != 3
-        or not all(isinstance(each, (int, float)) for each in value)
-    ):
-        raise CheckpointError(f"{fields.where}: {name} is {value!r:.60}, not three numbers")
-    return tuple(float(each) for each in value)
 
 
 NOT_NORMALISED = (

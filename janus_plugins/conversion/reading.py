@@ -94,6 +94,16 @@ class Fields:
             raise CheckpointError(f"{self.where}: {name} is {value!r:.60}, not a number above 0")
         return float(value)
 
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """Return a list of numbers above 0."""
+        value = self._get(name)
+        if not isinstance(value, (list, tuple)):
+            raise CheckpointError(f"{self.where}: {name} is {value!r:.60}, not a list of numbers")
+        return tuple(
+            Fields({str(index): each}, f"{self.where}: {name}").number(str(index))
+            for index, each in enumerate(value)
+        )
+
     def truth(self, name: str) -> bool:
         """Return true or false."""
         value = self._get(name)
