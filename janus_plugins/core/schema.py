@@ -178,11 +178,35 @@ class Schedule(Strict):
     floor: Chance = Field(default=0.0, description="share of the rate left at the last step")
 
 
+class Lora(Strict):
+    """Train low-rank updates of a part's linear layers instead of their weights (arXiv 2106.09685)."""
+
+    rate: Rate = Field(description="peak learning rate")
+    r: Count = Field(default=16, description="rank of an update")
+    alpha: Rate | None = Field(default=None, description="updates are scaled by alpha / r (default: 2 r)")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="share of an update's inputs that is dropped"
+    )
+    targets: tuple[str, ...] | None = Field(
+        default=None, description="names that layers end in, e.g. q_proj (default: every linear layer)"
+    )
+
+    @property
+    def scale(self) -> float:
+        """Return what an update is multiplied by."""
+        return (2.0 * self.r if self.alpha is None else self.alpha) / self.r
+
+
 class StageBlock(Strict):
     """Set one stage of the recipe: a row of the paper's table. Its name means nothing to the code."""
 
     name: str
-    learn: dict[str, Rate] = Field(description="part address (or a parameter prefix in it) -> learning rate")
+    learn: dict[str, Rate] = Field(
+        default_factory=dict, description="part address (or a parameter prefix in it) -> learning rate"
+    )
+    lora: dict[str, Lora] | None = Field(
+        default=None, description="part address (or a module in it) -> low-rank updates of its linear layers"
+    )
     steps: Count
     stop_at: Count | None = Field(default=None, description="end early, keeping the schedule of `steps`")
     batch: Count = Field(description="samples of one optimiser step, over all ranks")
@@ -196,6 +220,13 @@ class StageBlock(Strict):
     optimizer: Optimizer = Field(default_factory=Optimizer)
     schedule: Schedule = Field(default_factory=Schedule)
     clip: Rate | None = Field(default=1.0, description="largest norm of the gradient")
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="decay of a running average of the weights that learn"
+    )
+    ema_export: bool | None = Field(
+        default=None,
+        description="true (as by default): the stage ends with the average; false: it is kept apart",
+    )
     template: Literal["plain", "chat"] = Field(
         default="chat", description="plain: turns joined without role tags"
     )
@@ -219,8 +250,10 @@ class StageBlock(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> StageBlock:
-        if not self.learn:
-            raise ValueError("a stage must learn something: name a part and a rate under 'learn'")
+        if not self.learn and not self.lora:
+            raise ValueError("a stage must learn something: name a part and a rate under 'learn' or 'lora'")
+        if self.ema_export is not None and self.ema is None:
+            raise ValueError("'ema_export' says what becomes of an average; give its decay under 'ema' too")
         if self.reconstruct is None and not any(self.mix.values()):
             raise ValueError("'mix' needs a task with a ratio above 0 (or set 'reconstruct')")
         if self.stop_at is not None and self.stop_at > self.steps:

@@ -323,7 +323,8 @@ def _data_problems(plan: RunPlan) -> list[str]:
 
 
 def _stage_problems(plan: RunPlan, stage: StageBlock) -> list[str]:
-    problems = [text for prefix in stage.learn for text in _learn_problems(plan, prefix)]
+    problems = [text for prefix in stage.learn for text in _learn_problems(plan, "learn", prefix)]
+    problems += [text for prefix in stage.lora or () for text in _learn_problems(plan, "lora", prefix)]
     if stage.reconstruct is not None and stage.reconstruct not in plan.model.generation:
         problems.append(
             f"reconstruct: the model generates {sorted(plan.model.generation)}, not {stage.reconstruct!r}"
@@ -337,11 +338,11 @@ def _stage_problems(plan: RunPlan, stage: StageBlock) -> list[str]:
     return problems + _mix_problems(plan, stage)
 
 
-def _learn_problems(plan: RunPlan, prefix: str) -> list[str]:
+def _learn_problems(plan: RunPlan, key: str, prefix: str) -> list[str]:
     addresses = plan.model.addresses()
     if any(_under(address, prefix) or _under(prefix, address) for address in addresses):
         return []
-    return [f"learn: {prefix!r} is no part of the model.{nearest(prefix, addresses)}"]
+    return [f"{key}: {prefix!r} is no part of the model.{nearest(prefix, addresses)}"]
 
 
 def _under(address: str, prefix: str) -> bool:

@@ -16,6 +16,7 @@ from torch import nn
 from janus_plugins.core.plan import Part, RunPlan
 from janus_plugins.core.schema import StageBlock
 from janus_plugins.model.compose import compose_plan
+from janus_plugins.model.lora import lora_counts, under
 from janus_plugins.model.unified import UnifiedModel
 
 GIB = 2**30
@@ -135,6 +136,9 @@ def trainable(model: nn.Module, stage: StageBlock, plan: RunPlan) -> dict[str, i
         if any(name == prefix or name.startswith(prefix + ".") for prefix in stage.learn):
             owner = next(address for address in addresses if name.startswith(address + "."))
             counts[owner] = counts.get(owner, 0) + parameter.numel()
+    for name, number in lora_counts(model, stage).items():
+        owner = next(address for address in addresses if under(name, address))
+        counts[owner] = counts.get(owner, 0) + number
     return counts
 
 

@@ -51,6 +51,7 @@ class Engine:
     Attributes:
         deepspeed: the DeepSpeed engine, for saving and loading.
         module: the model inside it.
+        optimizer: torch's optimiser below DeepSpeed's.
     """
 
     def __init__(
@@ -59,24 +60,24 @@ class Engine:
         import deepspeed
 
         self._stage, self._world = stage, world
-        self._optimizer = build_optimizer(model, stage, learning)
+        self.optimizer = build_optimizer(model, stage, learning)
         self.deepspeed: Any
         self.deepspeed, *_ = deepspeed.initialize(
             model=model,
-            optimizer=self._optimizer,
+            optimizer=self.optimizer,
             config=deepspeed_config(block, stage, world.size),
             dist_init_required=False,
         )
         self.module: nn.Module = self.deepspeed.module
         # ZeRO 0 in fp32 hands back our own optimiser: nothing between a bad gradient and the weights.
-        self._unguarded = self.deepspeed.optimizer is self._optimizer
+        self._unguarded = self.deepspeed.optimizer is self.optimizer
         self._norm = 0.0
         if block.precision == "bf16" and zero_stage(block) == 0:
             # DeepSpeed 0.19 takes a dry step to allocate the moments and leaves its count of 1 behind, which
             # makes Adam's bias correction (and so the first steps) too small: 0.74 of the rate at step 1.
-            self._optimizer.state.clear()
+            self.optimizer.state.clear()
         if self._unguarded:
-            self._optimizer.register_step_pre_hook(self._refuse_nonfinite)
+            self.optimizer.register_step_pre_hook(self._refuse_nonfinite)
         self._undo = float(world.size * block.accumulate)
 
     def step(self, micro: Sequence[Batch], counts: Mapping[str, int], step: int) -> StepOutcome:
@@ -88,7 +89,7 @@ class Engine:
             step: position in the schedule.
         """
         rates = set_rates(
-            self._optimizer.param_groups, rate_factor(self._stage.schedule, step, self._stage.steps)
+            self.optimizer.param_groups, rate_factor(self._stage.schedule, step, self._stage.steps)
         )
         scales = loss_scales(counts, self._stage.loss_mean)
         scale = {path: value * self._undo for path, value in scales.items()}

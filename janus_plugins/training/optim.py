@@ -17,6 +17,7 @@ from torch import nn
 
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.core.schema import Schedule, StageBlock
+from janus_plugins.training.ema import AveragingAdamW
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,9 @@ def build_optimizer(model: nn.Module, stage: StageBlock, learning: Learning) -> 
     """Make torch's AdamW; DeepSpeed's own would be compiled at the first start."""
     options = stage.optimizer
     groups = parameter_groups(model, learning, options.weight_decay)
-    return torch.optim.AdamW(groups, lr=0.0, betas=options.betas, eps=options.eps)
+    if stage.ema is None:
+        return torch.optim.AdamW(groups, lr=0.0, betas=options.betas, eps=options.eps)
+    return AveragingAdamW(groups, stage.ema, lr=0.0, betas=options.betas, eps=options.eps)
 
 
 def rate_factor(schedule: Schedule, step: int, steps: int) -> float:

@@ -8,13 +8,15 @@ import torch
 from torch import nn
 
 from janus_plugins.core.schema import StageBlock
+from janus_plugins.data.order import key_of
 from janus_plugins.training.checkpoint import Found, Position
 from janus_plugins.training.engine import Engine
 from janus_plugins.training.loop import Run, StageLoop
+from janus_plugins.training.lora import Updates, add_updates, check_lora, lora_label, merge_updates
 from janus_plugins.training.optim import Learning, choose_learning, set_trainable
 from janus_plugins.training.random_state import seed_all
 from janus_plugins.training.recipe import Recipe
-from janus_plugins.training.weights import full_weights, keep_frozen, load_weights
+from janus_plugins.training.weights import Kept, full_weights, keep_frozen, load_weights
 from janus_plugins.training.world import World
 
 
@@ -23,7 +25,9 @@ def train_stages(run: Run, out: Path, chosen: list[int], found: Found | None) ->
     position = found.position if found else Position(chosen[0], 0, 0)
     if found and found.kind == "stage":
         if found.position.stage in chosen:  # it may have died between this and writing the model
-            _write_native(run, out, _stage_end(run, found.position.stage) if run.world.is_main else None)
+            _write_native(
+                run, out / "model", _stage_end(run, found.position.stage) if run.world.is_main else None
+            )
         position = Position(found.position.stage + 1, 0, found.position.total)
     for index in chosen:
         if index < position.stage:
@@ -39,7 +43,9 @@ def _train_stage(run: Run, out: Path, start: Position, found: Found | None) -> P
     model = recipe.build(True) if start.stage == 0 else _stage_end(run, start.stage - 1)
     for later in recipe.stages[start.stage + 1 :]:
         choose_learning(model, later)  # a wrong name is found now, not when its stage begins
-    learning = choose_learning(model, stage)
+        check_lora(model, later)
+    seed = key_of(recipe.seed, stage.name, "lora")
+    updates, learning = add_updates(model, stage, choose_learning(model, stage), seed)
     set_trainable(model, learning)
     run.metrics.say(describe_stage(stage, learning, world))
     kept = keep_frozen(model, learning, world, recipe.engine.precision)
@@ -49,12 +55,26 @@ def _train_stage(run: Run, out: Path, start: Position, found: Found | None) -> P
     run.metrics.begin_stage(stage, start.step)
     state = run.checkpoints.load_step(found, engine) if found else None
     end = StageLoop(run, engine, start, state).finish()
-    weights = full_weights(engine, world, kept)
+    weights, average = _final_weights(engine, world, kept, stage, updates)
     engine.close()
+    if average is not None:
+        _write_native(run, out / "model-ema", _rebuilt(run, stage, average) if world.is_main else None)
     finished = _rebuilt(run, stage, weights) if world.is_main else None
     run.checkpoints.save_stage(end, finished, run.facts())
-    _write_native(run, out, finished)
+    _write_native(run, out / "model", finished)
     return Position(end.stage + 1, 0, end.total)
+
+
+def _final_weights(
+    engine: Engine, world: World, kept: Kept, stage: StageBlock, updates: Updates
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None]:
+    """Return the plain weights that a stage ends with, and its average where that is kept apart."""
+    averaged = stage.ema is not None
+    ends_averaged = averaged and stage.ema_export is not False
+    weights = merge_updates(full_weights(engine, world, kept, ends_averaged), updates)
+    if not averaged or ends_averaged:
+        return weights, None
+    return weights, merge_updates(full_weights(engine, world, kept, True), updates)
 
 
 def _set_modes(engine: Engine, recipe: Recipe, learning: Learning) -> None:
@@ -86,10 +106,10 @@ def _rebuilt(run: Run, stage: StageBlock, weights: dict[str, torch.Tensor]) -> n
     return model
 
 
-def _write_native(run: Run, out: Path, model: nn.Module | None) -> None:
-    """Write the model at the end of a stage to `out/model`, for use. The main rank gives the model."""
+def _write_native(run: Run, folder: Path, model: nn.Module | None) -> None:
+    """Write the model at the end of a stage to a folder, for use. The main rank gives the model."""
     if model is not None and run.recipe.save_native is not None:
-        run.recipe.save_native(model, out / "model")
+        run.recipe.save_native(model, folder)
     run.world.barrier()
 
 
@@ -98,7 +118,8 @@ def describe_stage(stage: StageBlock, learning: Learning, world: World) -> str:
     total = sum(learning.by_pattern.values())
     lines = [f"stage {stage.name}: {stage.last_step} steps of {stage.batch} samples on {world.size} rank(s)"]
     width = max(map(len, learning.by_pattern))
+    rates = {**stage.learn, **{lora_label(name): block.rate for name, block in (stage.lora or {}).items()}}
     for pattern, count in learning.by_pattern.items():
-        lines.append(f"  learns {pattern:<{width}} {count:>13,} values at {stage.learn[pattern]:g}")
+        lines.append(f"  learns {pattern:<{width}} {count:>13,} values at {rates[pattern]:g}")
     lines.append(f"  learns {'altogether':<{width}} {total:>13,} values; {learning.frozen:,} are frozen")
     return "\n".join(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from janus_plugins.training.ema import AVERAGE
 from janus_plugins.training.engine import Engine
 from janus_plugins.training.optim import Learning
 from janus_plugins.training.world import World
@@ -21,7 +22,7 @@ def keep_frozen(model: nn.Module, learning: Learning, world: World, precision: s
     return {name: value.detach().clone() if world.is_main else None for name, value in frozen.items()}
 
 
-def full_weights(engine: Engine, world: World, kept: Kept) -> dict[str, Tensor]:
+def full_weights(engine: Engine, world: World, kept: Kept, averaged: bool = False) -> dict[str, Tensor]:
     """Return every parameter and buffer of an engine on the CPU of the main rank; elsewhere nothing.
 
     Learnt parameters come from the optimiser's fp32 copy. Collective under ZeRO, one parameter at a time.
@@ -30,11 +31,16 @@ def full_weights(engine: Engine, world: World, kept: Kept) -> dict[str, Tensor]:
         engine: the stage's engine.
         world: who we are.
         kept: what to take for frozen parameters instead of the engine's rounded ones.
+        averaged: take the running average of learnt parameters, in a stage that keeps one.
     """
     state: dict[str, Tensor] = {}
     masters = _unpartitioned_masters(engine)
+    if averaged:
+        _link_states(engine)
     for name, parameter in engine.module.named_parameters():
-        value = kept[name] if name in kept else _full(parameter, masters)
+        value = _average(engine, parameter, masters) if averaged and parameter.requires_grad else None
+        if value is None:
+            value = kept[name] if name in kept else _full(parameter, masters)
         if value is not None and world.is_main:
             state[name] = value.detach().to("cpu", copy=True)
     if world.is_main:
@@ -57,6 +63,33 @@ def _full(parameter: nn.Parameter, masters: dict[int, Tensor]) -> Tensor:
         return parameter
     with deepspeed.zero.GatheredParameters([parameter]):
         return parameter.detach().clone()
+
+
+def _link_states(engine: Engine) -> None:
+    """Let parameters find their optimiser states under ZeRO 1 and 2.
+
+    DeepSpeed 0.19 links them after stepping the first group of parameters, whose mates have no state yet.
+    """
+    from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+    if engine.deepspeed.zero_optimization_stage() not in (1, 2):
+        return
+    zero, states = engine.deepspeed.optimizer, engine.optimizer.state
+    for members, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+        if flat in states:
+            lazy_init_hp_params_optimizer_state(members, flat, states)
+
+
+def _average(engine: Engine, parameter: nn.Parameter, masters: dict[int, Tensor]) -> Tensor | None:
+    """Return a learnt parameter's running average; None before the first step."""
+    import deepspeed
+
+    if not any(AVERAGE in state for state in engine.optimizer.state.values()):
+        return None
+    if engine.deepspeed.zero_optimization_stage() > 0:
+        return deepspeed.utils.safe_get_full_optimizer_state(parameter, AVERAGE)  # type: ignore[no-any-return]
+    average: Tensor | None = engine.optimizer.state[masters.get(id(parameter), parameter)].get(AVERAGE)
+    return average
 
 
 def _unpartitioned_masters(engine: Engine) -> dict[int, Tensor]:

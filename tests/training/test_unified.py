@@ -14,6 +14,7 @@ from rich.console import Console
 
 from janus_plugins.core.plan import RunPlan
 from janus_plugins.core.runfile import load_run
+from janus_plugins.core.schema import Lora
 from janus_plugins.core.wiring import resolve
 from janus_plugins.model.native import load_native
 from janus_plugins.training.plan_recipe import plan_recipe
@@ -66,6 +67,25 @@ def test_the_recipe_of_a_run_file_trains_resumes_and_saves(
     saved = load_native(tmp_path / "broken" / "model").state_dict()
     for name, value in weights(tmp_path / "whole", 2).items():
         assert torch.equal(saved[name], value), name
+
+
+def test_a_lora_stage_of_the_real_model_ends_as_plain_weights(plan: RunPlan, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    updates = Lora(rate=1e-2, r=2, targets=("q_proj", "v_proj"))
+    changes = {
+        "lora": {"language_model": updates},
+        "learn": {"understanding.image.adapter": 1e-3},
+        "ema": 0.5,
+    }
+    adapting = dataclasses.replace(
+        plan, run=plan.run.model_copy(update={"stages": (plan.run.stages[2].model_copy(update=changes),)})
+    )
+    train(adapting, tmp_path, console=quiet())
+    first, last = plan_recipe(plan).build(True).state_dict(), load_native(tmp_path / "model").state_dict()
+    assert first.keys() == last.keys()
+    moved = {name for name in first if not torch.equal(first[name], last[name])}
+    heads = {f"language_model.model.layers.{n}.self_attn.{p}_proj.weight" for n in (0, 1) for p in "qv"}
+    assert {name for name in moved if not name.startswith("understanding.image.adapter.")} == heads
 
 
 def test_after_a_reconstruction_the_code_table_is_the_trained_codebook(plan: RunPlan, tmp_path: Path) -> None:
