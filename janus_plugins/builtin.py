@@ -13,6 +13,8 @@ from janus_plugins.core.specs import ComponentSpec
 from janus_plugins.encoders.audio.spec import AUDIO
 from janus_plugins.encoders.internvit.spec import INTERNVIT
 from janus_plugins.encoders.siglip.spec import SIGLIP
+from janus_plugins.encoders.tactile.image_spec import TACTILE
+from janus_plugins.encoders.tactile.series_spec import TACTILE_SERIES
 from janus_plugins.encoders.towers.eva_spec import EVA_CLIP
 from janus_plugins.encoders.towers.open_clip_spec import OPEN_CLIP
 from janus_plugins.encoders.towers.timm_spec import TIMM
@@ -37,6 +39,8 @@ def janus_components() -> list[ComponentSpec]:
         EVA_CLIP,
         INTERNVIT,
         AUDIO,
+        TACTILE,
+        TACTILE_SERIES,
         VQ,
         MLP,
         LINEAR,

@@ -8,9 +8,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from janus_plugins.core.errors import BadSample
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -85,3 +88,32 @@ def raw_file(value: object, what: str, max_bytes: int) -> RawFile | None:
     if not 0 < value.size <= max_bytes:
         raise BadSample(f"{value.name}: {value.size:,} bytes; 1 to {max_bytes:,} are read")
     return value
+
+
+def read_npy(file: RawFile, max_values: int) -> np.ndarray:
+    """Return the array of numbers in a .npy file; its header is checked before anything is read.
+
+    Raises:
+        BadSample: it is none, holds Python objects, claims more than it has, or more than `max_values`.
+    """
+    import math
+
+    import numpy as np
+    from numpy.lib import format as npy
+
+    try:
+        with file.open() as opened:
+            read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+            shape, _, dtype = read[npy.read_magic(opened)](opened)
+            start = opened.tell()
+    except Exception as error:  # foreign bytes
+        raise BadSample(f"{file.name}: is no .npy file ({type(error).__name__}: {error})") from error
+    count = math.prod(shape)
+    if dtype.kind not in "iuf":
+        raise BadSample(f"{file.name}: holds {dtype}, not numbers")
+    if count > max_values:
+        raise BadSample(f"{file.name}: claims {count:,} values; at most {max_values:,} are read")
+    if start + count * dtype.itemsize > file.size:
+        raise BadSample(f"{file.name}: claims {shape} of {dtype}, but ends before")
+    with file.open() as opened:
+        return np.asarray(npy.read_array(opened, allow_pickle=False))

@@ -8,12 +8,20 @@ import pytest
 
 from janus_plugins.encoders.audio.spec import AUDIO
 from janus_plugins.encoders.internvit.spec import INTERNVIT
+from janus_plugins.encoders.tactile.image_spec import TACTILE
+from janus_plugins.encoders.tactile.series_spec import TACTILE_SERIES
 from janus_plugins.encoders.towers.eva_spec import EVA_CLIP
 from janus_plugins.encoders.towers.open_clip_spec import OPEN_CLIP
 from janus_plugins.encoders.towers.timm_spec import TIMM
 from tests.components import keeps
 
-AST = {**AUDIO.config.tiny(), "name": "ast-base", "mel_bins": 36, "seconds": 0.6}
+
+def own(spec, **options):
+    """A component with its tiny options, on items that it makes itself."""
+    options = {**spec.config.tiny(), **options}
+    return spec, options, keeps.Examples(spec, options)
+
+
 CASES = {
     "timm": (TIMM, TIMM.config.tiny(), keeps.pictures),
     "timm convnet": (
@@ -38,8 +46,11 @@ CASES = {
     ),
     "internvit": (INTERNVIT, INTERNVIT.config.tiny(), keeps.pictures),
     "internvit tiles": (INTERNVIT, {**INTERNVIT.config.tiny(), "max_tiles": 3, "size": "6b"}, keeps.pictures),
-    "audio": (AUDIO, AUDIO.config.tiny(), keeps.Examples(AUDIO, AUDIO.config.tiny())),
-    "audio ast": (AUDIO, AST, keeps.Examples(AUDIO, AST)),
+    "audio": own(AUDIO),
+    "audio ast": own(AUDIO, name="ast-base", mel_bins=36, seconds=0.6),
+    "tactile": own(TACTILE),
+    "tactile six": own(TACTILE, background="stack", registers=1),
+    "tactile-series": own(TACTILE_SERIES),
 }
 
 
