@@ -7,8 +7,7 @@ wrongly shaped or of the wrong dtype is refused by name before one is read.
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from janus_plugins.conversion import official, transformers_layout
+from janus_plugins.conversion.account import account_for, extra_entries, known_extras, places_in
 from janus_plugins.conversion.architecture import Architecture, architecture_of
 from janus_plugins.conversion.description import (
     CONFIG,
@@ -28,7 +28,8 @@ from janus_plugins.conversion.description import (
     Pixels,
 )
 from janus_plugins.conversion.files import TensorFiles, open_weights
-from janus_plugins.conversion.keys import Layout, Place, place_of, shapes_in, to_native
+from janus_plugins.conversion.kept import KEPT, Kept, open_extras, read_kept, read_text
+from janus_plugins.conversion.keys import Layout, Place, to_native
 from janus_plugins.conversion.reading import parse_json
 from janus_plugins.core.errors import CheckpointError, RunFileError
 from janus_plugins.core.runfile import load_run
@@ -41,13 +42,7 @@ from janus_plugins.model.unified import UnifiedModel
 from janus_plugins.sequence.templates import special_tokens
 from janus_plugins.sequence.tokenizers import TextTokenizer, load_tokenizer
 
-EXTRAS = "extras.safetensors"
-KEPT = "extras.json"
-"""What a layout has no place for: tensors by official names, and other layouts' text files by layout."""
-
-_FLOATS = ("F32", "F16", "BF16")
 _HEADS = {"official": "language_model.lm_head.weight", "transformers": "lm_head.weight"}
-Kept = dict[Layout, dict[str, str]]
 
 
 def recognise(folder: Path) -> Layout:
@@ -64,7 +59,7 @@ def recognise(folder: Path) -> Layout:
         raise CheckpointError(
             f"{folder} holds no native checkpoint (manifest.json and config.yaml), and no {CONFIG}"
         )
-    said = parse_json(_read_text(folder / CONFIG), str(folder / CONFIG)).get("model_type")
+    said = parse_json(read_text(folder / CONFIG), str(folder / CONFIG)).get("model_type")
     if said == official.MODEL_TYPE:
         return "official"
     if said == transformers_layout.MODEL_TYPE:
@@ -157,16 +152,16 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _open_foreign(folder: Path, layout: Layout) -> Checkpoint:
-    texts = {name: _read_text(folder / name) for name in TEXT_FILES if (folder / name).is_file()}
+    texts = {name: read_text(folder / name) for name in TEXT_FILES if (folder / name).is_file()}
     files = open_weights(folder)
     description = _reader(layout)(texts, str(folder), _HEADS[layout] in files.entries)
     run = _run_of(description, folder)
     model = _empty_model(run, texts[TOKENIZER], folder)
-    extra_files = _open_extras(folder) if layout == "transformers" else files
-    places = _places(model, layout)
-    entries = _account(files, places, model, str(folder), _known_extras(description.architecture, layout))
-    extras = _extra_entries(description.architecture, extra_files, folder)
-    kept = {**(_read_kept(folder) if layout == "transformers" else {}), layout: texts}
+    extra_files = open_extras(folder) if layout == "transformers" else files
+    places = places_in(model, layout)
+    entries = account_for(files, places, model, str(folder), known_extras(description.architecture, layout))
+    extras = extra_entries(description.architecture, extra_files, folder)
+    kept = {**(read_kept(folder) if layout == "transformers" else {}), layout: texts}
     return Checkpoint(
         folder,
         layout,
@@ -193,10 +188,10 @@ def _open_native(folder: Path) -> Checkpoint:
         shared |= json.loads(file.metadata.get("shared", "{}"))
     own = model.state_dict()
     places = {name: Place((shared.get(name, name),), "same") for name in own}
-    entries = _account(files, places, model, str(folder), {})
-    extra_files = _open_extras(folder)
+    entries = account_for(files, places, model, str(folder), {})
+    extra_files = open_extras(folder)
     extras = dict(extra_files.entries)
-    tokenizer_json = _read_text(folder / TOKENIZER)
+    tokenizer_json = read_text(folder / TOKENIZER)
     return Checkpoint(
         folder,
         "native",
@@ -205,7 +200,7 @@ def _open_native(folder: Path) -> Checkpoint:
         None,
         entries,
         extras,
-        _read_kept(folder),
+        read_kept(folder),
         files,
         extra_files,
         places,
@@ -242,125 +237,3 @@ def _empty_model(run: RunConfig, tokenizer_json: str, folder: Path) -> UnifiedMo
             f"is {TOKENIZER} this model's own?"
         )
     return compose_empty(plan, tokenizer)
-
-
-def _places(model: UnifiedModel, layout: Layout) -> dict[str, Place]:
-    """Return where a foreign layout keeps each of a model's tensors; tied ones are kept once."""
-    places: dict[str, Place] = {}
-    for name in model.state_dict():
-        place = place_of(name, layout)
-        assert place is not None, f"no {layout} name for {name}"
-        places[name] = place
-    if model.plan.model.facts.tied:
-        embedding = "language_model.model.embed_tokens.weight"
-        places["language_model.text_head.output.weight"] = places[embedding]
-    return places
-
-
-def _known_extras(architecture: Architecture, layout: Layout) -> dict[str, tuple[int, ...]]:
-    if layout != "official":
-        return {}
-    return dict([*official.extra_shapes(architecture), *official.rotary_shapes(architecture)])
-
-
-def _account(
-    files: TensorFiles,
-    places: Mapping[str, Place],
-    model: UnifiedModel,
-    where: str,
-    extras: Mapping[str, tuple[int, ...]],
-) -> dict[str, Entry]:
-    """Hold a folder's tensors against its model's, and return their entries by native name."""
-    entries: dict[str, Entry] = {}
-    problems: list[str] = []
-    state = model.state_dict()
-    for native, place in places.items():
-        wanted = shapes_in(tuple(state[native].shape), place.form)
-        found = [files.entries.get(name) for name in place.names]
-        problems += _problems(place.names, found, wanted, state[native].is_floating_point())
-        if all(entry is not None for entry in found):
-            dtype = found[0].dtype  # type: ignore[union-attr]
-            entries[native] = Entry(dtype, tuple(state[native].shape))
-    known = {name for place in places.values() for name in place.names} | extras.keys()
-    problems += [f"unknown tensor {name}" for name in sorted(files.entries.keys() - known)]
-    problems += _mixed(model, entries)
-    refuse(problems, where)
-    return entries
-
-
-def _problems(
-    names: tuple[str, ...], found: list[Entry | None], wanted: tuple[int, ...], floating: bool
-) -> Iterator[str]:
-    for name, entry in zip(names, found, strict=True):
-        if entry is None:
-            yield f"missing tensor {name}"
-        elif entry.shape != wanted:
-            yield f"{name} has shape {list(entry.shape)}, the config asks for {list(wanted)}"
-        elif floating and entry.dtype not in _FLOATS:
-            yield f"{name} has dtype {entry.dtype}; weights are {', '.join(_FLOATS)}"
-
-
-def _mixed(model: UnifiedModel, entries: Mapping[str, Entry]) -> Iterator[str]:
-    """Yield the tensors of a part whose dtype is not that of most of the part."""
-    for address in model.plan.model.addresses():
-        floats = {
-            name: entry.dtype
-            for name, entry in entries.items()
-            if name.startswith(f"{address}.") and entry.dtype in _FLOATS
-        }
-        if len(set(floats.values())) > 1:
-            usual = Counter(floats.values()).most_common(1)[0][0]
-            odd = [name for name, dtype in floats.items() if dtype != usual]
-            yield f"{odd[0]} has dtype {floats[odd[0]]}, the rest of {address} {usual} ({len(odd)} such)"
-
-
-def refuse(problems: list[str], where: str) -> None:
-    """Raise an error that names the problems, if there are any."""
-    if not problems:
-        return
-    more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
-    raise CheckpointError(
-        f"the tensors of {where} do not fit its config:\n  " + "\n  ".join(problems[:20]) + more
-    )
-
-
-def _extra_entries(architecture: Architecture, files: TensorFiles, folder: Path) -> dict[str, Entry]:
-    shapes = _known_extras(architecture, "official")
-    entries = {name: files.entries[name] for name in shapes if name in files.entries}
-    refuse(
-        [
-            f"{name} has shape {list(entry.shape)}, the config asks for {list(shapes[name])}"
-            for name, entry in entries.items()
-            if entry.shape != shapes[name]
-        ],
-        str(folder),
-    )
-    return entries
-
-
-def _open_extras(folder: Path) -> TensorFiles:
-    path = folder / EXTRAS
-    return TensorFiles([TensorFile(path)] if path.is_file() else [])
-
-
-def _read_kept(folder: Path) -> Kept:
-    """Return the text files that a conversion to this folder had no other place for."""
-    path = folder / KEPT
-    if not path.is_file():
-        return {}
-    data = parse_json(_read_text(path), str(path))
-    kept: Kept = {}
-    for layout in ("official", "transformers"):
-        files = data.get(layout, {})
-        if not isinstance(files, dict) or not all(isinstance(text, str) for text in files.values()):
-            raise CheckpointError(f"{path}: {layout} is no object of texts by file name")
-        if files:
-            kept[layout] = {name: text for name, text in files.items() if name in TEXT_FILES}
-    return kept
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; copy it again") from error

@@ -16,16 +16,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from janus_plugins.conversion import official, transformers_layout
+from janus_plugins.conversion import official_write, transformers_write
 from janus_plugins.conversion.architecture import Architecture
 from janus_plugins.conversion.checkpoint import (
-    EXTRAS,
-    KEPT,
     Checkpoint,
     open_checkpoint,
     read_files,
 )
 from janus_plugins.conversion.description import Description, dump
+from janus_plugins.conversion.extras import extra_shapes
+from janus_plugins.conversion.kept import EXTRAS, KEPT
 from janus_plugins.conversion.keys import LAYOUTS, Layout, from_native, place_of, shapes_in
 from janus_plugins.core.errors import CheckpointError, RunFileError
 from janus_plugins.core.suggest import nearest
@@ -184,9 +184,7 @@ def _add_extras(
     """
     for name, entry in checkpoint.extras.items():
         entries[name], getters[name] = entry, lambda name=name: checkpoint.get_extra(name)  # type: ignore[misc]
-    missing = {
-        name: shape for name, shape in official.extra_shapes(architecture) if name not in checkpoint.extras
-    }
+    missing = {name: shape for name, shape in extra_shapes(architecture) if name not in checkpoint.extras}
     dtype = entries["vision_model.vision_tower.norm.weight"].dtype
     for name, shape in missing.items():
         entries[name] = Entry(dtype, shape)
@@ -197,7 +195,7 @@ def _add_extras(
             f"{len(missing)} tensors that the official code builds and never runs (SigLIP's pooling head, "
             "the record of codes) are written as zeros: this model has none"
         )
-    if not official.is_standard(architecture):
+    if not official_write.is_standard(architecture):
         notes.append(
             "the official code fixes the sizes of SigLIP and VQ by name and cannot build this model's; they "
             "are written beside the names, and this package reads them"
@@ -232,7 +230,7 @@ def _texts(checkpoint: Checkpoint, description: Description, layout: Layout) -> 
         where = f"{checkpoint.folder}/{KEPT}: {layout}"
         if _same(read_files(layout, kept, where, description.architecture), description):
             return kept
-    write = official.write if layout == "official" else transformers_layout.write
+    write = official_write.write if layout == "official" else transformers_write.write
     head = checkpoint.entries["language_model.model.embed_tokens.weight"].dtype
     return write(description, checkpoint.tokenizer_json, str(DTYPES[head]).removeprefix("torch."))
 

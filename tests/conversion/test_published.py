@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from transformers import JanusConfig
 
-from janus_plugins.conversion import official, transformers_layout
+from janus_plugins.conversion import official, official_write, transformers_layout, transformers_write
 from janus_plugins.conversion.architecture import architecture_of
 from janus_plugins.conversion.description import Description, Pixels, open_tokenizer
+from janus_plugins.conversion.extras import extra_shapes
 from janus_plugins.conversion.keys import place_of, shapes_in
 from janus_plugins.core.schema import ItemTokens
 from janus_plugins.door import plan
@@ -71,8 +72,10 @@ def test_official_config(name):
     described = read({"config.json": json.dumps(config)})
     assert described.architecture == architecture_of(plan(name))
     assert described.template == "deepseek"
-    assert official.is_standard(described.architecture)
-    written = json.loads(official.write(described, make_tokenizer().to_str(), "bfloat16")["config.json"])
+    assert official_write.is_standard(described.architecture)
+    written = json.loads(
+        official_write.write(described, make_tokenizer().to_str(), "bfloat16")["config.json"]
+    )
     for part in (
         "vision_config",
         "gen_vision_config",
@@ -95,7 +98,7 @@ def test_every_parameter_of_the_published_file(name):
     shapes = {
         place_of(key, "official").names[0]: tuple(value.shape) for key, value in model.state_dict().items()
     }
-    extras = dict(official.extra_shapes(architecture))
+    extras = dict(extra_shapes(architecture))
     record = extras.pop("gen_vision_model.quantize.codebook_used")
     assert record == (65536,)
     assert sum(map(math.prod, extras.values())) == 12_595_200
@@ -116,7 +119,7 @@ def test_transformers_config():
     config = JanusConfig(text_config=text, image_token_id=326, tie_word_embeddings=False).to_dict()
     described = read({"config.json": json.dumps(config)}, transformers_layout.read)
     assert described.architecture == architecture_of(plan("janus_pro_1b"))
-    written = transformers_layout.write(described, make_tokenizer().to_str(), "bfloat16")
+    written = transformers_write.write(described, make_tokenizer().to_str(), "bfloat16")
     again = JanusConfig.from_dict(json.loads(written["config.json"]))
     assert read({**written}, transformers_layout.read) == described
     for part in ("vision_config", "vq_config"):
@@ -134,7 +137,7 @@ def test_a_tokenizer_without_a_bos_of_its_own_gets_one_for_transformers():
         ItemTokens(begin="<begin_of_image>", end="<end_of_image>", placeholder="<image_placeholder>"), Pixels(384),
     )  # fmt: skip
     plain = make_tokenizer().to_str()
-    files = transformers_layout.write(description, plain, "bfloat16")
+    files = transformers_write.write(description, plain, "bfloat16")
     made, before = open_tokenizer(files, "DIR"), make_tokenizer()
     ids = before.encode("User: a cat").ids
     assert made.encode("User: a cat").ids == [before.token_to_id(BOS), *ids]
@@ -142,5 +145,5 @@ def test_a_tokenizer_without_a_bos_of_its_own_gets_one_for_transformers():
     assert {made.token_to_id(each) for each in (EOS, PAD)} == {
         before.token_to_id(each) for each in (EOS, PAD)
     }
-    again = transformers_layout.write(description, files["tokenizer.json"], "bfloat16")
+    again = transformers_write.write(description, files["tokenizer.json"], "bfloat16")
     assert again["tokenizer.json"] == files["tokenizer.json"]
