@@ -52,6 +52,16 @@ def _vq(folder: Path) -> dict[str, Any]:
     return {**sizes, "z_channels": 8, "codebook_size": 16, "code_width": 4, "norm_groups": 4}
 
 
+def _semantic_vq(folder: Path) -> dict[str, Any]:
+    teacher = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "weights": None}
+    return {
+        **_vq(folder),
+        "semantic": {"width": 16, "depth": 1, "num_heads": 2},
+        "teacher": teacher,
+        "discriminator": {"channels": 8, "layers": 2, "start": 0},
+    }
+
+
 def _hf_dataset(folder: Path) -> dict[str, Any]:
     rows = [{"question": f"number {index}?", "answer": f"it is {index}"} for index in range(12)]
     path = folder / "rows.jsonl"
@@ -64,6 +74,8 @@ PRESETS: Mapping[tuple[Kind, str], Callable[[Path], dict[str, Any]]] = {
     (Kind.LANGUAGE_MODEL, "causal-lm"): _causal_lm,
     (Kind.UNDERSTANDING_ENCODER, "siglip"): _siglip,
     (Kind.GENERATION_ENCODER, "vq"): _vq,
+    (Kind.GENERATION_ENCODER, "semantic-vq"): _semantic_vq,
+    (Kind.UNDERSTANDING_ENCODER, "semantic-vq"): _semantic_vq,
     (Kind.SOURCE, "hf-dataset"): _hf_dataset,
 }
 """Given an empty folder, which they may put files into, the options of a shipped component."""

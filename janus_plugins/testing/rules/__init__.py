@@ -62,6 +62,7 @@ RULES: Mapping[Kind, tuple[Rule, ...]] = {
         Rule("items-apart", encoders.items_apart),
         Rule("artefacts", encoders.artefacts),
         Rule("reconstructs", encoders.reconstructs),
+        Rule("shared", encoders.shared),
         *_MODULE, *_DUMMY, *_COMPOSED,
     ),
     Kind.ADAPTER: (

@@ -163,3 +163,21 @@ def reconstructs(case: Case) -> None:
     expect(isinstance(losses, dict) and "loss" in losses, 'a dict with "loss"', f"{losses!r:.80}")
     for name, loss in losses.items():
         shape_is(loss, (), f"the loss {name!r}")
+
+
+def shared(case: Case) -> None:
+    """Check that features, where its config answers feature_facts(), are [N, tokens, width] and learn."""
+    facts = case.config.feature_facts()
+    if facts is None:
+        raise Skipped("its config answers no feature_facts()")
+    module, subject, processor = case.build().eval(), subject_of(case), case.processor()
+    read: Any = getattr(module, "features", None)
+    expect(read is not None, "a method features(items), as core.contracts.FeaturesEncoder says", "none")
+    expect(facts.modality == case.facts.modality, f"features of {case.facts.modality!r}", facts.modality)
+    for items in ([0], list(ALL)):
+        counts = [processor.num_tokens(case.arrays[item]) for item in items]
+        made = read(subject.inputs(items))
+        shape_is(made, (len(items), max(counts), facts.width), "features [N, T, feature_facts().width]")
+    expect(made.requires_grad, "features that gradients flow through", "features cut from the graph")
+    single = read(subject.inputs([0]))[0]
+    expect(close(single, made[0]), "an item's features alone as in the batch", "other ones")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from janus_plugins.core.errors import JanusPluginsError
+from janus_plugins.core.facts import UnderstandingFacts
 from janus_plugins.inference.sampling import SeededDraws
 from janus_plugins.testing.case import Case
+from janus_plugins.testing.partners import PartnerModelConfig
 from janus_plugins.testing.report import Skipped, expect
 from janus_plugins.testing.rules.built import close, run, shape_is
 from janus_plugins.testing.subjects import ALL, Adapter, Head
@@ -21,6 +24,8 @@ def embeddings(case: Case) -> None:
     """Check that facts equal behaviour: embeddings [N, output_tokens(T), out_width], N may be 0."""
     subject, module = Adapter(case), case.build().eval()
     leaving = case.config.output_tokens(subject.tokens)
+    if case.path != "features":
+        expect(leaving == subject.tokens, "a slot for each of a generated item's tokens", f"{leaving} slots")
     for number in (1, len(ALL)):
         shape = (number, leaving, case.facts.out_width)
         answer = run(subject, module, subject.inputs(ALL[:number]))
@@ -30,9 +35,16 @@ def embeddings(case: Case) -> None:
 
 
 def token_counts(case: Case) -> None:
-    """Check that other numbers of tokens fit output_tokens too, or are refused by it."""
+    """Check that items of any length fit output_tokens, unless facts() or it refuses them."""
+    beside = case.neighbour
+    if not isinstance(beside, UnderstandingFacts):
+        raise Skipped("codes and latents of an item are of a fixed number")
+    try:
+        case.config.facts(replace(beside, tokens=None), PartnerModelConfig().facts())
+    except JanusPluginsError:
+        raise Skipped("its facts() refuse encoders whose items differ in length") from None
     subject, module = Adapter(case), case.build().eval()
-    for entering in (1, 4, 7, subject.tokens + 1):
+    for entering in (1, 4, 7, subject.tokens - 1):
         try:
             leaving = case.config.output_tokens(entering)
         except JanusPluginsError:
