@@ -53,9 +53,11 @@ def account_for(
         wanted = shapes_in(tuple(state[native].shape), place.form)
         found = [files.entries.get(name) for name in place.names]
         problems += _problems(place.names, found, wanted, state[native].is_floating_point())
-        if all(entry is not None for entry in found):
-            dtype = found[0].dtype  # type: ignore[union-attr]
-            entries[native] = Entry(dtype, tuple(state[native].shape))
+        dtypes = [entry.dtype for entry in found if entry is not None]
+        if len(set(dtypes)) > 1:
+            problems.append(f"{' and '.join(place.names)} have dtypes {' and '.join(dtypes)}")
+        elif len(dtypes) == len(found):
+            entries[native] = Entry(dtypes[0], tuple(state[native].shape))
     known = {name for place in places.values() for name in place.names} | extras.keys()
     problems += [f"unknown tensor {name}" for name in sorted(files.entries.keys() - known)]
     problems += _mixed(model, entries)

@@ -162,7 +162,10 @@ def _items(checkpoint: Checkpoint, layout: Layout) -> Iterator[Item]:
         place = place_of(name, layout)
         if name in _NATIVE_ONLY or (tied and name == "language_model.text_head.output.weight"):
             continue
-        assert place is not None, f"no {layout} name for {name}"
+        if place is None:
+            raise CheckpointError(
+                f"{name} has no place in the {layout} layout; keep this model in the native one"
+            )
         shape = shapes_in(entry.shape, place.form)
         for index, foreign in enumerate(place.names):
             yield foreign, Entry(entry.dtype, shape), _part(checkpoint, name, place.form, index)

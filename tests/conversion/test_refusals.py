@@ -100,6 +100,8 @@ def test_a_wrong_tensor_in_transformers_layout(converted, oracle, tmp_path):
     key = "model.vision_model.encoder.layers.1.self_attn.k_proj.weight"
     save_file({name: value for name, value in made.items() if name != key}, source / "model.safetensors")
     refused(source, f"missing tensor {key}")
+    save_file({**made, key: made[key].bfloat16()}, source / "model.safetensors")
+    refused(source, f"{key} and .* have dtypes F32 and BF16 and F32")
     save_file({**made, key: torch.zeros(31, 32)}, source / "model.safetensors")
     refused(source, rf"{key} has shape \[31, 32\], the config asks for \[32, 32\]")
 
