@@ -91,12 +91,24 @@ def validate(run: RunFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def explain(run: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Print parts, shapes, parameters, tokens and memory; on the meta device."""
+def explain(
+    run: RunFile,
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs to plan the training for")] = 128,
+    memory: Annotated[float, typer.Option(min=1, help="GiB of each")] = 40,
+    tflops: Annotated[float, typer.Option(min=1, help="peak of each in 16 bits (A100 312, H100 989)")] = 312,
+    mfu: Annotated[float, typer.Option(min=0.001, max=1, help="share of the peak that is reached")] = 0.4,
+    item_text: Annotated[int, typer.Option(min=1, help="tokens of text beside an item")] = 64,
+    text: Annotated[int, typer.Option(min=1, help="tokens of a sample that is text alone")] = 1024,
+    as_json: AsJson = False,
+) -> None:
+    """Print parts, shapes, parameters, tokens, memory and days of training; on the meta device."""
     from janus_plugins.model.explain import explain as explain_plan
+    from janus_plugins.model.training_plan import Machines
     from janus_plugins.tables import print_explanation
 
-    explanation = explain_plan(_plan(run, overrides))
+    machines = Machines(gpus, memory, tflops, mfu, item_text, text)
+    explanation = explain_plan(_plan(run, overrides), machines)
     if as_json:
         _json(explanation.as_dict())
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from janus_plugins.core.plugins import PluginReport
     from janus_plugins.model.explain import Explanation, StageRow
+    from janus_plugins.model.training_plan import StagePlan, TrainingPlan
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -68,9 +70,15 @@ def print_explanation(explanation: Explanation) -> None:
         table.add_row(part.address, part.component, part.distribution, part.shapes, f"{part.parameters:,}")
     table.add_section()
     table.add_row("total", "", "", "", f"{explanation.total:,}")
+    for part in explanation.published_only:
+        table.add_row(part.address, part.component, part.distribution, part.shapes, f"{part.parameters:,}")
+    if explanation.published_only:
+        table.add_row("total of the published file", "", "", "", f"{explanation.published_total:,}")
     console.print(table)
     for stage in explanation.stages:
         _print_stage(console, stage)
+    if explanation.plan.stages:
+        _print_plan(console, explanation.plan)
 
 
 def _print_stage(console: Console, stage: StageRow) -> None:
@@ -88,6 +96,55 @@ def _print_stage(console: Console, stage: StageRow) -> None:
     for zero, by_world in stage.memory.items():
         memory.add_row(zero, *[f"{gib:,.3g}" for gib in by_world.values()])
     console.print(memory)
+
+
+def _print_plan(console: Console, plan: TrainingPlan) -> None:
+    """Print what training takes on the given machines."""
+    on = plan.machines
+    title = (
+        f"training on {on.gpus} GPUs of {on.memory:g} GiB and {on.tflops:g} TFLOP/s at an MFU of {on.mfu:.0%}"
+    )
+    console.print(f"\n{title}", style="bold", highlight=False)
+    texts = f"texts taken to be {on.item_text} tokens beside an item and {on.text} alone"
+    console.print(f"{texts}; days in brackets: if 'batch' counted full packed rows", highlight=False)
+    table = _table("", "stage", "ZeRO", "rows a GPU", ">GiB a GPU", ">tokens a step", ">samples", ">steps",
+                   "TFLOP a sample", ">days")  # fmt: skip
+    for stage in plan.stages:
+        zero, rows, used = _fit_cells(stage)
+        costs = ", ".join(f"{task} {value / 1e12:.2f}" for task, value in stage.flops.items())
+        sizes = [f"{number:,}" for number in (stage.tokens_per_step, stage.batch, stage.steps)]
+        table.add_row(stage.name, zero, rows, used, *sizes, costs, _days(stage.days, stage.days_of_rows))
+    table.add_section()
+    table.add_row(*["all", *[""] * 7, _days(plan.days, plan.days_of_rows)])
+    console.print(table)
+    if plan.estimated:
+        console.print(f"estimated as 2 x parameters x tokens: {', '.join(plan.estimated)}", highlight=False)
+    _print_published(console, plan)
+
+
+def _days(samples: float, rows: float) -> str:
+    return f"{samples:.2g} ({rows:.2g})"
+
+
+def _fit_cells(stage: StagePlan) -> tuple[str, str, str]:
+    """Return the ZeRO stage, the rows and the memory of the way that is chosen for a stage."""
+    fit = stage.choice
+    if fit is None or fit.accumulate is None:
+        return "none fits", f"{stage.rows_per_gpu}", "-"
+    rows = math.ceil(stage.rows_per_gpu / fit.accumulate)
+    told = f"{rows} of {fit.rows} that fit" + (f", {fit.accumulate} times" if fit.accumulate > 1 else "")
+    return str(fit.zero), told, f"{fit.fixed + rows * fit.row:.1f}"
+
+
+def _print_published(console: Console, plan: TrainingPlan) -> None:
+    known, mfu = plan.published, plan.published_mfu
+    if known is None or mfu is None:
+        return
+    console.print(
+        f"published: {known.days:g} days on {known.gpus} x {known.gpu} ({known.source}). That is an MFU of "
+        f"{mfu[0]:.1%} if 'batch' counts samples of these lengths, of {mfu[1]:.1%} if it counts full rows",
+        highlight=False,
+    )
 
 
 def print_evaluation(result: Mapping[str, Any]) -> None:

@@ -296,6 +296,16 @@ class EvaluationBlock(Strict):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
+class Published(Strict):
+    """Hold what a recipe's source says of its own training; `explain` sets its estimate beside it."""
+
+    source: str = Field(description="where it is said")
+    days: Rate = Field(description="days that all stages took together")
+    gpus: Count
+    gpu: str = Field(description="what they were")
+    tflops: Rate = Field(description="peak of one in 16 bits, dense, in 10^12 operations a second")
+
+
 class RunConfig(Strict):
     """Describe one run: the model, its data, the stages that train it, and the engine."""
 
@@ -306,6 +316,9 @@ class RunConfig(Strict):
     stages: tuple[StageBlock, ...] = ()
     engine: EngineBlock = Field(default_factory=EngineBlock)
     evaluation: dict[str, EvaluationBlock] = Field(default_factory=dict)
+    published: Published | None = Field(
+        default=None, description="what the recipe's source says of its own training"
+    )
 
     @model_validator(mode="after")
     def _named_once(self) -> RunConfig:

@@ -1,14 +1,8 @@
-"""Explain a run before it costs anything: parts, parameters, tokens and memory, on the meta device.
-
-Memory is counted, not measured: weights, gradients and optimiser states by the rules of ZeRO (Rajbhandari
-et al. 2020, arXiv 1910.02054, section 3), activations by the formula of Korthikanti et al. 2022 (arXiv
-2205.05198, section 4: about 34 s b h bytes a layer in bf16 with fused attention, 2 s b h with full
-recomputation), and the text logits of one chunk.
-"""
+"""Explain a run before it costs anything: parts, parameters, tokens, memory and time, on the meta device."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -16,11 +10,12 @@ from torch import nn
 from janus_plugins.core.plan import Part, RunPlan
 from janus_plugins.core.schema import StageBlock
 from janus_plugins.model.compose import compose_plan
+from janus_plugins.model.flops import SampleFlops
 from janus_plugins.model.lora import lora_counts, under
+from janus_plugins.model.memory import GIB, ZERO_STAGES, fixed_bytes, row_bytes
+from janus_plugins.model.training_plan import Machines, TrainingPlan, training_plan
 from janus_plugins.model.unified import UnifiedModel
 
-GIB = 2**30
-ZERO_STAGES = (0, 1, 2, 3)
 WORLDS = (1, 8, 64, 128)
 
 
@@ -66,22 +61,33 @@ class Explanation:
     parts: tuple[PartRow, ...]
     total: int
     stages: tuple[StageRow, ...]
+    published_only: tuple[PartRow, ...]
+    plan: TrainingPlan
+
+    @property
+    def published_total(self) -> int:
+        """Return the parameters in published files, with those that the model does not use."""
+        return self.total + sum(row.parameters for row in self.published_only)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for `--json`."""
         stages = [{**asdict(stage), "total_trainable": stage.total_trainable} for stage in self.stages]
-        return {**asdict(self), "stages": stages}
+        plan = {**asdict(self.plan), "published_mfu": self.plan.published_mfu}
+        return {**asdict(self), "stages": stages, "published_total": self.published_total, "plan": plan}
 
 
-def explain(plan: RunPlan) -> Explanation:
-    """Build a run's model on the meta device and count."""
+def explain(plan: RunPlan, machines: Machines | None = None) -> Explanation:
+    """Build a run's model on the meta device and count; plan its training on `machines`."""
     model = compose_plan(plan, _NoTokenizer(), weights=False, device="meta")  # type: ignore[arg-type]
     parts = tuple(_part_row(model, plan, part) for part in plan.model.parts() if part.address != _HEAD)
     stages = tuple(_stage_row(model, plan, stage) for stage in plan.run.stages)
-    return Explanation(plan.run.name, parts, _count(model), stages)
+    total, learnt = _count(model), {stage.name: stage.total_trainable for stage in stages}
+    training = training_plan(plan, SampleFlops(plan, model), machines or Machines(), total, learnt)
+    return Explanation(plan.run.name, parts, total, stages, _published_only(model, plan), training)
 
 
 _HEAD = "language_model.text_head"
+PUBLISHED_ONLY = "in the published file only"
 
 
 class _NoTokenizer:
@@ -101,6 +107,19 @@ def _part_row(model: UnifiedModel, plan: RunPlan, part: Part) -> PartRow:
         shapes(plan, part),
         _count(model.get_submodule(part.address)),
     )
+
+
+def _published_only(model: UnifiedModel, plan: RunPlan) -> tuple[PartRow, ...]:
+    """Ask each part what published files of it hold besides its own parameters."""
+    rows = []
+    for part in plan.model.parts():
+        offered = getattr(model.get_submodule(part.address), "published_only", None)
+        for name, count in (offered() if offered else {}).items():
+            row = _part_row(model, plan, part)
+            rows.append(
+                replace(row, address=f"{part.address}.{name}", shapes=PUBLISHED_ONLY, parameters=count)
+            )
+    return tuple(rows)
 
 
 def shapes(plan: RunPlan, part: Part) -> str:
@@ -181,15 +200,5 @@ def _tokens_per_step(plan: RunPlan, stage: StageBlock, tokens: dict[str, int]) -
 
 
 def memory_bytes(plan: RunPlan, stage: StageBlock, total: int, learnt: int, zero: int, world: int) -> float:
-    """Estimate one GPU's bytes: weights, gradients, AdamW states, one row's activations and logits."""
-    bf16 = plan.run.engine.precision == "bf16"
-    weight, gradient, states = (2, 2, 12) if bf16 else (4, 4, 8)
-    share = {0: (1, 1, 1), 1: (1, 1, world), 2: (1, world, world), 3: (world, world, world)}[zero]
-    fixed = total * weight / share[0] + learnt * gradient / share[1] + learnt * states / share[2]
-    facts = plan.model.facts
-    per_layer = (2 if plan.run.engine.checkpointing else 34) * (1 if bf16 else 2)
-    activations = per_layer * stage.max_length * facts.width * facts.num_layers
-    if plan.run.engine.checkpointing:
-        activations += 34 * (1 if bf16 else 2) * stage.max_length * facts.width
-    logits = 4 * 2 * min(stage.max_length, 1024) * facts.vocab_size
-    return float(fixed + activations + logits)
+    """Estimate one GPU's bytes for micro-batches of one full row; see `model/memory.py`."""
+    return fixed_bytes(plan, total, learnt, zero, world) + row_bytes(plan, stage)

@@ -54,6 +54,16 @@ class Siglip(nn.Module):
         features: Tensor = self.trunk(pixels)
         return features
 
+    def published_only(self) -> dict[str, int]:
+        """Return the parameters of the pooling head, which published files hold and nothing here uses."""
+        with torch.device("meta"):
+            whole: Any = timm.create_model(self.config.name, pretrained=False, num_classes=0)
+        pool, own = getattr(whole, "attn_pool", None), self.trunk
+        same = (whole.embed_dim, len(whole.blocks)) == (own.embed_dim, len(list(own.blocks.children())))
+        if pool is None or not same:
+            return {}  # nobody published this size
+        return {_POOL.rstrip("."): sum(parameter.numel() for parameter in pool.parameters())}
+
     def load_weights(self, source: str) -> None:
         """Load weights in timm's layout from a file, a folder, a hub id or one of timm's tags ("webli").
 
