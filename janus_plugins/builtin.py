@@ -12,6 +12,7 @@ from janus_plugins.core.hookspecs import hookimpl
 from janus_plugins.core.specs import ComponentSpec
 from janus_plugins.encoders.audio.spec import AUDIO
 from janus_plugins.encoders.internvit.spec import INTERNVIT
+from janus_plugins.encoders.point_cloud.spec import POINT_CLOUD
 from janus_plugins.encoders.siglip.spec import SIGLIP
 from janus_plugins.encoders.tactile.image_spec import TACTILE
 from janus_plugins.encoders.tactile.series_spec import TACTILE_SERIES
@@ -41,6 +42,7 @@ def janus_components() -> list[ComponentSpec]:
         AUDIO,
         TACTILE,
         TACTILE_SERIES,
+        POINT_CLOUD,
         VQ,
         MLP,
         LINEAR,

@@ -8,6 +8,7 @@ import pytest
 
 from janus_plugins.encoders.audio.spec import AUDIO
 from janus_plugins.encoders.internvit.spec import INTERNVIT
+from janus_plugins.encoders.point_cloud.spec import POINT_CLOUD
 from janus_plugins.encoders.tactile.image_spec import TACTILE
 from janus_plugins.encoders.tactile.series_spec import TACTILE_SERIES
 from janus_plugins.encoders.towers.eva_spec import EVA_CLIP
@@ -51,6 +52,8 @@ CASES = {
     "tactile": own(TACTILE),
     "tactile six": own(TACTILE, background="stack", registers=1),
     "tactile-series": own(TACTILE_SERIES),
+    "point-cloud": own(POINT_CLOUD),
+    "point-cloud colours": own(POINT_CLOUD, channels=6, norm="batch"),
 }
 
 

@@ -1,0 +1,132 @@
+"""Point-BERT's encoder: neighbourhoods, a small PointNet over each, a transformer over them.
+
+Source: Point-BERT (2111.14819), section 3.1, and its `PointTransformer`, whose names are kept. Written anew.
+"""
+
+from __future__ import annotations
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional
+
+from janus_plugins.core.facts import UnderstandingFacts
+from janus_plugins.core.weights import load_exactly, read_weights
+from janus_plugins.encoders.point_cloud.groups import farthest_points, gathered, neighbours
+from janus_plugins.encoders.point_cloud.spec import PointCloudConfig
+
+_PREFIXES = ("module.transformer_q.", "transformer_q.", "module.", "point_encoder.")
+"""Before the encoder's names in published files: pre-training, fine-tuning, models built on it."""
+_HEADS = ("cls_head_finetune.", "cls_head.", "lm_head.", "mask_token")
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Normalise the channels of [B, C, P] at each point."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [B, C, P]."""
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+class FixedBatchNorm(nn.BatchNorm1d):
+    """Normalise with the statistics of loaded weights.
+
+    They are never updated: ranks see different data, and dummies stand in where there is none.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [B, C, P]."""
+        return functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+        )
+
+
+class PointNet(nn.Module):
+    """Turn neighbourhoods [B, K, C] into one vector each [B, D], whatever the order of their points."""
+
+    def __init__(self, channels: int, width: int, norm: str) -> None:
+        super().__init__()
+        make = FixedBatchNorm if norm == "batch" else ChannelNorm
+        self.first_conv = nn.Sequential(
+            nn.Conv1d(channels, 128, 1), make(128), nn.ReLU(), nn.Conv1d(128, 256, 1)
+        )
+        self.second_conv = nn.Sequential(
+            nn.Conv1d(512, 512, 1), make(512), nn.ReLU(), nn.Conv1d(512, width, 1)
+        )
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Return vectors [B, D] of points [B, K, C]."""
+        each = self.first_conv(points.transpose(1, 2))
+        whole = each.amax(2, keepdim=True).expand_as(each)
+        vectors: Tensor = self.second_conv(torch.cat([whole, each], dim=1)).amax(2)
+        return vectors
+
+
+class Blocks(nn.Module):
+    """Run the transformer; positions are added before every block, as in Point-BERT."""
+
+    def __init__(self, config: PointCloudConfig) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
+        )
+
+    def forward(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        """Return hidden states [N, T, width]."""
+        for block in self.blocks:
+            hidden = block(hidden + positions)
+        return hidden
+
+
+class PointCloudEncoder(nn.Module):
+    """Turn points [N, P, C] into features of neighbourhoods [N, G, width]."""
+
+    def __init__(self, config: PointCloudConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = PointNet(config.channels, config.point_width, config.norm)
+        self.reduce_dim = nn.Linear(config.point_width, config.width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.cls_pos = nn.Parameter(torch.randn(1, 1, config.width) * 0.02)
+        self.pos_embed = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, config.width))
+        self.blocks = Blocks(config)
+        self.norm = nn.LayerNorm(config.width)
+
+    def forward(self, items: dict[str, Tensor]) -> Tensor:
+        """Return features [N, G, width] of {"points": [N, P, C]}."""
+        points, config = items["points"].float(), self.config
+        places = points[..., :3]
+        centres = gathered(places, farthest_points(places, config.groups))
+        near = gathered(points, neighbours(places, centres, config.group_size))
+        near = torch.cat([near[..., :3] - centres[:, :, None], near[..., 3:]], dim=-1)
+        dtype = self.reduce_dim.weight.dtype
+        vectors = self.encoder(near.to(dtype).flatten(0, 1))
+        vectors = vectors.reshape(len(points), config.groups, config.point_width)
+        first = self.cls_token.expand(len(points), -1, -1)
+        hidden = torch.cat([first, self.reduce_dim(vectors)], dim=1)
+        positions = torch.cat([self.cls_pos.expand_as(first), self.pos_embed(centres.to(dtype))], dim=1)
+        features: Tensor = self.norm(self.blocks(hidden, positions))
+        return features[:, 1:]
+
+    def load_weights(self, source: str) -> None:
+        """Load Point-BERT's weights, or this module's own; heads are left out.
+
+        Raises:
+            CheckpointError: nothing there, or keys or shapes that do not fit (its published files need
+                `norm: batch`).
+        """
+        tensors = read_weights(source)
+        for prefix in _PREFIXES:
+            if f"{prefix}cls_pos" in tensors:
+                tensors = {
+                    name.removeprefix(prefix): each
+                    for name, each in tensors.items()
+                    if name.startswith(prefix)
+                }
+        heads = {name for name in tensors if name.startswith(_HEADS)}
+        load_exactly(self, tensors, source, drop=heads)
+
+
+def build(config: PointCloudConfig, facts: UnderstandingFacts) -> PointCloudEncoder:
+    """Build the encoder with random weights."""
+    return PointCloudEncoder(config)

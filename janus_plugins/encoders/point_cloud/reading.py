@@ -1,0 +1,105 @@
+"""Points and colours from files and arrays; what a header claims is checked before memory is spent."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from janus_plugins.core.errors import BadSample
+from janus_plugins.core.files import RawFile, raw_file, read_npy
+from janus_plugins.encoders.point_cloud.pcd import read_pcd
+
+MAX_BYTES = 500_000_000
+MAX_POINTS = 20_000_000
+SUFFIXES = (".ply", ".obj", ".off", ".stl", ".xyz", ".txt", ".pcd", ".npy")
+_WHAT = "a point cloud"
+_CLAIM = re.compile(rb"^element\s+\w+\s+(\d+)", re.MULTILINE)
+
+
+def read_points(value: object, count: int) -> np.ndarray:
+    """Return points [P, 3], or with colours in [0, 1] [P, 6] (float32).
+
+    Args:
+        value: an array [P, 3 or 6], a path, bytes, or {"bytes", "path"} of datasets. Bytes without a
+            name are told apart by how they begin.
+        count: points that are drawn from the faces of a surface.
+
+    Raises:
+        BadSample: it cannot be read, claims too much, or holds no finite points.
+    """
+    name, points = _read(value, count)
+    if points.ndim != 2 or points.shape[1] not in (3, 4, 6) or points.dtype.kind not in "iuf":
+        raise BadSample(f"{name}: {points.dtype} {points.shape}; numbers [points, 3 or 6] are read")
+    if not 1 <= len(points) <= MAX_POINTS:
+        raise BadSample(f"{name}: {len(points):,} points; 1 to {MAX_POINTS:,} are read")
+    if not np.isfinite(points).all():
+        raise BadSample(f"{name}: holds points that are no finite numbers")
+    # A fourth column is an intensity (KITTI), which the encoder does not know.
+    return points[:, :3].astype(np.float32) if points.shape[1] == 4 else points.astype(np.float32)
+
+
+def _read(value: object, count: int) -> tuple[str, np.ndarray]:
+    if hasattr(value, "__array__"):
+        return _WHAT, np.asarray(value)
+    file = raw_file(value, _WHAT, MAX_BYTES)
+    if file is None:
+        raise BadSample(f"{_WHAT} must be an array, a path or bytes, not {type(value).__name__}")
+    suffix = _suffix(file)
+    try:
+        if suffix == ".npy":
+            return file.name, read_npy(file, MAX_POINTS * 6)
+        if suffix == ".pcd":
+            return file.name, read_pcd(file, MAX_POINTS)
+        return file.name, _from_trimesh(file, suffix, count)
+    except BadSample:
+        raise
+    except Exception as error:  # decoders of foreign bytes raise nearly anything
+        raise BadSample(f"{file.name}: cannot be read as points ({type(error).__name__}: {error})") from error
+
+
+def _suffix(file: RawFile) -> str:
+    """Return the format: by how the file begins, else by its name."""
+    head = file.head(256)
+    for mark, suffix in ((b"\x93NUMPY", ".npy"), (b"ply", ".ply"), (b"OFF", ".off")):
+        if head.startswith(mark):
+            return suffix
+    if b"VERSION" in head and b"FIELDS" in head:
+        return ".pcd"
+    if file.suffix not in SUFFIXES:
+        raise BadSample(f"{file.name}: is of no known format; {', '.join(SUFFIXES)} are read")
+    return file.suffix
+
+
+def _from_trimesh(file: RawFile, suffix: str, count: int) -> np.ndarray:
+    import trimesh
+
+    claims = [int(claim) for claim in _CLAIM.findall(file.head(65_536))] if suffix == ".ply" else []
+    if claims and max(claims) > min(MAX_POINTS, file.size):
+        raise BadSample(f"{file.name}: claims {max(claims):,} elements in {file.size:,} bytes")
+    kind = {".txt": "xyz"}.get(suffix, suffix[1:])
+    with file.open() as opened:
+        loaded: Any = trimesh.load(opened, file_type=kind, process=False, skip_materials=True)
+    if isinstance(loaded, trimesh.Scene):
+        loaded = loaded.to_mesh()
+    if len(getattr(loaded, "faces", ())):
+        return _surface(loaded, count)
+    points = np.asarray(loaded.vertices, np.float32)
+    colours = np.asarray(getattr(loaded, "colors", None) if len(points) else None)
+    if colours.ndim != 2 or len(colours) != len(points):
+        return points
+    return np.concatenate([points, colours[:, :3].astype(np.float32) / 255], axis=1)
+
+
+def _surface(mesh: Any, count: int) -> np.ndarray:
+    """Return points drawn evenly from a mesh's faces, the same ones each time."""
+    from trimesh.sample import sample_surface
+
+    if not np.isfinite(mesh.vertices).all() or not mesh.area > 0:
+        raise BadSample("a surface without area, or with corners that are no finite numbers")
+    points, faces = sample_surface(mesh, count, seed=0)[:2]
+    if mesh.visual.kind not in ("vertex", "face"):
+        return np.asarray(points, np.float32)
+    colours = np.asarray(mesh.visual.face_colors)[faces, :3].astype(np.float32) / 255
+    return np.concatenate([np.asarray(points, np.float32), colours], axis=1)

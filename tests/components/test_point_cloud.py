@@ -1,0 +1,198 @@
+"""Point clouds: sampling, neighbourhoods, order, files of every format, lying headers, weights."""
+
+import io
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from safetensors.torch import save_file
+
+from janus_plugins.core.errors import BadSample, CheckpointError
+from janus_plugins.encoders.point_cloud.groups import farthest_points, gathered, neighbours
+from janus_plugins.encoders.point_cloud.processor import PointCloudProcessor, unit
+from janus_plugins.encoders.point_cloud.reading import read_points
+from janus_plugins.encoders.point_cloud.spec import POINT_CLOUD, PointCloudConfig
+from tests.components.keeps import made
+
+TINY = PointCloudConfig.tiny()
+CLOUD = np.random.default_rng(2).normal(size=(50, 3)).astype(np.float32)
+COLOURS = np.random.default_rng(3).integers(0, 256, (50, 3), dtype=np.uint8)
+
+
+def naive_farthest(places, count):
+    first = ((places - places.mean(0)) ** 2).sum(1).argmax()
+    chosen = [int(first)]
+    while len(chosen) < count:
+        distances = [min(math.dist(place, places[other]) for other in chosen) for place in places]
+        chosen.append(int(np.argmax(distances)))
+    return chosen
+
+
+def test_farthest_points_are_those_of_the_definition():
+    places = np.random.default_rng(0).normal(size=(3, 40, 3)).astype(np.float32)
+    found = farthest_points(torch.from_numpy(places), 9)
+    assert found.tolist() == [naive_farthest(cloud, 9) for cloud in places]
+
+
+def test_neighbours_are_the_nearest():
+    places = torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(0))
+    centres = places[:, :5]
+    found = neighbours(places, centres, 4)
+    for item in range(2):
+        for centre in range(5):
+            distances = (places[item] - centres[item, centre]).norm(dim=1)
+            assert found[item, centre].tolist() == distances.argsort()[:4].tolist()
+    assert torch.equal(gathered(places, found)[1, 3, 2], places[1, found[1, 3, 2]])
+    assert found[:, :, 0].tolist() == [[0, 1, 2, 3, 4]] * 2
+
+
+def test_sampling_is_fast():
+    places = torch.randn(4, 1024, 3)
+    started = time.perf_counter()
+    neighbours(places, gathered(places, farthest_points(places, 64)), 32)
+    assert time.perf_counter() - started < 1.0
+
+
+def test_the_order_of_points_has_no_say():
+    encoder = made(POINT_CLOUD, TINY)
+    points = torch.from_numpy(unit(np.random.default_rng(1).normal(size=(48, 3))))[None]
+    mixed = points[:, torch.randperm(48, generator=torch.Generator().manual_seed(1))]
+    assert torch.allclose(encoder({"points": points}), encoder({"points": mixed}), atol=1e-5)
+
+
+def processor(**options):
+    return PointCloudProcessor(PointCloudConfig(**{**TINY, **options}))
+
+
+def test_clouds_are_centred_scaled_and_of_one_size():
+    for size in (1, 20, 48, 500):
+        points = processor()(np.random.default_rng(size).normal(3, 5, (size, 3)))["points"]
+        assert points.shape == (48, 3)
+        assert np.linalg.norm(points, axis=1).max() == pytest.approx(float(size > 1))
+    cloud = processor()(CLOUD * 7 + 2)["points"]
+    assert np.allclose(cloud, processor()(CLOUD * 7 + 2)["points"])
+
+
+def pcd(form, count=50, cut=None):
+    packed = (COLOURS.astype(np.uint32) * (65536, 256, 1)).sum(1).astype(np.uint32)
+    header = f"# .PCD v0.7\nVERSION 0.7\nFIELDS x y z rgb\nSIZE 4 4 4 4\nTYPE F F F U\nCOUNT 1 1 1 1\nWIDTH {count}\nHEIGHT 1\nVIEWPOINT 0 0 0 1 0 0 0\nPOINTS {count}\nDATA {form}\n"
+    if form == "ascii":
+        body = "\n".join(
+            f"{x:.9g} {y:.9g} {z:.9g} {c}" for (x, y, z), c in zip(CLOUD, packed, strict=True)
+        ).encode()
+    else:
+        rows = np.zeros(50, [("p", "<f4", 3), ("c", "<u4")])
+        rows["p"], rows["c"] = CLOUD, packed
+        body = rows.tobytes()
+    return header.encode() + body[:cut]
+
+
+def saved(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+FILES = {
+    "a.npy": saved(CLOUD),
+    "a.ply": trimesh.PointCloud(CLOUD).export(file_type="ply"),
+    "a.xyz": "\n".join(f"{x:.9g} {y:.9g} {z:.9g}" for x, y, z in CLOUD).encode(),
+    "a.txt": "\n".join(f"{x:.9g} {y:.9g} {z:.9g}" for x, y, z in CLOUD).encode(),
+    "a.obj": "\n".join(f"v {x:.9g} {y:.9g} {z:.9g}" for x, y, z in CLOUD).encode(),
+    "a.pcd": pcd("ascii"),
+    "b.pcd": pcd("binary"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_hold_the_same_points(tmp_path, name):
+    (tmp_path / name).write_bytes(FILES[name])
+    for value in (tmp_path / name, str(tmp_path / name), {"bytes": FILES[name], "path": name}):
+        assert np.allclose(read_points(value, 48)[:, :3], CLOUD, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "data", [pcd("ascii"), pcd("binary"), trimesh.PointCloud(CLOUD, COLOURS).export(file_type="ply")]
+)
+def test_colours_are_read(data):
+    points = read_points(data, 48)
+    assert np.allclose(points[:, 3:], COLOURS / 255, atol=1e-6)
+    assert processor(channels=6)(data)["points"].shape == (48, 6)
+    assert processor()(data)["points"].shape == (48, 3)
+    assert np.allclose(processor(channels=6, missing_colour=0.4)(CLOUD)["points"][:, 3:], 0.4)
+    with pytest.raises(BadSample, match="without colours for an encoder of 6 channels"):
+        processor(channels=6)(CLOUD)
+
+
+@pytest.mark.parametrize("kind", ["obj", "off", "stl", "ply"])
+def test_surfaces_are_sampled_the_same_each_time(kind):
+    data = trimesh.creation.icosphere(subdivisions=2).export(file_type=kind)
+    value = {"bytes": data if isinstance(data, bytes) else data.encode(), "path": f"ball.{kind}"}
+    points = read_points(value, 300)
+    assert points.shape == (300, 3)
+    assert np.all(np.abs(np.linalg.norm(points, axis=1) - 1) < 0.05)
+    assert np.array_equal(points, read_points(value, 300))
+
+
+def ply(count, body=b"\0" * 1200, form="binary_little_endian"):
+    header = f"ply\nformat {form} 1.0\nelement vertex {count}\nproperty float x\nproperty float y\nproperty float z\nend_header\n"
+    return header.encode() + body
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (ply(10**9), "claims 1,000,000,000 elements in"),
+        (ply(10**9, b"1 2 3\n", "ascii"), "claims 1,000,000,000 elements in"),
+        (ply(1000), "cannot be read as points"),
+        (pcd("binary", 10**9), "claims 1,000,000,000 points"),
+        (pcd("binary", cut=300), "ends before"),
+        (pcd("ascii", cut=500), "ends before|cannot be read as points"),
+        (
+            pcd("binary").replace(b"DATA binary", b"DATA binary_compressed"),
+            "save the file as ascii or binary",
+        ),
+        (b"VERSION 0.7\nFIELDS x y\nSIZE 4 4\nTYPE F F\nPOINTS 1\nDATA ascii\n1 2\n", "lacks x, y or z"),
+        (b"VERSION 0.7\nFIELDS x y z\n" + b"#" * 5000, "no DATA line"),
+        (np.zeros((5, 2)), r"\(5, 2\); numbers"),
+        (np.zeros((0, 3)), "0 points"),
+        (np.full((5, 3), np.nan), "no finite numbers"),
+        (b"hello", "of no known format"),
+        ({"bytes": b"hello", "path": "a.obj"}, "0 points|cannot be read|of no known"),
+        ({"bytes": b"\0" * 200, "path": "a.stl"}, "cannot be read|0 points|numbers|no area|without area"),
+        ("/nowhere/a.ply", "no such file"),
+    ],
+)
+def test_what_cannot_be_used_is_a_bad_sample_in_no_time(value, message):
+    started = time.perf_counter()
+    with pytest.raises(BadSample, match=message):
+        processor()(value)
+    assert time.perf_counter() - started < 1.0
+
+
+def test_weights_under_point_berts_names_load(tmp_path):
+    options = {**TINY, "norm": "batch"}
+    published = made(POINT_CLOUD, options, 4)
+    with torch.no_grad():
+        published.encoder.first_conv[1].running_mean += 0.5
+    tensors = {f"module.transformer_q.{name}": each for name, each in published.state_dict().items()}
+    extra = {"module.transformer_q.lm_head.weight": torch.zeros(2), "module.queue": torch.zeros(3)}
+    save_file({**tensors, **extra}, tmp_path / "model.safetensors")
+    encoder = made(POINT_CLOUD, options)
+    encoder.load_weights(str(tmp_path))
+    items = {"points": torch.randn(2, 48, 3)}
+    assert torch.equal(encoder(items), published(items))
+    before = {name: each.clone() for name, each in encoder.named_buffers()}
+    encoder.train()(items)
+    assert all(torch.equal(each, before[name]) for name, each in encoder.named_buffers())
+    with pytest.raises(CheckpointError, match=r"unexpected \(encoder.first_conv.1.num_batches_tracked"):
+        made(POINT_CLOUD, TINY).load_weights(str(tmp_path))
+
+
+def test_published_size():
+    with torch.device("meta"):
+        encoder = made(POINT_CLOUD, {"norm": "batch"})
+    assert sum(each.numel() for each in encoder.parameters()) == 21_858_816
