@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from janus_plugins.core.errors import RunFileError
+from janus_plugins.inference.linears import LINEARS
 
 Given = dict[str, list[object]]
 """One question's items by modality, in order."""
@@ -45,6 +46,12 @@ def check_top_p(value: float | None) -> None:
     """Refuse a share that keeps nothing, or more than all."""
     if value is not None and not 0 < value <= 1:
         raise RunFileError(f"top_p is {value}; it must be above 0 and at most 1")
+
+
+def check_linears(value: str) -> None:
+    """Refuse a way of computing linear layers that there is not."""
+    if value not in LINEARS:
+        raise RunFileError(f"linears is {value!r}; it must be one of {', '.join(LINEARS)}")
 
 
 def numbered(texts: Sequence[str], count: int) -> list[list[int]]:

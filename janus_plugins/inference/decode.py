@@ -16,6 +16,7 @@ from torch import Tensor
 
 from janus_plugins.core.choice import choose
 from janus_plugins.inference.codes import CodeEmbedder
+from janus_plugins.inference.linears import Linears, fast_linears
 from janus_plugins.inference.sampling import SeededDraws
 from janus_plugins.inference.stream import Stream, rows_within
 
@@ -86,6 +87,7 @@ def generate_items(
     guidance: float = 5.0,
     temperature: float = 1.0,
     max_rows: int | None = None,
+    linears: Linears = "packed",
 ) -> Tensor:
     """Return codes [N, T] (int64) or latents [N, T, C] of every seed of every prompt, in order, on the CPU.
 
@@ -100,6 +102,7 @@ def generate_items(
         temperature: 0 means greedy.
         max_rows: most rows of the language model at once (default: by the memory of the cache); an
             item takes two of them under guidance, and one item is always made.
+        linears: how linear layers compute; see `inference.linears`.
     """
     facts = model.plan.model.generation[modality].facts
     number = sum(len(prompt.seeds) for prompt in prompts)
@@ -126,7 +129,8 @@ def generate_items(
 
         return decode_loop(stream, pick, embed, facts.tokens).cpu()
 
-    return torch.cat([make(batch) for batch in _item_batches(prompts, at_once)])
+    with fast_linears(linears, model.language_model, path.adapter, path.head):
+        return torch.cat([make(batch) for batch in _item_batches(prompts, at_once)])
 
 
 def generate_text(
@@ -138,6 +142,7 @@ def generate_text(
     temperature: float = 0.0,
     top_p: float | None = None,
     max_rows: int | None = None,
+    linears: Linears = "packed",
 ) -> list[list[int]]:
     """Return the new ids of each prompt, up to and without `stop`.
 
@@ -151,6 +156,7 @@ def generate_text(
         temperature: 0 means greedy.
         top_p: sample from the likeliest ids that hold this share of the probability.
         max_rows: most rows at once (default: by the memory of the cache).
+        linears: how linear layers compute; see `inference.linears`.
     """
     positions = model.plan.model.facts.max_positions
     # The last token of an answer is chosen, never read: it needs no position.
@@ -181,7 +187,8 @@ def generate_text(
     answers: list[list[int]] = []
     for first in range(0, len(prompts), at_once):
         rows = slice(first, first + at_once)
-        made = answer(prompts[rows], limits[rows]).tolist()
+        with fast_linears(linears, model.language_model):
+            made = answer(prompts[rows], limits[rows]).tolist()
         answers += [_until(row[:limit], stop) for row, limit in zip(made, limits[rows], strict=True)]
     return answers
 

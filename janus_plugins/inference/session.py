@@ -17,6 +17,7 @@ from janus_plugins.core.errors import RunFileError
 from janus_plugins.inference import checks, paths
 from janus_plugins.inference.artefacts import Generated, save_generated
 from janus_plugins.inference.decode import generate_items, generate_text
+from janus_plugins.inference.linears import Linears
 from janus_plugins.inference.prompts import item_prompt, question_prompt
 from janus_plugins.inference.sampling import row_seed
 
@@ -36,6 +37,7 @@ def generate(
     temperature: float = 1.0,
     seed: int = 0,
     max_rows: int | None = None,
+    linears: Linears = "packed",
     return_codes: bool = False,
 ) -> list[Generated] | Tensor:
     """Make items from prompts.
@@ -53,6 +55,8 @@ def generate(
         seed: of the whole call.
         max_rows: most rows of the language model at once, of which an item takes two under guidance
             (default: by the memory of the cache).
+        linears: how linear layers compute on a CPU: "packed" (a second copy of the weights in the order
+            that is read fastest), "plain" (no copies), or "int8" (faster still, other results).
         return_codes: return codes, and decode nothing.
 
     Returns:
@@ -65,6 +69,7 @@ def generate(
     texts = checks.texts_of(prompts, "prompt")
     checks.check_not_negative(guidance=guidance, temperature=temperature)
     checks.check_counts(num_per_prompt=num_per_prompt, max_rows=max_rows)
+    checks.check_linears(linears)
     paths.generation_path(model, modality)
     numbers = checks.numbered(texts, num_per_prompt)
     rows = [
@@ -73,7 +78,13 @@ def generate(
     ]
     with evaluating(model):
         codes = generate_items(
-            model, modality, rows, guidance=guidance, temperature=temperature, max_rows=max_rows
+            model,
+            modality,
+            rows,
+            guidance=guidance,
+            temperature=temperature,
+            max_rows=max_rows,
+            linears=linears,
         )
         if return_codes:
             return codes
@@ -97,6 +108,7 @@ def ask(
     seed: int = 0,
     system: str | None = None,
     max_rows: int | None = None,
+    linears: Linears = "packed",
 ) -> str | list[str]:
     """Answer a question, or several in one batch.
 
@@ -112,6 +124,7 @@ def ask(
         seed: of the whole call; a row's own seed depends on it and on the question alone.
         system: system prompt (default: the template's; "" for none).
         max_rows: most questions at once (default: by the memory of the cache).
+        linears: how linear layers compute on a CPU; see `generate`.
 
     Returns:
         The answer without surrounding white space; a list of them where questions were a list.
@@ -124,6 +137,7 @@ def ask(
     checks.check_not_negative(temperature=temperature)
     checks.check_counts(max_new_tokens=max_new_tokens, max_rows=max_rows)
     checks.check_top_p(top_p)
+    checks.check_linears(linears)
     given = checks.items_by_question(images, items, len(texts), single=isinstance(question, str))
     with evaluating(model):
         rows = [
@@ -138,6 +152,7 @@ def ask(
             temperature=temperature,
             top_p=top_p,
             max_rows=max_rows,
+            linears=linears,
         )
     said = [model.tokenizer.decode(ids).strip() for ids in answers]
     return said[0] if isinstance(question, str) else said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -14,7 +16,13 @@ class KeyValueCache:
     """Hold keys and values of `batch` rows of at most `length` slots, one pair of tensors a layer.
 
     A layer's tensors [B, G, length, D] are made at its first write, in the dtype it computes in.
+
+    Attributes:
+        step: the short way of one slot at a time (`step.LlamaStep`), False where there is none, None
+            until that is known.
     """
+
+    step: Any = None
 
     def __init__(self, batch: int, length: int) -> None:
         self.batch = batch

@@ -21,6 +21,7 @@ from janus_plugins.language_models.attention import NAME, Attend, packed_attenti
 from janus_plugins.language_models.cache import CachedAttention, KeyValueCache
 from janus_plugins.language_models.published import transformers_config
 from janus_plugins.language_models.spec import CausalLmConfig, LlamaConfig
+from janus_plugins.language_models.step import LlamaStep, can_step
 from janus_plugins.language_models.weights import load_published
 
 _SCALED_LOGITS = {"logit_scale": 1.0, "logits_scaling": 1.0, "final_logit_softcapping": None}
@@ -69,13 +70,25 @@ class CausalLanguageModel(nn.Module):
     ) -> Tensor:
         """Return hidden states after the final norm [B, S, M]; see `core.contracts.LanguageModel`."""
         embeds = embeds.to(next(self.model.parameters()).dtype)
+        attend = self._attend(embeds, attention, cache)
+        step = self._step(embeds, cache)
+        if step is not None and isinstance(attend, CachedAttention):
+            return step(embeds, positions, attend)
         output = self.model(
             inputs_embeds=embeds,
             position_ids=positions,
             use_cache=False,
-            attend=self._attend(embeds, attention, cache),
+            attend=attend,
         )
         return output.last_hidden_state  # type: ignore[no-any-return]
+
+    def _step(self, embeds: Tensor, cache: KeyValueCache | None) -> LlamaStep | None:
+        """Return the short way of a decoding step, made once a cache, where there is one."""
+        if cache is None or embeds.shape[1] != 1 or self.training or torch.is_grad_enabled():
+            return None
+        if cache.step is None:
+            cache.step = LlamaStep(self.model, cache) if can_step(self.model) else False
+        return cache.step or None
 
     def _attend(self, embeds: Tensor, plan: AttentionPlan, cache: KeyValueCache | None) -> Attend:
         if isinstance(plan, Packed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -13,6 +14,8 @@ from janus_plugins.heads.code_mlp.spec import CodeHeadConfig
 
 class OutputLayer(nn.Linear):
     """Give logits, or the loss in chunks; both inside `forward`, where ZeRO-3 has the weight."""
+
+    is_linear_alone = True
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None, chunk: int = 0) -> Tensor:
         """Return logits [P, K], or with targets [P] the loss of each position [P]."""
@@ -55,8 +58,10 @@ class CodeHead(nn.Module):
         draws: Draws,
     ) -> Tensor:
         """Return the next code of each row [B]; see `core.contracts.Head`."""
-        other = None if unconditional is None else self.logits(unconditional)
-        logits = guide(self.logits(hidden), other, guidance)
+        # Both kinds of rows in one product: the weight is read once.
+        rows = hidden if unconditional is None else torch.cat((hidden, unconditional))
+        logits, *other = torch.split(self.logits(rows), len(hidden))
+        logits = guide(logits, other[0] if other else None, guidance)
         config = self.config
         return choose(logits, temperature=temperature, draws=draws, top_k=config.top_k, top_p=config.top_p)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from janus_plugins.core.choice import choose, guide, linear_cross_entropy
@@ -12,6 +13,8 @@ from janus_plugins.heads.text.spec import TextConfig
 
 class OutputLayer(nn.Linear):
     """Give logits, or the loss in chunks; both inside `forward`, where ZeRO-3 has the weight."""
+
+    is_linear_alone = True
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None, chunk: int = 0) -> Tensor:
         """Return logits [P, V], or with targets [P] the loss of each position [P]."""
@@ -54,8 +57,10 @@ class TextHead(nn.Module):
         draws: Draws,
     ) -> Tensor:
         """Return the next token id of each row [B]; see `core.contracts.Head`."""
-        other = None if unconditional is None else self.logits(unconditional)
-        logits = guide(self.logits(hidden), other, guidance)
+        # Both kinds of rows in one product: the weight is read once.
+        rows = hidden if unconditional is None else torch.cat((hidden, unconditional))
+        logits, *other = torch.split(self.logits(rows), len(hidden))
+        logits = guide(logits, other[0] if other else None, guidance)
         config = self.config
         return choose(logits, temperature=temperature, draws=draws, top_k=config.top_k, top_p=config.top_p)
 

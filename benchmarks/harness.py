@@ -1,0 +1,165 @@
+"""Compare ways of doing the same work, in one process, round by round.
+
+A machine's speed drifts by more than what is to be measured. The ways therefore take turns, A B C, A B C
+..., each round gives one ratio, and the median of those counts. A measurement on a machine that others
+took time from is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MOST_STOLEN = 0.05
+"""Share of the machine's time that its host may give to others before figures are refused."""
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass
+class Comparison:
+    """Hold what several ways of doing the same took, in seconds of CPU and of wall-clock time.
+
+    Attributes:
+        name: what was done.
+        ours: name of the way that the ratios are of.
+        cpu: seconds of CPU time a round, by way.
+        wall: seconds of wall-clock time a round, by way.
+        counts: what does not depend on the machine.
+        stolen: share of the machine's time that its host gave to others meanwhile.
+        waited: share of the wall-clock time in which this process did not run.
+    """
+
+    name: str
+    ours: str
+    cpu: dict[str, list[float]] = field(default_factory=dict)
+    wall: dict[str, list[float]] = field(default_factory=dict)
+    counts: dict[str, Any] = field(default_factory=dict)
+    stolen: float = 0.0
+    waited: float = 0.0
+
+    def ratios(self, other: str) -> list[float]:
+        """Return how many times the CPU time of ours another way took, round by round."""
+        return [theirs / mine for theirs, mine in zip(self.cpu[other], self.cpu[self.ours], strict=True)]
+
+
+def compare(
+    name: str,
+    ways: Mapping[str, Callable[[], object]],
+    rounds: int = 5,
+    counts: Mapping[str, Any] | None = None,
+) -> Comparison:
+    """Run the ways in turn, `rounds` times after one that does not count; the first way is ours."""
+    for way in ways.values():
+        way()
+    made = Comparison(name, next(iter(ways)), counts=dict(counts or {}))
+    before, started, ran = _ticks(), time.perf_counter(), time.process_time()
+    for _ in range(rounds):
+        for label, way in ways.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            way()
+            made.cpu.setdefault(label, []).append(time.process_time() - cpu)
+            made.wall.setdefault(label, []).append(time.perf_counter() - wall)
+    after = _ticks()
+    made.stolen = (after[0] - before[0]) / max(1, after[1] - before[1])
+    made.waited = max(0.0, 1 - (time.process_time() - ran) / (time.perf_counter() - started))
+    return made
+
+
+def _ticks() -> tuple[int, int]:
+    """Return (stolen, all) ticks of the machine since its start; (0, 0) where it does not say."""
+    try:
+        line = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0]
+    except OSError:
+        return 0, 0
+    ticks = [int(value) for value in line.split()[1:9]]
+    return ticks[7], sum(ticks)
+
+
+def bandwidth(megabytes: int = 400) -> float:
+    """Return bytes a second that one thread reads from memory: the best of a few sums over an array."""
+    array = torch.ones(megabytes * 250_000)
+    taken = []
+    for _ in range(5):
+        started = time.process_time()
+        array.sum()
+        taken.append(time.process_time() - started)
+    return array.nbytes / min(taken)
+
+
+def markdown(made: Comparison) -> str:
+    """Return a Markdown table: medians of CPU seconds, and of the ratios with their range."""
+    lines = [
+        f"### {made.name}",
+        "",
+        "| way | CPU s (median) | wall s (median) | times ours |",
+        "|---|---|---|---|",
+    ]
+    for label in made.cpu:
+        ratios = made.ratios(label)
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        cpu, wall = statistics.median(made.cpu[label]), statistics.median(made.wall[label])
+        lines.append(f"| {label} | {cpu:.3f} | {wall:.3f} | {'1' if label == made.ours else spread} |")
+    told = [
+        f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}"
+        for key, value in made.counts.items()
+    ]
+    rounds = len(made.cpu[made.ours])
+    told += [f"rounds: {rounds}", f"stolen: {made.stolen:.1%}", f"waited for a core: {made.waited:.0%}"]
+    return "\n".join([*lines, "", "; ".join(told), ""])
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures were taken on."""
+    import transformers
+
+    cpu = platform.processor() or platform.machine()
+    return {
+        "cpu": cpu,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    }
+
+
+def report(name: str, made: list[Comparison], force: bool = False) -> int:
+    """Print and keep comparisons as JSON and Markdown; refuse those of a machine that was not ours.
+
+    Returns:
+        An exit code: 1 when any was refused.
+    """
+    refused = [one for one in made if one.stolen > MOST_STOLEN and not force]
+    for one in refused:
+        print(
+            f"{one.name}: refused, {one.stolen:.0%} of the machine's time was stolen; run it again",
+            file=sys.stderr,
+        )
+    kept = [one for one in made if one not in refused]
+    text = "\n".join(markdown(one) for one in kept)
+    print(text)
+    if kept:
+        RESULTS.mkdir(exist_ok=True)
+        answer = {"machine": machine(), "comparisons": [asdict(one) for one in kept]}
+        (RESULTS / f"{name}.json").write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
+        (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+    return 1 if refused else 0
+
+
+def options(about: str) -> argparse.ArgumentParser:
+    """Return a parser with the options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default 5)")
+    parser.add_argument("--force", action="store_true", help="keep figures of a busy machine too")
+    return parser

@@ -1,0 +1,135 @@
+"""Other ways to compute a model's linear layers while it decodes, for any composed model.
+
+Decoding multiplies a few rows by every weight, step after step. On a CPU oneDNN does that at the
+speed of the memory once a weight lies in its own order, where the general product reached a third of
+it (benchmarks/README.md). Each layer is laid out anew only when it has been asked often enough to pay, so a
+short answer costs nothing; the copies go when decoding ends. In 8 bits a weight is a quarter of its size,
+and results differ.
+
+Only layers with exactly `nn.Linear`'s own arithmetic, without hooks and in fp32 on the CPU, are touched;
+all others compute as they are. A class derived from `nn.Linear` says by `is_linear_alone = True` that it is
+one when called with its input alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+Linears = Literal["packed", "plain", "int8"]
+LINEARS: tuple[str, ...] = get_args(Linears)
+
+Product = Callable[[Tensor], Tensor]
+
+_HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+_SMALLEST = 1 << 15
+"""Weights below this stay as they are: a call of oneDNN then costs more than the product."""
+
+_CALLS_BEFORE = 4
+"""Plain calls before a weight is laid out anew; doing that takes as long as a few of them."""
+
+
+@contextmanager
+def fast_linears(choice: Linears, *roots: nn.Module) -> Iterator[None]:
+    """Compute the linear layers below `roots` in the chosen way, and as before afterwards.
+
+    Args:
+        choice: "packed": the same numbers to rounding; "plain": nothing changes; "int8": weights and
+            activations in 8 bits, each output and each row by its own scale.
+        roots: modules, of which layers may be shared.
+    """
+    layers = [] if choice == "plain" or not _HAS_ONEDNN else _layers(roots)
+    make = _pack if choice == "packed" else _quantise
+    for layer in layers:
+        layer.forward = _Lazy(layer, make, _CALLS_BEFORE if choice == "packed" else 0)  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _layers(roots: tuple[nn.Module, ...]) -> list[nn.Linear]:
+    found = dict.fromkeys(layer for root in roots for layer in root.modules())
+    return [layer for layer in found if isinstance(layer, nn.Linear) and _fits(layer)]
+
+
+def _fits(layer: nn.Linear) -> bool:
+    """Answer whether a layer computes what `nn.Linear` does and nothing hangs on its calls."""
+    weight = layer.weight
+    touched = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+    return (
+        (type(layer) is nn.Linear or getattr(layer, "is_linear_alone", False))
+        and not touched
+        and weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and weight.numel() >= _SMALLEST
+    )
+
+
+_MIDDLE = 128
+"""The zero of activations in 8 bits: oneDNN is fast with unsigned ones only."""
+
+
+class _Lazy:
+    """Stand in for one layer's `forward`, and change over once it has been called `after` times."""
+
+    def __init__(
+        self,
+        layer: nn.Linear,
+        make: Callable[[Tensor, Tensor | None], Callable[[Tensor], Tensor]],
+        after: int,
+    ) -> None:
+        self.layer, self.make, self.left = layer, make, after
+        self.fast: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(self, source: Tensor, *others: Any, **named: Any) -> Tensor:
+        if others or named:
+            answer: Tensor = type(self.layer).forward(self.layer, source, *others, **named)
+            return answer
+        if self.fast is not None:
+            return self.fast(source)
+        if self.left > 0:
+            self.left -= 1
+            return linear(source, self.layer.weight, self.layer.bias)
+        self.fast = self.make(self.layer.weight.detach(), self.layer.bias)
+        return self.fast(source)
+
+
+def _pack(weight: Tensor, bias: Tensor | None) -> Product:
+    """Return the product with a weight [N, K] that lies in oneDNN's order."""
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 2)
+    multiply = torch.ops.mkldnn._linear_pointwise.default
+
+    def product(source: Tensor) -> Tensor:
+        result: Tensor = multiply(source, packed, bias, "none", [], "")
+        return result
+
+    return product
+
+
+def _quantise(weight: Tensor, bias: Tensor | None) -> Product:
+    """Return the product with a weight [N, K] in 8 bits; each row of the input has its own scale."""
+    scale = (weight.abs().amax(1) / 127).clamp(min=1e-12)
+    whole = (weight / scale[:, None]).round().to(torch.int8)
+    packed = torch.ops.onednn.qlinear_prepack(whole, None)
+    zeros = torch.zeros(len(scale), dtype=torch.int64)
+    multiply = torch.ops.onednn.qlinear_pointwise.default
+
+    def product(source: Tensor) -> Tensor:
+        rows = source.reshape(-1, source.shape[-1])
+        spread = (rows.abs().amax(1, keepdim=True) / 127).clamp(min=1e-12)
+        steps = (rows / spread + _MIDDLE).round().to(torch.uint8)
+        summed = multiply(
+            steps, 1.0, _MIDDLE, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        result: Tensor = (summed * spread).view(*source.shape[:-1], -1)
+        return result if bias is None else result + bias
+
+    return product

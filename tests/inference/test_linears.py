@@ -1,0 +1,99 @@
+"""The ways of computing linear layers: equal, close, put back, and never where they do not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from janus_plugins.core.errors import RunFileError
+from janus_plugins.core.runfile import load_run_text
+from janus_plugins.core.wiring import resolve
+from janus_plugins.inference import linears
+from janus_plugins.inference.linears import fast_linears
+from janus_plugins.model.compose import compose_plan
+
+from .test_integration import RUN
+
+
+class Alone(nn.Linear):
+    is_linear_alone = True
+
+    def forward(self, source, scale=None):
+        return super().forward(source) if scale is None else super().forward(source) * scale
+
+
+def layers(bias=True, kind=nn.Linear):
+    torch.manual_seed(0)
+    return nn.Sequential(kind(256, 192, bias=bias), nn.GELU(), kind(192, 256, bias=bias)).eval()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(2, 256), (1, 3, 256)])
+def test_packed_layers_give_the_same_numbers(bias, shape):
+    model, source = layers(bias), torch.randn(shape)
+    with torch.no_grad(), fast_linears("packed", model):
+        made = [model(source) for _ in range(linears._CALLS_BEFORE + 2)]
+        assert all(layer.forward.fast is not None for layer in (model[0], model[2]))
+    expected = model(source)
+    assert torch.equal(made[0], expected)
+    assert made[-1].shape == expected.shape
+    assert (made[-1] - expected).abs().max() < 1e-5
+
+
+def test_in_8_bits_rows_are_close_and_mind_no_mates():
+    model, source = layers(), torch.randn(3, 256) * torch.tensor([[1.0], [100.0], [1e-3]])
+    with torch.no_grad(), fast_linears("int8", model):
+        made, alone = model(source), model(source[:1])
+    expected = model(source)
+    assert not torch.equal(made, expected)
+    assert ((made - expected).norm(dim=1) / expected.norm(dim=1)).max() < 0.03
+    assert torch.equal(made[:1], alone)
+
+
+def test_layers_are_put_back_also_after_an_error():
+    model = layers()
+    with pytest.raises(RuntimeError, match="shapes"), fast_linears("packed", model):
+        model(torch.zeros(2, 5))
+    assert all("forward" not in vars(layer) for layer in model)
+
+
+def test_layers_that_something_hangs_on_stay_as_they_are():
+    model = nn.ModuleDict({
+        "hooked": nn.Linear(256, 256),
+        "derived": type("Derived", (nn.Linear,), {})(256, 256),
+        "bf16": nn.Linear(256, 256, dtype=torch.bfloat16),
+        "small": nn.Linear(8, 8),
+        "alone": Alone(256, 256),
+    })  # fmt: skip
+    model["hooked"].register_forward_hook(lambda *_: None)
+    with fast_linears("packed", model):
+        assert [name for name, layer in model.items() if "forward" in vars(layer)] == ["alone"]
+
+
+def test_further_arguments_reach_the_layer_itself():
+    model, source = Alone(256, 256), torch.randn(2, 256)
+    with torch.no_grad(), fast_linears("int8", model):
+        assert torch.equal(model(source, 2.0), nn.functional.linear(source, model.weight, model.bias) * 2.0)
+
+
+@pytest.fixture(scope="module")
+def wide():
+    text = RUN.replace("hidden_size: 32, intermediate_size: 64", "hidden_size: 256, intermediate_size: 512")
+    return compose_plan(resolve(load_run_text(text, "wide.yaml")))
+
+
+def test_a_model_chooses_the_same_codes_and_words_either_way(wide):
+    made = {
+        choice: wide.generate("a seven", num_per_prompt=3, temperature=0.7, linears=choice, return_codes=True)
+        for choice in linears.LINEARS
+    }
+    assert torch.equal(made["packed"], made["plain"])
+    assert made["int8"].shape == made["plain"].shape
+    asked = [wide.ask("which?", max_new_tokens=12, linears=choice) for choice in ("packed", "plain")]
+    assert asked[0] == asked[1]
+
+
+def test_an_unknown_way_is_refused(wide):
+    with pytest.raises(RunFileError, match="linears is 'int3'; it must be one of packed, plain, int8"):
+        wide.generate("a seven", linears="int3")
