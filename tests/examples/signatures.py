@@ -42,9 +42,10 @@ def _shown(node: ast.ClassDef | ast.FunctionDef) -> Iterator[str]:
 
 
 def _member(member: ast.stmt) -> Iterator[str]:
-    if isinstance(member, ast.AnnAssign) or (isinstance(member, ast.Assign) and not ast.unparse(member.targets[0]).startswith(
-        ("_", "model_config")
-    )):
+    if isinstance(member, ast.AnnAssign) or (
+        isinstance(member, ast.Assign)
+        and not ast.unparse(member.targets[0]).startswith(("_", "model_config"))
+    ):
         yield f"    {ast.unparse(member)}"
     elif isinstance(member, ast.FunctionDef) and (not member.name.startswith("_") or member.name in _CALLED):
         decorators = [ast.unparse(each) for each in member.decorator_list]
