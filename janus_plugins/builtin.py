@@ -19,6 +19,7 @@ from janus_plugins.encoders.tactile.series_spec import TACTILE_SERIES
 from janus_plugins.encoders.towers.eva_spec import EVA_CLIP
 from janus_plugins.encoders.towers.open_clip_spec import OPEN_CLIP
 from janus_plugins.encoders.towers.timm_spec import TIMM
+from janus_plugins.encoders.vq.semantic_spec import SEMANTIC_READER, SEMANTIC_VQ
 from janus_plugins.encoders.vq.spec import VQ
 from janus_plugins.heads.code_mlp.spec import CODE_MLP_HEAD
 from janus_plugins.heads.text.spec import TEXT
@@ -44,6 +45,8 @@ def janus_components() -> list[ComponentSpec]:
         TACTILE_SERIES,
         POINT_CLOUD,
         VQ,
+        SEMANTIC_VQ,
+        SEMANTIC_READER,
         MLP,
         LINEAR,
         PIXEL_SHUFFLE,

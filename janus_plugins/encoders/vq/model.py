@@ -64,21 +64,10 @@ class Vq(nn.Module):
         The gradient passes the quantiser as if it were not there (straight through). "loss" is the
         weighted sum; "reconstruction" its part about pixels; the others are unweighted.
         """
-        weights = self.config.loss
         pixels = self._cast(items["pixels"])
-        vectors, table = self._vectors(pixels), self.codebook().float()
-        ids = self.quantize.nearest(vectors, table)
-        losses = self.quantize.losses(vectors, table, ids)
-        if weights.entropy:
-            losses["entropy"] = entropy_loss(vectors, table)
-        passed = vectors + (table[ids] - vectors).detach()
-        made = self._pixels(passed.view(len(pixels), -1, self.config.code_width))
-        losses["reconstruction"] = self._pixel_loss(made.float(), pixels.float())
-        loss = losses["reconstruction"] + sum(
-            getattr(weights, name) * value for name, value in losses.items() if name != "reconstruction"
-        )
-        used = torch.tensor(len(torch.unique(ids)), device=ids.device, dtype=torch.float32)
-        return {"loss": loss, **losses, "codes_used": used}
+        passed, losses, used = self._quantised(pixels)
+        losses["reconstruction"] = self._pixel_loss(self._pixels(passed).float(), pixels.float())
+        return {"loss": self._weighted(losses), **losses, "codes_used": used}
 
     def load_weights(self, source: str) -> None:
         """Load weights under the official names from a file, a folder or a hub id.
@@ -92,6 +81,26 @@ class Vq(nn.Module):
 
     def _cast(self, pixels: Tensor) -> Tensor:
         return pixels.to(self.quant_conv.weight.dtype)
+
+    def _quantised(self, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Return code vectors passed straight through [N, T, C], the quantiser's losses, the codes used."""
+        vectors, table = self._vectors(pixels), self.codebook().float()
+        ids = self.quantize.nearest(vectors, table)
+        losses = self.quantize.losses(vectors, table, ids)
+        if self.config.loss.entropy:
+            losses["entropy"] = entropy_loss(vectors, table)
+        passed = vectors + (table[ids] - vectors).detach()
+        used = torch.tensor(len(torch.unique(ids)), device=ids.device, dtype=torch.float32)
+        return passed.view(len(pixels), -1, self.config.code_width), losses, used
+
+    def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
+        """Return the sum of all losses by the weights of the options; "reconstruction" has its own inside."""
+        loss: Tensor = losses["reconstruction"] + sum(
+            getattr(self.config.loss, name) * value
+            for name, value in losses.items()
+            if name != "reconstruction"
+        )
+        return loss
 
     def _vectors(self, pixels: Tensor) -> Tensor:
         """Return what the quantiser sees, at length 1 [N * T, C] (float32)."""
