@@ -11,6 +11,7 @@ from janus_plugins.adapters.pixel_shuffle.spec import PIXEL_SHUFFLE
 from janus_plugins.core.hookspecs import hookimpl
 from janus_plugins.core.specs import ComponentSpec
 from janus_plugins.encoders.audio.spec import AUDIO
+from janus_plugins.encoders.eeg.spec import EEG
 from janus_plugins.encoders.internvit.spec import INTERNVIT
 from janus_plugins.encoders.point_cloud.spec import POINT_CLOUD
 from janus_plugins.encoders.siglip.spec import SIGLIP
@@ -44,6 +45,7 @@ def janus_components() -> list[ComponentSpec]:
         TACTILE,
         TACTILE_SERIES,
         POINT_CLOUD,
+        EEG,
         VQ,
         SEMANTIC_VQ,
         SEMANTIC_READER,

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from janus_plugins.encoders.audio.spec import AUDIO
+from janus_plugins.encoders.eeg.spec import EEG
 from janus_plugins.encoders.internvit.spec import INTERNVIT
 from janus_plugins.encoders.point_cloud.spec import POINT_CLOUD
 from janus_plugins.encoders.tactile.image_spec import TACTILE
@@ -52,6 +53,8 @@ CASES = {
     "tactile": own(TACTILE),
     "tactile six": own(TACTILE, background="stack", registers=1),
     "tactile-series": own(TACTILE_SERIES),
+    "eeg": own(EEG),
+    "eeg eegnet": own(EEG, model="eegnet", width=12),
     "point-cloud": own(POINT_CLOUD),
     "point-cloud colours": own(POINT_CLOUD, channels=6, norm="batch"),
 }

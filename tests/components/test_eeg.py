@@ -1,0 +1,180 @@
+"""EEG: channels by name, rates, windows, files read safely, LaBraM's layout of weights."""
+
+import mne
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from janus_plugins.core.errors import BadSample
+from janus_plugins.encoders.eeg.electrodes import PLACES, chosen, plain
+from janus_plugins.encoders.eeg.labram import PaddedGroupNorm
+from janus_plugins.encoders.eeg.processor import EegProcessor
+from janus_plugins.encoders.eeg.spec import EEG, EegConfig
+from janus_plugins.sequence.assemble import collate_items
+from tests.components.keeps import made
+
+TINY = EegConfig.tiny()
+NAMES = ["EEG Fz-REF", "Cz.", "EOG", "O1"]
+
+
+def processor(**options):
+    return EegProcessor(EegConfig(**{**TINY, **options}))
+
+
+def rhythm(rate=40, seconds=3.0, channels=4):
+    """Microvolts [C, S]: each channel its own pitch and a little noise."""
+    times = np.arange(round(rate * seconds)) / rate
+    noise = np.random.default_rng(1).normal(size=(channels, len(times)))
+    return np.stack([30 * np.sin(2 * np.pi * (2 + place) * times) for place in range(channels)]) + noise
+
+
+@pytest.fixture(scope="module")
+def fif(tmp_path_factory):
+    path = tmp_path_factory.mktemp("eeg") / "a_raw.fif"
+    info = mne.create_info(NAMES, 40.0, ["eeg", "eeg", "eog", "eeg"])
+    mne.io.RawArray(rhythm() * 1e-6, info, verbose="error").save(path, fmt="double", verbose="error")
+    return path
+
+
+def edf(channels=4, records=3, rate=40, stated=None, cut=None):
+    """A small EDF: one record a second, 16 bits over +-100 microvolts."""
+    names = [NAMES[place % 4] for place in range(channels)]
+    columns = (
+        [f"{name:16}" for name in names], [" " * 80] * channels, [f"{'uV':8}"] * channels, [f"{-100:<8}"] * channels,
+        [f"{100:<8}"] * channels, [f"{-32768:<8}"] * channels, [f"{32767:<8}"] * channels, [" " * 80] * channels,
+        [f"{rate:<8}"] * channels, [" " * 32] * channels,
+    )  # fmt: skip
+    head = f"{'0':8}{'X X X X':80}{'Startdate X X X X':80}01.01.2000.00.00{256 * (channels + 1):<8}{'':44}{records:<8}{1:<8}{stated or channels:<4}"
+    head = head.replace("01.01.2000.00.00", "01.01.0000.00.00")
+    values = np.round(rhythm(rate, records, channels) / 100 * 32767).astype("<i2")
+    body = values.reshape(channels, records, rate).transpose(1, 0, 2).tobytes()
+    return (head + "".join("".join(column) for column in columns)).encode("ascii") + body[:cut]
+
+
+def expected(seconds=3):
+    return rhythm()[[0, 1, 3], : seconds * 40].reshape(3, seconds, 40).transpose(1, 0, 2) / 100
+
+
+def test_channels_are_chosen_by_name():
+    assert [plain(name) for name in ("EEG FP1-REF", "Fp1.", "eeg fp1", "FP1-F7", "Cz")] == [
+        "FP1",
+        "FP1",
+        "FP1",
+        "FP1-F7",
+        "CZ",
+    ]
+    assert chosen(("CZ", "T7", "XX"), ["EEG T3-LE", "Cz"]) == [1, 0, None]
+    assert (len(PLACES), PLACES[0], PLACES.index("CZ")) == (128, "FP1", 41)
+
+
+def test_files_and_arrays_hold_the_same_signal(fif, tmp_path):
+    (tmp_path / "a.edf").write_bytes(edf())
+    row = {"array": rhythm(), "sampling_rate": 40, "channels": NAMES}
+    for value, tolerance in (
+        (fif, 1e-6),
+        (tmp_path / "a.edf", 2e-4),
+        (edf(), 2e-4),
+        (row, 1e-6),
+        (rhythm()[[0, 1, 3]], 1e-6),
+    ):
+        assert np.allclose(processor()(value)["signal"], expected(), atol=tolerance)
+
+
+def test_other_rates_are_resampled():
+    row = {"array": rhythm(160), "sampling_rate": 160, "channels": NAMES}
+    made_of = processor()(row)["signal"]
+    assert made_of.shape == (3, 3, 40)
+    assert np.abs(made_of[1] - expected()[1]).mean() < 0.03
+
+
+def test_hum_and_drift_are_taken_out():
+    times = np.arange(400) / 100
+    signal = np.stack([20 * np.sin(2 * np.pi * 8 * times)] * 3)
+    noisy = signal + 50 * np.sin(2 * np.pi * 30 * times) + 100 * times
+    clean = processor(rate=100, window=100, width=52, notch=30.0, band=(1.0, 40.0))(noisy)["signal"]
+    middle = clean[1:3].transpose(1, 0, 2).reshape(3, -1) * 100
+    assert np.abs(middle - signal[:, 100:300]).max() < 8
+    assert np.abs(noisy[:, 100:300] - signal[:, 100:300]).max() > 200
+
+
+def test_a_missing_channel_is_refused_or_zero():
+    row = {"array": rhythm()[:2], "sampling_rate": 40, "channels": NAMES[:2]}
+    with pytest.raises(BadSample, match="has no channel O1, but EEG Fz-REF, Cz"):
+        processor()(row)
+    signal = processor(missing="zero")(row)["signal"]
+    assert not signal[:, 2].any()
+    assert np.allclose(signal[:, :2], expected()[:, :2])
+    with pytest.raises(BadSample, match="has no channel"):
+        processor(missing="zero")({**row, "channels": ["A", "B"]})
+
+
+def test_longer_recordings_are_refused_or_cut(fif):
+    with pytest.raises(BadSample, match=r"3.0 s; the encoder reads 2 s. Set too_long: cut"):
+        processor(max_windows=2)(fif)
+    assert np.allclose(processor(max_windows=2, too_long="cut")(fif)["signal"], expected(2))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (edf(stated=9999), "claims 9999 channels in"),
+        (edf(stated="x"), "claims x channels in"),
+        (edf()[:300], "claims 4 channels in 300 bytes"),
+        (edf(cut=40), "cannot be read|one window|samples at"),
+        (b"junk" * 200, "of no known format"),
+        ({"bytes": b"junk" * 200, "path": "a.fif"}, "cannot be read"),
+        ("/nowhere/a.edf", "no such file"),
+        (np.full((3, 80), np.nan), "no finite numbers"),
+        (np.zeros((3, 30)), "one window is 40"),
+        (np.zeros((5, 80)), r"\(5, 80\) for 3 channels"),
+        ({"array": np.zeros((3, 80)), "sampling_rate": 0}, "0 samples a second"),
+    ],
+    ids=range(11),
+)
+def test_what_cannot_be_used_is_a_bad_sample(value, message):
+    with pytest.raises(BadSample, match=message):
+        processor()(value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channels": ("CZ", "Cz.")}, "CZ are given twice"),
+        ({"channels": ("CZ", "QQ")}, "knows no place for channels QQ"),
+        ({"band": (1.0, 30.0)}, "below half of rate 40"),
+        ({"width": 30}, "multiple of 4 x 5"),
+        ({"model": "eegnet", "window": 20}, "less than the 32"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        EegConfig(**{**TINY, **options})
+
+
+def test_padding_does_not_move_the_norm():
+    norm, given = PaddedGroupNorm(4, 8), torch.randn(2, 8, 6, 5)
+    assert torch.allclose(norm(given, torch.ones(2, 6, dtype=torch.bool)), norm(given), atol=1e-5)
+    there = torch.arange(6) < torch.tensor([[6], [2]])
+    assert torch.allclose(norm(given, there)[1, :, :2], norm(given[1:, :, :2])[0], atol=1e-5)
+
+
+def test_labram_weights_under_their_published_names_load(tmp_path):
+    options = {**TINY, "max_windows": 3}
+    published = made(EEG, {**TINY, "max_windows": 16}, 4)
+    tensors = {"student.mask_token": torch.zeros(1, 1, 40), "lm_head.weight": torch.zeros(2)}
+    for name, each in published.trunk.state_dict().items():
+        theirs = name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2")
+        tensors[f"student.{theirs}"] = each
+    save_file(tensors, tmp_path / "labram.safetensors")
+    encoder = made(EEG, options)
+    encoder.load_weights(str(tmp_path))
+    items = collate_items([processor()(rhythm()[:3])])
+    assert torch.equal(encoder(items), published(items))
+
+
+def test_published_size():
+    with torch.device("meta"):
+        encoder = made(EEG, {})
+    assert (encoder.config.facts().width, encoder.config.facts().max_tokens) == (200, 304)
+    assert sum(each.numel() for each in encoder.parameters()) == 5_819_936
