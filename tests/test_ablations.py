@@ -123,9 +123,8 @@ TINY = {
 }
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_a_tiny_one_learns_and_is_used(name, tmp_path):
-    plan = read_plan(write_tiny(tmp_path), TINY[name])
+def learn(plan, steps=10):
+    """Train a fresh model on the first batch of the last stage; return it and its losses."""
     model, stage = compose_plan(plan).train(), plan.run.stages[-1]
     for part, value in model.named_parameters():
         value.requires_grad_(part.startswith(tuple(f"{prefix}." for prefix in stage.learn)))
@@ -133,12 +132,19 @@ def test_a_tiny_one_learns_and_is_used(name, tmp_path):
     scale = {path: 1 / max(count, 1) for path, count in batch.targets().items()}
     optimizer = torch.optim.Adam([value for value in model.parameters() if value.requires_grad], lr=4e-3)
     losses = []
-    for _ in range(10):
+    for _ in range(steps):
         optimizer.zero_grad()
         loss = model(batch, scale).loss
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
+    return model, losses
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_tiny_one_learns_and_is_used(name, tmp_path):
+    plan = read_plan(write_tiny(tmp_path), TINY[name])
+    model, losses = learn(plan)
     assert losses[-1] < 0.9 * losses[0]
     model.eval()
     if plan.model.generation:
@@ -146,6 +152,17 @@ def test_a_tiny_one_learns_and_is_used(name, tmp_path):
     if plan.model.understanding:
         picture = torch.zeros(9, 12, 3, dtype=torch.uint8).numpy()
         assert isinstance(model.ask("which digit is this?", images=picture, max_new_tokens=2), str)
+
+
+def test_a_shared_tokenizers_semantics_may_learn_without_its_codes(tmp_path):
+    rates = "stages.finetune.learn={language_model: 4e-3, generation.image.encoder.semantic: 4e-3}"
+    plan = read_plan(write_tiny(tmp_path), [*TINY["b"], rates])
+    before, (after, _) = compose_plan(plan), learn(plan)
+    items = {"pixels": torch.rand(4, 3, 8, 8) * 2 - 1}
+    old, new = (model.generation["image"].encoder for model in (before, after))
+    with torch.no_grad():
+        assert torch.equal(old.encode(items), new.encode(items))
+        assert not torch.allclose(old.features(items), new.features(items), atol=1e-3)
 
 
 def test_a_shared_semantic_tokenizer_through_every_stage(tmp_path):
