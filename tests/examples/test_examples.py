@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hatchling.builders.wheel import WheelBuilder
 
@@ -111,3 +112,7 @@ def test_the_new_input_modality_trains(site: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     result = json.loads((tmp_path / "evaluation.json").read_text())
     assert result["activity"] >= 0.95
+    seconds = np.arange(100) / 50
+    np.save(tmp_path / "walk.npy", 0.5 * np.sin(4 * np.pi * seconds)[:, None] + [0.0, 0.0, 1.0])
+    question = ["--question", "What is the wearer doing?", "--input", f"motion={tmp_path / 'walk.npy'}"]
+    assert run("-m", "janus_plugins", "ask", str(tmp_path), *question, site=site).strip() == "walking"

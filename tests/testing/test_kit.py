@@ -40,6 +40,7 @@ def test_a_component_that_keeps_its_contract_passes(kind: Kind) -> None:
         ("build_Unused", {"gradients"}),
         ("build_Dividing", {"dummy", "absent"}),
         ("build_RootOfZero", {"dummy", "absent"}),
+        ("build_Skipping", {"absent"}),
         ("build_FullPrecision", {"bf16"}),
         ("build_Hidden", {"saved"}),
         ("build_Constant", {"items-apart"}),

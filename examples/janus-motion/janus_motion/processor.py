@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 
 from janus_motion.spec import STRIDE
@@ -9,7 +11,7 @@ class Processor:
         self.longest = config.max_tokens * STRIDE
 
     def __call__(self, value):
-        readings = np.load(value) if isinstance(value, str) else np.asarray(value)
+        readings = np.load(value) if isinstance(value, str | os.PathLike) else np.asarray(value)
         fine = readings.dtype.kind == "f" and readings.ndim == 2 and readings.shape[1] == 3 and len(readings)
         if not fine or not np.isfinite(readings).all():
             raise BadSample(f"motion: must be finite floats [time, 3], not {readings.dtype} {readings.shape}")
