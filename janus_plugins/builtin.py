@@ -15,6 +15,7 @@ from janus_plugins.encoders.eeg.spec import EEG
 from janus_plugins.encoders.internvit.spec import INTERNVIT
 from janus_plugins.encoders.point_cloud.spec import POINT_CLOUD
 from janus_plugins.encoders.siglip.spec import SIGLIP
+from janus_plugins.encoders.siglip2.spec import SIGLIP2
 from janus_plugins.encoders.tactile.image_spec import TACTILE
 from janus_plugins.encoders.tactile.series_spec import TACTILE_SERIES
 from janus_plugins.encoders.towers.eva_spec import EVA_CLIP
@@ -37,6 +38,7 @@ def janus_components() -> list[ComponentSpec]:
         LLAMA,
         CAUSAL_LM,
         SIGLIP,
+        SIGLIP2,
         TIMM,
         OPEN_CLIP,
         EVA_CLIP,

@@ -10,6 +10,7 @@ from janus_plugins.encoders.audio.spec import AUDIO
 from janus_plugins.encoders.eeg.spec import EEG
 from janus_plugins.encoders.internvit.spec import INTERNVIT
 from janus_plugins.encoders.point_cloud.spec import POINT_CLOUD
+from janus_plugins.encoders.siglip2.spec import SIGLIP2
 from janus_plugins.encoders.tactile.image_spec import TACTILE
 from janus_plugins.encoders.tactile.series_spec import TACTILE_SERIES
 from janus_plugins.encoders.towers.eva_spec import EVA_CLIP
@@ -53,6 +54,7 @@ CASES = {
     "tactile": own(TACTILE),
     "tactile six": own(TACTILE, background="stack", registers=1),
     "tactile-series": own(TACTILE_SERIES),
+    "siglip2": (SIGLIP2, SIGLIP2.config.tiny(), keeps.pictures),
     "eeg": own(EEG),
     "eeg eegnet": own(EEG, model="eegnet", width=12),
     "point-cloud": own(POINT_CLOUD),
