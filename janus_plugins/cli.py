@@ -134,13 +134,16 @@ def train(
     stage: Annotated[str | None, typer.Option(help="train this stage only")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint")] = False,
     out: Annotated[Path | None, typer.Option(help="output folder (default: runs/NAME)")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", metavar="MODEL", help="start from its weights, in any layout")
+    ] = None,
     evaluate: Annotated[bool, typer.Option(help="evaluate when the last stage is done")] = True,
 ) -> None:
     """Train a run's stages, then evaluate and write a report."""
     plan = _plan(run, overrides)
     from janus_plugins.evaluation.runner import train_and_evaluate
 
-    train_and_evaluate(plan, out or Path("runs") / plan.run.name, stage, resume, evaluate)
+    train_and_evaluate(plan, out or Path("runs") / plan.run.name, stage, resume, evaluate, source)
 
 
 @app.command()

@@ -61,15 +61,19 @@ def evaluate_model(
     return result
 
 
-def train_and_evaluate(plan: RunPlan, out: Path, stage: str | None, resume: bool, evaluate: bool) -> None:
-    """Train, then on the first rank evaluate what was trained and write the report."""
+def train_and_evaluate(
+    plan: RunPlan, out: Path, stage: str | None, resume: bool, evaluate: bool, source: Path | None = None
+) -> None:
+    """Train, from the weights at `source` if given; then on the first rank evaluate and write the report."""
     from janus_plugins.door import load
     from janus_plugins.evaluation.pictures import picture_grids, sampler
+    from janus_plugins.model.start import take_weights
     from janus_plugins.tables import print_evaluation
     from janus_plugins.training.report import write_report
     from janus_plugins.training.run import train
 
-    trained = train(plan, out, only_stage=stage, resume=resume, sampler=sampler(plan))
+    start = None if source is None else lambda model: take_weights(model, load(source), str(source))
+    trained = train(plan, out, only_stage=stage, resume=resume, sampler=sampler(plan), start=start)
     if not trained.is_main or stage is not None:
         return
     result: dict[str, Any] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -19,13 +19,24 @@ from janus_plugins.training.metrics import Sampler
 from janus_plugins.training.recipe import Recipe
 from janus_plugins.training.world import World
 
+Start = Callable[[UnifiedModel], None]
+"""What gives a freshly composed model the weights to start from."""
 
-def plan_recipe(plan: RunPlan, sampler: Sampler | None = None) -> Recipe:
-    """Make the recipe of a resolved run file; its tokenizer is built once, here."""
+
+def plan_recipe(plan: RunPlan, sampler: Sampler | None = None, start: Start | None = None) -> Recipe:
+    """Make the recipe of a resolved run file; its tokenizer is built once, here.
+
+    Args:
+        plan: the run.
+        sampler: makes sample pictures.
+        start: gives the first stage's model its weights, in the place of those that parts name.
+    """
     tokenizer = build_tokenizer_for(plan)
 
     def build(weights: bool) -> nn.Module:
-        model = compose_plan(plan, tokenizer, weights=weights)
+        model = compose_plan(plan, tokenizer, weights=weights and start is None)
+        if weights and start is not None:
+            start(model)
         if plan.run.engine.checkpointing:
             cast(Any, model.language_model).set_checkpointing(True)
         return model

@@ -20,7 +20,7 @@ from janus_plugins.training.guard import StopSignals, locked
 from janus_plugins.training.loop import Run, Tally
 from janus_plugins.training.metrics import Metrics, Sampler
 from janus_plugins.training.nonfinite import BadSteps
-from janus_plugins.training.plan_recipe import plan_recipe
+from janus_plugins.training.plan_recipe import Start, plan_recipe
 from janus_plugins.training.recipe import Recipe
 from janus_plugins.training.resume import run_identity, start_from
 from janus_plugins.training.stages import train_stages
@@ -57,6 +57,7 @@ def train(
     only_stage: str | None = None,
     resume: bool = False,
     sampler: Sampler | None = None,
+    start: Start | None = None,
     console: Console | None = None,
 ) -> TrainResult:
     """Train a run's stages into a folder.
@@ -67,6 +68,7 @@ def train(
         only_stage: train this stage alone, from the end of the one before.
         resume: go on from the furthest checkpoint that verifies.
         sampler: makes sample pictures every `engine.sample_every` steps.
+        start: gives the first stage's model its weights.
         console: where to print.
 
     Raises:
@@ -75,7 +77,7 @@ def train(
     world = open_world()
     _compare_catalogues(world)
     result = run_recipe(
-        plan_recipe(plan, sampler), out, world, only_stage=only_stage, resume=resume, console=console
+        plan_recipe(plan, sampler, start), out, world, only_stage=only_stage, resume=resume, console=console
     )
     atexit.register(close_world)
     return result

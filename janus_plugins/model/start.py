@@ -1,0 +1,59 @@
+"""Start from another model's weights: those of a checkpoint, whatever its layout was."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from janus_plugins.core.errors import CheckpointError
+from janus_plugins.model.unified import UnifiedModel
+from janus_plugins.sequence.templates import special_tokens
+
+
+def take_weights(model: UnifiedModel, other: UnifiedModel, source: str) -> None:
+    """Copy every weight of `other` into `model`, in the precision of `model`.
+
+    Args:
+        model: the run's model.
+        other: the checkpoint's model; both must have the same parts, sizes and special tokens.
+        source: names the checkpoint in messages.
+
+    Raises:
+        CheckpointError: the two differ, with the first names, both shapes or both ids.
+    """
+    _same_tokens(model, other, source)
+    given, own = dict(other.named_parameters()), dict(model.named_parameters())
+    _same_names(own, given, source)
+    buffers = dict(other.named_buffers())
+    kept = {name: value for name, value in model.named_buffers() if name in buffers}
+    with torch.no_grad():
+        for name, value in [*own.items(), *kept.items()]:
+            value.copy_(given[name] if name in given else buffers[name])
+
+
+def _same_names(own: dict[str, nn.Parameter], given: dict[str, nn.Parameter], source: str) -> None:
+    missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    if missing or unknown:
+        lacks = f"lacks {missing[0]} ({len(missing)} such)" if missing else ""
+        has = f"has {unknown[0]} ({len(unknown)} such), which the run's model has not" if unknown else ""
+        raise CheckpointError(
+            f"{source} {' and '.join(filter(None, (lacks, has)))}; make the run file's 'model' that of the "
+            "checkpoint (config.yaml in its native form)"
+        )
+    for name, value in own.items():
+        ours, theirs = tuple(value.shape), tuple(given[name].shape)
+        if ours != theirs:
+            raise CheckpointError(
+                f"{source}: {name} is {theirs}, but the run's model has {ours}; make that part's options "
+                "those of the checkpoint"
+            )
+
+
+def _same_tokens(model: UnifiedModel, other: UnifiedModel, source: str) -> None:
+    for token in special_tokens(model.plan.run.model):
+        ours, theirs = model.tokenizer.id_of(token), other.tokenizer.id_of(token)
+        if ours != theirs:
+            raise CheckpointError(
+                f"{source}: {token!r} has id {theirs} in its tokenizer and {ours} in the run's; use the "
+                "checkpoint's tokenizer (language_model.tokenizer)"
+            )
