@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
@@ -78,12 +79,17 @@ def compare(
 
 def _ticks() -> tuple[int, int]:
     """Return (stolen, all) ticks of the machine since its start; (0, 0) where it does not say."""
+    for line in _lines("/proc/stat")[:1]:
+        ticks = [int(value) for value in line.split()[1:9]]
+        return ticks[7], sum(ticks)
+    return 0, 0
+
+
+def _lines(path: str) -> list[str]:
     try:
-        line = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0]
+        return Path(path).read_text(encoding="utf-8").splitlines()
     except OSError:
-        return 0, 0
-    ticks = [int(value) for value in line.split()[1:9]]
-    return ticks[7], sum(ticks)
+        return []
 
 
 def bandwidth(megabytes: int = 400) -> float:
@@ -123,9 +129,11 @@ def machine() -> dict[str, Any]:
     """Return what the figures were taken on."""
     import transformers
 
-    cpu = platform.processor() or platform.machine()
+    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     return {
-        "cpu": cpu,
+        "cpu": names[0] if names else platform.machine(),
+        "cores": len(names),
+        "load": [round(value, 1) for value in os.getloadavg()],
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

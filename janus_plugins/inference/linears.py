@@ -13,7 +13,7 @@ one when called with its input alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
@@ -25,6 +25,7 @@ Linears = Literal["packed", "plain", "int8"]
 LINEARS: tuple[str, ...] = get_args(Linears)
 
 Product = Callable[[Tensor], Tensor]
+Maker = Callable[[Tensor, Tensor | None], Product]
 
 _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
@@ -47,7 +48,7 @@ def fast_linears(choice: Linears, *roots: nn.Module) -> Iterator[None]:
     layers = [] if choice == "plain" or not _HAS_ONEDNN else _layers(roots)
     make = _pack if choice == "packed" else _quantise
     for layer in layers:
-        layer.forward = _Lazy(layer, make, _CALLS_BEFORE if choice == "packed" else 0)  # type: ignore[method-assign, assignment]
+        layer.forward = _Lazy((layer,), make, _CALLS_BEFORE if choice == "packed" else 0)  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
@@ -78,28 +79,40 @@ _MIDDLE = 128
 
 
 class _Lazy:
-    """Stand in for one layer's `forward`, and change over once it has been called `after` times."""
+    """Stand in for layers of one input, and change over once called `after` times.
 
-    def __init__(
-        self,
-        layer: nn.Linear,
-        make: Callable[[Tensor, Tensor | None], Callable[[Tensor], Tensor]],
-        after: int,
-    ) -> None:
-        self.layer, self.make, self.left = layer, make, after
-        self.fast: Callable[[Tensor], Tensor] | None = None
+    A language model that runs several layers on one input may ask for `joined(layers)`.
+    """
+
+    def __init__(self, layers: Sequence[nn.Linear], make: Maker, after: int) -> None:
+        self.layers, self.make, self.after, self.left = layers, make, after, after
+        self.fast: Product | None = None
 
     def __call__(self, source: Tensor, *others: Any, **named: Any) -> Tensor:
         if others or named:
-            answer: Tensor = type(self.layer).forward(self.layer, source, *others, **named)
+            only = self.layers[0]
+            answer: Tensor = type(only).forward(only, source, *others, **named)
             return answer
         if self.fast is not None:
             return self.fast(source)
         if self.left > 0:
             self.left -= 1
-            return linear(source, self.layer.weight, self.layer.bias)
-        self.fast = self.make(self.layer.weight.detach(), self.layer.bias)
+            parts = [linear(source, layer.weight, layer.bias) for layer in self.layers]
+            return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        weights = [layer.weight.detach() for layer in self.layers]
+        self.fast = self.make(weights[0] if len(weights) == 1 else torch.cat(weights), _biases(self.layers))
         return self.fast(source)
+
+    def joined(self, layers: Sequence[nn.Linear]) -> _Lazy | None:
+        """Return one product for several layers of one input, their outputs side by side, or None."""
+        alike = all(isinstance(vars(layer).get("forward"), _Lazy) for layer in layers)
+        biased = {layer.bias is not None for layer in layers}
+        return _Lazy(layers, self.make, self.after) if alike and len(biased) == 1 else None
+
+
+def _biases(layers: Sequence[nn.Linear]) -> Tensor | None:
+    kept = [layer.bias.detach() for layer in layers if layer.bias is not None]
+    return torch.cat(kept) if kept else None
 
 
 def _pack(weight: Tensor, bias: Tensor | None) -> Product:

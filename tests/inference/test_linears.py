@@ -51,6 +51,20 @@ def test_in_8_bits_rows_are_close_and_mind_no_mates():
     assert torch.equal(made[:1], alone)
 
 
+@pytest.mark.parametrize("choice", ["packed", "int8"])
+def test_layers_of_one_input_join(choice):
+    torch.manual_seed(0)
+    pair, source = nn.ModuleList([nn.Linear(256, 192), nn.Linear(256, 320)]), torch.randn(2, 256)
+    with torch.no_grad(), fast_linears(choice, pair):
+        joined = pair[0].forward.joined(list(pair))
+        for _ in range(linears._CALLS_BEFORE + 2):
+            made = joined(source)
+        assert joined.fast is not None
+        assert pair[0].forward.joined([pair[0], nn.Linear(256, 192)]) is None
+    expected = torch.cat([layer(source) for layer in pair], -1)
+    assert (made - expected).norm() / expected.norm() < (1e-5 if choice == "packed" else 0.03)
+
+
 def test_layers_are_put_back_also_after_an_error():
     model = layers()
     with pytest.raises(RuntimeError, match="shapes"), fast_linears("packed", model):
