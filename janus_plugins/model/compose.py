@@ -69,11 +69,7 @@ def compose_plan(
         shown = plan.model.understanding
         own = {name: _understanding(path) for name, path in shown.items() if not path.shares}
         generation = {name: _generation(path) for name, path in plan.model.generation.items()}
-        shared = {
-            name: SharedUnderstandingPath(generation[path.shares].encoder, build_part(path.adapter))
-            for name, path in shown.items()
-            if path.shares
-        }
+        shared = {name: _shared(path, generation) for name, path in shown.items() if path.shares}
         understanding = {name: own.get(name) or shared[name] for name in shown}
     model = UnifiedModel(plan, tokenizer, template, language_model, understanding, generation)
     if torch.device(device).type != "meta":
@@ -116,6 +112,17 @@ def _understanding(path: UnderstandingPlan) -> UnderstandingPath:
     return UnderstandingPath(build_part(path.encoder), build_part(path.adapter))
 
 
+def _shared(path: UnderstandingPlan, generation: dict[str, GenerationPath]) -> SharedUnderstandingPath:
+    assert path.shares is not None
+    encoder, part = generation[path.shares].encoder, path.encoder
+    if not hasattr(encoder, "features"):
+        raise PluginError(
+            f"{part.address}: {part.owner.distribution}/{part.spec.name} answers feature_facts(), but its "
+            f"{type(encoder).__name__} has no features(items); see core.contracts.FeaturesEncoder"
+        )
+    return SharedUnderstandingPath(encoder, build_part(path.adapter))
+
+
 def _generation(path: GenerationPlan) -> GenerationPath:
     return GenerationPath(build_part(path.encoder), build_part(path.adapter), build_part(path.head))
 
@@ -128,7 +135,7 @@ def _load_weights(model: UnifiedModel, plan: RunPlan) -> None:
         load = getattr(module, "load_weights", None)
         if load is None:
             raise RunFileError(
-                f"{part.address}: {part.spec.name} cannot load weights, but weights: {part.weights} is given; "
-                "remove that line"
+                f"{part.address}: {part.spec.name} cannot load weights, but weights: {part.weights} is "
+                "given; remove that line"
             )
         load(part.weights)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from janus_plugins.core.errors import JanusPluginsError, RunFileError, WiringError
+from janus_plugins.core.errors import JanusPluginsError, PluginError, RunFileError, WiringError
 from janus_plugins.core.runfile import dump_run, load_run, load_run_text
 from janus_plugins.core.wiring import resolve
 from janus_plugins.data.loader import StepLoader
@@ -155,6 +155,14 @@ def test_an_encoder_without_features_cannot_be_shared(tmp_path, monkeypatch):
     monkeypatch.setattr(VqConfig, "feature_facts", lambda self: None)
     with pytest.raises(WiringError, match="vq offers no features"):
         resolve(run)
+
+
+def test_a_promise_of_features_that_is_not_kept_is_refused(tmp_path, monkeypatch):
+    from janus_plugins.encoders.vq.model import Vq
+
+    monkeypatch.delattr(Vq, "features")
+    with pytest.raises(PluginError, match=r"janus-plugins/vq .* Vq has no features"):
+        compose_plan(read_plan(write_tiny(tmp_path), [SHARE]))
 
 
 def test_learning_a_shared_encoder_by_its_old_address_is_refused(tmp_path):
