@@ -25,6 +25,9 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The tests' models are tiny: a second thread each would only make them wait for one another.
+test test-all: export OMP_NUM_THREADS := 1
+
 test: lint
 	$(BIN)/python -m pytest
 
