@@ -152,6 +152,10 @@ class DataBlock(Use):
 
     task: Task
     split: Literal["train", "test"] = Field(default="train", description="test sets are never trained on")
+    precomputed: str | None = Field(
+        default=None,
+        description="folder of `janus-plugins precompute`, read instead of running frozen encoders",
+    )
 
 
 class Window(Strict):

@@ -12,10 +12,12 @@ import numpy as np
 
 from janus_plugins.core.catalogue import load_processor
 from janus_plugins.core.errors import BadSample, DataError
+from janus_plugins.core.facts import GenerationFacts
 from janus_plugins.core.plan import DataPlan, GenerationPlan, RunPlan, UnderstandingPlan
 from janus_plugins.core.samples import Item, Sample
 from janus_plugins.core.schema import StageBlock
-from janus_plugins.sequence.assemble import Dummies, Prepared
+from janus_plugins.data.precomputed import open_stores
+from janus_plugins.sequence.assemble import PRECOMPUTED, Dummies, Prepared
 from janus_plugins.sequence.layout import plan_sample
 from janus_plugins.sequence.line import Path, Spelling
 
@@ -35,7 +37,15 @@ class _Reader:
         """Answer how many slots an item takes in the language model."""
         if isinstance(self.plan, GenerationPlan):
             return self.plan.facts.tokens
-        return self.plan.tokens(self.processor.num_tokens(arrays))
+        values = arrays.get(PRECOMPUTED)
+        return self.plan.tokens(self.processor.num_tokens(arrays) if values is None else len(values))
+
+    def blank(self) -> Arrays:
+        """Return what stands in for an answer of the encoder where a batch has none."""
+        facts = self.plan.facts
+        if isinstance(facts, GenerationFacts) and facts.form == "codes":
+            return {PRECOMPUTED: np.zeros(facts.tokens, np.int64)}
+        return {PRECOMPUTED: np.zeros((facts.tokens or 0, facts.width), np.float32)}
 
 
 class Preparer:
@@ -57,6 +67,7 @@ class Preparer:
         for name, made in plan.model.generation.items():
             processor = load_processor(made.encoder.spec)(made.encoder.config)
             self._readers["generation", name] = _Reader(processor, made)
+        self._stores = open_stores(plan, stage)
         self.dummies = self._dummies()
 
     @property
@@ -68,13 +79,16 @@ class Preparer:
         """Return the slots of a path's dummy: for generation, of every item."""
         return self.dummies.lengths[path, modality]
 
-    def prepare(self, sample: Sample, data: DataPlan, rng: np.random.Generator) -> Prepared:
-        """Process a sample's items and lay it out.
+    def prepare(
+        self, sample: Sample, data: DataPlan, rng: np.random.Generator, index: int | None = None
+    ) -> Prepared:
+        """Process a sample's items, or look up what their encoders answered, and lay it out.
 
         Args:
             sample: what the source yielded; it counts for the task that its data entry says.
             data: the entry.
             rng: the sample's own random numbers.
+            index: the sample's index in its source, under which answers are looked up.
 
         Raises:
             BadSample: it cannot be used.
@@ -83,9 +97,15 @@ class Preparer:
         sample = replace(_checked(sample, data), task=data.block.task)
         items = [part for turn in sample.turns for part in turn.parts if isinstance(part, Item)]
         arrays, counts = [], []
-        for item in items:
-            reader = self._reader("generation" if item.learn else "understanding", item.modality, sample)
-            arrays.append(reader.processor(item.value))
+        entry = data.part.address.removeprefix("data.")
+        for number, item in enumerate(items):
+            path: Path = "generation" if item.learn else "understanding"
+            reader = self._reader(path, item.modality, sample)
+            store = self._stores.get((entry, path, item.modality))
+            if store is None or index is None:
+                arrays.append(reader.processor(item.value))
+            else:
+                arrays.append({PRECOMPUTED: store.get(index, number, sample.key)})
             counts.append(reader.slots(arrays[-1]))
         plan = plan_sample(sample, counts, self._spelling, self._stage, rng)
         return Prepared(plan, tuple(arrays))
@@ -113,8 +133,9 @@ class Preparer:
         shown: dict[str, Arrays] = {}
         made: dict[str, Arrays] = {}
         lengths: dict[tuple[Path, str], int] = {}
+        answered = {at[1:] for at in self._stores}
         for (path, modality), reader in self._readers.items():
-            arrays = reader.processor.dummy()
+            arrays = reader.blank() if (path, modality) in answered else reader.processor.dummy()
             (shown if path == "understanding" else made)[modality] = arrays
             lengths[path, modality] = reader.slots(arrays)
         return Dummies(shown, made, lengths)

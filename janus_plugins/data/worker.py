@@ -175,7 +175,7 @@ class StepDataset:
         if self._stage.reconstruct:
             return self._preparer.items(sample, data, self._stage.reconstruct)
         rng = np.random.Generator(np.random.PCG64(self._key(name, epoch, index)))
-        return self._preparer.prepare(sample, data, rng)
+        return self._preparer.prepare(sample, data, rng, index)
 
     def _key(self, *parts: object) -> int:
         return key_of(self._plan.run.seed, self._stage.name, *parts)

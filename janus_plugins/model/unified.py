@@ -18,6 +18,7 @@ from janus_plugins.core.catalogue import load_processor
 from janus_plugins.core.plan import RunPlan
 from janus_plugins.core.schema import ItemTokens
 from janus_plugins.inference import session
+from janus_plugins.sequence.assemble import PRECOMPUTED
 from janus_plugins.sequence.batch import Batch, ItemBatch
 
 if TYPE_CHECKING:
@@ -47,9 +48,14 @@ class UnderstandingPath(nn.Module):
         self.encoder, self.adapter = encoder, adapter
 
     def forward(self, items: dict[str, Tensor]) -> Tensor:
-        """Return embeddings [N, T', M] of collated items; a frozen encoder keeps no graph."""
-        with nullcontext() if learns(self.encoder) else torch.no_grad():
-            features = self.encoder(items)
+        """Return embeddings [N, T', M] of collated items, or of features that were computed before.
+
+        A frozen encoder keeps no graph.
+        """
+        features = items.get(PRECOMPUTED)
+        if features is None:
+            with nullcontext() if learns(self.encoder) else torch.no_grad():
+                features = self.encoder(items)
         return self.adapter(features)  # type: ignore[no-any-return]
 
 
@@ -80,9 +86,14 @@ class GenerationPath(nn.Module):
         self.encoder, self.adapter, self.head = encoder, adapter, head
 
     def forward(self, items: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return codes [N, T] (or latents [N, T, C]) and their embeddings [N, T, M]."""
-        with torch.no_grad():
-            codes = self.encoder.encode(items)  # type: ignore[operator]
+        """Return codes [N, T] (or latents [N, T, C]) and their embeddings [N, T, M].
+
+        Codes that were computed before are taken as they are.
+        """
+        codes = items.get(PRECOMPUTED)
+        if codes is None:
+            with torch.no_grad():
+                codes = self.encoder.encode(items)  # type: ignore[operator]
         return codes, self.adapter(codes)
 
 

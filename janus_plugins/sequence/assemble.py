@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from janus_plugins.core.contracts import Arrays
 
 
+PRECOMPUTED = "precomputed"
+"""The one array of an item that its encoder has answered already: codes [T], latents or features [T, C]."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """Hold one sample ready to be packed: its line of tokens and its processed items."""

@@ -15,6 +15,7 @@ from janus_plugins.data.loader import StepLoader
 from janus_plugins.model.compose import build_tokenizer_for, compose_plan
 from janus_plugins.model.native import save_native
 from janus_plugins.model.unified import UnifiedModel
+from janus_plugins.training.answers import check_precomputed
 from janus_plugins.training.metrics import Sampler
 from janus_plugins.training.recipe import Recipe
 from janus_plugins.training.world import World
@@ -56,11 +57,12 @@ def plan_recipe(plan: RunPlan, sampler: Sampler | None = None, start: Start | No
         build=build,
         loader=loader,
         save_native=save,
+        check_inputs=lambda model, stage: check_precomputed(plan, model, stage),
         sampler=sampler,
         identity={
             "model": plan.run.model.model_dump(mode="json"),
             "data": {
-                name: block.model_dump(mode="json")
+                name: block.model_dump(mode="json", exclude={"precomputed"})
                 for name, block in plan.run.data.items()
                 if block.split == "train"
             },

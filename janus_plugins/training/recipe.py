@@ -25,6 +25,7 @@ class Recipe:
         build: makes the model on the CPU, the same one each time; given whether to load published weights.
         loader: makes the batches of a stage for a rank, from a state or from the beginning.
         save_native: writes a model to a folder for use; None to write none.
+        check_inputs: refuses inputs of a stage that do not belong to the model as it begins; main rank only.
         sampler: makes sample pictures now and then; None for none.
         identity: plain data that a resumed run must share ("stages" is added by stage).
         provenance: plain data to record in each checkpoint: plugin owners and versions.
@@ -37,6 +38,7 @@ class Recipe:
     build: Callable[[bool], nn.Module]
     loader: Callable[[StageBlock, World, Mapping[str, Any] | None], Iterable[Any]]
     save_native: Callable[[nn.Module, Path], None] | None = None
+    check_inputs: Callable[[nn.Module, StageBlock], None] | None = None
     sampler: Sampler | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)

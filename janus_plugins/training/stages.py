@@ -44,6 +44,9 @@ def _train_stage(run: Run, out: Path, start: Position, found: Found | None) -> P
     for later in recipe.stages[start.stage + 1 :]:
         choose_learning(model, later)  # a wrong name is found now, not when its stage begins
         check_lora(model, later)
+    if recipe.check_inputs is not None:
+        check, whole = recipe.check_inputs, model
+        world.from_main(lambda: check(whole, stage))
     seed = key_of(recipe.seed, stage.name, "lora")
     updates, learning = add_updates(model, stage, choose_learning(model, stage), seed)
     set_trainable(model, learning)

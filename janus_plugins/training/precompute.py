@@ -1,0 +1,229 @@
+"""Write frozen encoders' answers once, and refuse them when the encoder is another one.
+
+Codes, latents and features are computed as training would compute them: in evaluation mode, in the run's
+precision. A part file is written under another name and then renamed, so that a broken-off run goes on
+where it stopped; parts are dealt out to the ranks.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from janus_plugins.core.catalogue import load_processor
+from janus_plugins.core.errors import DataError, RunFileError
+from janus_plugins.core.plan import Part, RunPlan
+from janus_plugins.data.precomputed import (
+    Address,
+    Description,
+    frozen_paths,
+    part_file,
+    source_digest,
+)
+from janus_plugins.data.sources import is_streaming, open_source
+from janus_plugins.model.compose import build_part, compose_plan
+from janus_plugins.model.native import is_native, load_native
+from janus_plugins.training.answers import encoder_key
+from janus_plugins.training.parts import Encoder, Rows, fill, put, write_part
+from janus_plugins.training.world import World, close_world, open_world
+
+PART_BYTES = 2**26
+PART_SAMPLES = 512
+
+
+@dataclass(frozen=True)
+class Written:
+    """Say what was written for one data entry.
+
+    Attributes:
+        folder: where it lies.
+        items: items of this call, over all ranks; 0 when everything was there.
+        bad: samples that could not be read.
+    """
+
+    folder: Path
+    items: int
+    bad: tuple[str, ...]
+
+
+def precompute_run(plan: RunPlan, out: Path, say: Callable[[str], None], **options: Any) -> None:
+    """Precompute in the ranks of a launcher, or in one process; the main rank tells what was done.
+
+    Args:
+        plan: the run.
+        out: see `precompute`, as for `options`.
+        say: prints a line.
+    """
+    world = open_world()
+    atexit.register(close_world)
+    tell = say if world.is_main else _silent
+    for one in precompute(plan, out, world, say=tell, **options):
+        tell(f"{one.folder}: {one.items} items written, {len(one.bad)} samples could not be read")
+        for line in one.bad:
+            tell(f"  {line}")
+
+
+def _silent(_: str) -> None:
+    """Say nothing."""
+
+
+def precompute(
+    plan: RunPlan,
+    out: Path,
+    world: World,
+    *,
+    model: Path | None = None,
+    names: Sequence[str] = (),
+    paths: Sequence[str] = (),
+    batch: int = 16,
+    say: Callable[[str], None] = _silent,
+) -> list[Written]:
+    """Write the answers of a run's frozen encoders for its train data. Collective.
+
+    Args:
+        plan: the run.
+        out: the folder to name under `data: {NAME: {precomputed: ...}}`.
+        world: who we are.
+        model: a trained model whose encoders answer (default: the run file's own weights).
+        names: data entries (default: every train entry that is read by index).
+        paths: paths such as "generation.image" (default: every one whose encoder is frozen in some stage).
+        batch: items of one call of an encoder.
+        say: told what is done.
+
+    Raises:
+        RunFileError: an entry or a path cannot be precomputed.
+        DataError: the folder holds answers of another encoder or source.
+    """
+    encoders = _encoders(plan, _chosen_paths(plan, paths), model, world)
+    done = []
+    for name in _chosen_entries(plan, names):
+        wanted = {at: one for at, one in encoders.items() if at[1] in getattr(plan.data[name].facts, at[0])}
+        source = open_source(plan.data[name].part)
+        if is_streaming(source):
+            if names:
+                raise RunFileError(
+                    f"data.{name} is read in order, so nothing can be looked up; stream it not"
+                )
+            say(f"data.{name}: left out, it is read in order")
+        elif wanted:
+            done.append(_entry(plan, name, source, wanted, out / name, world, batch, say))
+    if not done:
+        raise RunFileError("no data entry holds items of these paths; nothing was written")
+    return done
+
+
+def _chosen_paths(plan: RunPlan, paths: Sequence[str]) -> list[Address]:
+    able = frozen_paths(plan, plan.run.stages)
+    if not paths:
+        return able
+    spelt = {f"{path}.{modality}": (path, modality) for path, modality in able}
+    for name in paths:
+        if name not in spelt:
+            raise RunFileError(
+                f"path {name!r} cannot be precomputed; these can: {', '.join(spelt) or 'none'} (frozen in "
+                "some stage, a fixed number of tokens, not shared)"
+            )
+    return [spelt[name] for name in paths]
+
+
+def _chosen_entries(plan: RunPlan, names: Sequence[str]) -> list[str]:
+    train = [name for name, data in plan.data.items() if data.block.split == "train"]
+    for name in names:
+        if name not in train:
+            raise RunFileError(f"no train entry is called {name!r}; the run has {', '.join(train) or 'none'}")
+    return list(names or train)
+
+
+def _encoders(
+    plan: RunPlan, paths: Sequence[Address], folder: Path | None, world: World
+) -> dict[Address, Encoder]:
+    parts = {part.address: part for part in plan.model.parts()}
+    precision = plan.run.engine.precision
+    whole: Any = None
+    encoders = {}
+    for path, modality in paths:
+        part = parts[f"{path}.{modality}.encoder"]
+        if folder is None and part.weights is not None:  # without the language model, which may be large
+            module = build_part(part)
+            module.load_weights(part.weights)  # type: ignore[operator]
+        else:
+            whole = whole or (compose_plan(plan) if folder is None else _trained(folder))
+            _refuse_other(whole.plan, part, folder)
+            module = whole.get_submodule(part.address)
+        key = encoder_key(part, module, precision)
+        kind = torch.bfloat16 if precision == "bf16" else torch.float32
+        module = module.to(world.device, kind).eval()
+        processor = load_processor(part.spec)(part.config)
+        encoders[path, modality] = Encoder((path, modality), module, processor, key, world.device)
+    return encoders
+
+
+def _trained(folder: Path) -> nn.Module:
+    inner = folder / "model"
+    return load_native(inner if is_native(inner) and not is_native(folder) else folder)
+
+
+def _refuse_other(trained: RunPlan, part: Part, folder: Path | None) -> None:
+    theirs = {one.address: one for one in trained.model.parts()}.get(part.address)
+    if theirs is None or (theirs.spec.name, theirs.config) != (part.spec.name, part.config):
+        raise RunFileError(f"{folder} has another {part.address} than the run file; take its own run file")
+
+
+def _entry(
+    plan: RunPlan,
+    name: str,
+    source: Any,
+    encoders: dict[Address, Encoder],
+    folder: Path,
+    world: World,
+    batch: int,
+    say: Callable[[str], None],
+) -> Written:
+    chunk = min(PART_SAMPLES, max(1, PART_BYTES // max(_item_bytes(plan, at) for at in encoders)))
+    keys = {".".join(at): encoder.key for at, encoder in encoders.items()}
+    wanted = Description(source_digest(plan.data[name]), len(source), chunk, keys)
+    world.from_main(lambda: _describe(folder, wanted))
+    number = -(-len(source) // chunk)
+    items, bad = 0, []
+    for part in range(world.rank, number, world.size):
+        targets = {at: part_file(folder / ".".join(at), part) for at in encoders}
+        if all(target.is_file() for target in targets.values()):
+            continue
+        indices = range(part * chunk, min((part + 1) * chunk, len(source)))
+        rows = {at: Rows(encoder, batch) for at, encoder in encoders.items()}
+        bad += list(fill(rows, source, indices, name))
+        for at, target in targets.items():
+            rows[at].flush()
+            write_part(target, rows[at])
+            items += len(rows[at].names)
+        say(f"data.{name}: part {part + 1} of {number}")
+    everyone = world.gather((items, bad))
+    everybad = tuple(line for _, lines in everyone for line in lines)
+    world.from_main(lambda: put(folder / "complete.json", json.dumps({"parts": number})))
+    return Written(folder, sum(count for count, _ in everyone), everybad)
+
+
+def _item_bytes(plan: RunPlan, at: Address) -> int:
+    path, modality = at
+    facts: Any = getattr(plan.model, path)[modality].facts
+    width = 1 if path == "generation" and facts.form == "codes" else facts.width
+    return int(facts.tokens * width * 4)
+
+
+def _describe(folder: Path, wanted: Description) -> None:
+    file = folder / "key.json"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        put(file, wanted.text())
+    elif file.read_text(encoding="utf-8") != wanted.text():
+        raise DataError(
+            f"{folder} holds answers of another encoder, source or set of paths; choose another --out, or "
+            "remove that folder"
+        )

@@ -1,0 +1,233 @@
+"""Frozen encoders' answers on the disk: the same codes, the same losses, and never another encoder's."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from janus_plugins.cli import app
+from janus_plugins.core.errors import DataError, RunFileError
+from janus_plugins.core.plan import RunPlan
+from janus_plugins.core.runfile import load_run
+from janus_plugins.core.wiring import resolve
+from janus_plugins.data import precomputed
+from janus_plugins.data.loader import StepLoader
+from janus_plugins.model.compose import build_tokenizer_for, compose_plan
+from janus_plugins.sequence.assemble import PRECOMPUTED
+from janus_plugins.training import precompute as module
+from janus_plugins.training.answers import check_precomputed
+from janus_plugins.training.precompute import precompute
+from janus_plugins.training.run import train
+from janus_plugins.training.world import World
+
+from ..tiny import write_tiny
+from .runs import losses
+
+ADAPTERS = 1
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def plan(tiny: Path) -> RunPlan:
+    return resolve(load_run(tiny))
+
+
+@pytest.fixture(scope="module")
+def folder(plan: RunPlan, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("precomputed")
+    done = precompute(plan, out, world)
+    assert [one.folder.name for one in done] == ["read", "draw"]
+    assert all(one.items > 100 and not one.bad for one in done)
+    return out
+
+
+def using(tiny: Path, folder: Path, *entries: str, more: tuple[str, ...] = ()) -> RunPlan:
+    entries = entries or ("read", "draw")
+    return resolve(load_run(tiny, [*(f"data.{name}.precomputed={folder}" for name in entries), *more]))
+
+
+def first_batch(plan: RunPlan, stage: int) -> Any:
+    tokenizer = build_tokenizer_for(plan)
+    return next(iter(StepLoader(plan, tokenizer, plan.run.stages[stage]))).micro[0]  # type: ignore[arg-type]
+
+
+def test_batches_carry_the_very_codes_and_features(plan: RunPlan, tiny: Path, folder: Path) -> None:
+    raw, made = first_batch(plan, ADAPTERS), first_batch(using(tiny, folder), ADAPTERS)
+    model = compose_plan(plan).eval()
+    scale = dict.fromkeys(raw.targets(), 1.0)
+    with torch.no_grad():
+        codes = model.generation["image"].encoder.encode(raw.generation["image"].items)
+        features = model.understanding["image"].encoder(raw.understanding["image"].items)
+        assert set(made.generation["image"].items) == {PRECOMPUTED}
+        assert torch.equal(made.generation["image"].items[PRECOMPUTED], codes)
+        torch.testing.assert_close(
+            made.understanding["image"].items[PRECOMPUTED], features, rtol=1e-5, atol=1e-6
+        )
+        assert len(codes.unique()) > 1
+        one, other = model(raw, scale), model(made, scale)
+    for label, value in one.sums.items():
+        assert float(other.sums[label]) == pytest.approx(float(value), rel=1e-6)
+
+
+def test_an_encoder_that_learns_is_run(tiny: Path, folder: Path) -> None:
+    batch = first_batch(using(tiny, folder), 2)  # learns `understanding`, and freezes the codes' encoder
+    assert set(batch.generation["image"].items) == {PRECOMPUTED}
+    assert "pixels" in batch.understanding["image"].items
+    batch = first_batch(using(tiny, folder), 0)  # reconstructs pixels
+    assert "pixels" in batch.generation["image"].items
+
+
+def test_an_absent_path_is_blank_and_still_adds_nothing(tiny: Path, folder: Path) -> None:
+    plan = using(tiny, folder)
+    stage, tokenizer = plan.run.stages[ADAPTERS], build_tokenizer_for(plan)
+    shares = [StepLoader(plan, tokenizer, stage, rank=rank, world=4) for rank in range(4)]  # type: ignore[arg-type]
+    batches = [next(iter(share)).micro[0] for share in shares]
+    batch = next(batch for batch in batches if batch.generation["image"].absent)
+    items = batch.generation["image"]
+    assert items.absent
+    assert set(items.items) == {PRECOMPUTED}
+    losses = compose_plan(plan)(batch, dict.fromkeys(batch.targets(), 1.0))
+    assert torch.isfinite(losses.loss)
+    assert "generation.image" not in losses.sums
+
+
+def test_training_with_answers_takes_the_same_steps(tiny: Path, world: World, tmp_path: Path) -> None:
+    quiet = Console(file=io.StringIO())
+    plain = resolve(load_run(tiny))
+    train(plain, tmp_path / "plain", only_stage="tokenizer", console=quiet)
+    train(plain, tmp_path / "with", only_stage="tokenizer", console=quiet)
+    train(plain, tmp_path / "plain", only_stage="adapters", console=quiet)
+    answers = tmp_path / "answers"
+    precompute(plain, answers, world, model=tmp_path / "with", names=["draw"], paths=["generation.image"])
+    train(using(tiny, answers, "draw"), tmp_path / "with", only_stage="adapters", console=quiet)
+    one, other = losses(tmp_path / "plain"), losses(tmp_path / "with")
+    assert len(one) == len(other) == 4
+    for (_, first, norm), (_, second, other_norm) in zip(one, other, strict=True):
+        assert second == pytest.approx(first, rel=1e-6)
+        assert other_norm == pytest.approx(norm, rel=1e-5)
+
+
+def test_stale_answers_are_refused(tiny: Path, folder: Path) -> None:
+    plan = using(tiny, folder)
+    model, stage = compose_plan(plan), plan.run.stages[ADAPTERS]
+    check_precomputed(plan, model, stage)
+    with torch.no_grad():
+        next(model.generation["image"].encoder.parameters()).view(-1)[0] += 1e-6
+    with pytest.raises(DataError, match=r"is stale: generation.image.encoder .* precompute RUN.yaml --model"):
+        check_precomputed(plan, model, stage)
+    engine = plan.run.engine.model_copy(update={"precision": "bf16"})
+    lower = dataclasses.replace(plan, run=plan.run.model_copy(update={"engine": engine}))
+    with pytest.raises(DataError, match="is stale"):
+        check_precomputed(lower, compose_plan(plan), stage)
+    other = using(tiny, folder, more=("data.draw.options.size=12",))
+    with pytest.raises(DataError, match=r"another source than data.draw is now"):
+        first_batch(other, ADAPTERS)
+
+
+def test_a_broken_off_run_goes_on_and_is_not_read_before(
+    plan: RunPlan, tiny: Path, folder: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = module.write_part
+    left = iter(range(2))
+
+    def breaking(target: Path, rows: Any) -> None:
+        if next(left, None) is None:
+            raise OSError("no space left on device")
+        written(target, rows)
+
+    monkeypatch.setattr(module, "write_part", breaking)
+    options: Any = {"names": ["draw"], "paths": ["generation.image"]}
+    with pytest.raises(OSError, match="no space"):
+        precompute(plan, tmp_path, world, **options)
+    with pytest.raises(DataError, match="is not complete"):
+        first_batch(using(tiny, tmp_path, "draw"), ADAPTERS)
+    monkeypatch.setattr(module, "write_part", written)
+    (again,) = precompute(plan, tmp_path, world, **options)
+    parts = sorted((tmp_path / "draw" / "generation.image").glob("*.parquet"))
+    assert again.items < len(parts) * module.PART_SAMPLES - 2 * module.PART_SAMPLES + 1
+    assert [part.name for part in parts] == [
+        part.name for part in sorted((folder / "draw" / "generation.image").glob("*.parquet"))
+    ]
+    for part in parts:
+        assert part.read_bytes() == (folder / "draw" / "generation.image" / part.name).read_bytes()
+    (third,) = precompute(plan, tmp_path, world, **options)
+    assert third.items == 0
+
+
+def test_ranks_share_the_parts_and_write_the_same(
+    plan: RunPlan, folder: Path, tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(World, "gather", lambda self, value: [value])
+    monkeypatch.setattr(World, "from_main", lambda self, work: work())
+    for rank in (1, 0):
+        share = World(rank, 2, world.device)
+        precompute(plan, tmp_path, share, names=["draw"], paths=["generation.image"])
+        number = len(list((tmp_path / "draw" / "generation.image").glob("*.parquet")))
+        whole = sorted((folder / "draw" / "generation.image").glob("*.parquet"))
+        assert number == (len(whole) // 2 if rank else len(whole))
+    for part in whole:
+        assert part.read_bytes() == (tmp_path / "draw" / "generation.image" / part.name).read_bytes()
+
+
+def test_half_precomputed_paths_are_refused(tiny: Path, folder: Path) -> None:
+    text = "data.more={use: digits, task: generation, options: {ask: generation, size: 8}}"
+    plan = using(tiny, folder, more=(text,))
+    with pytest.raises(RunFileError, match=r"from data.more, which has nothing precomputed .* data.draw"):
+        first_batch(plan, ADAPTERS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"names": ["draw_test"]}, "no train entry is called 'draw_test'"),
+        (
+            {"paths": ["generation.audio"]},
+            "'generation.audio' cannot be precomputed; these can: .*generation.image",
+        ),
+    ],
+)
+def test_what_cannot_be_precomputed_is_named(
+    plan: RunPlan, world: World, tmp_path: Path, options: Any, message: str
+) -> None:
+    with pytest.raises(RunFileError, match=message):
+        precompute(plan, tmp_path, world, **options)
+
+
+def test_another_encoder_does_not_write_into_the_same_folder(
+    plan: RunPlan, folder: Path, world: World
+) -> None:
+    other = dataclasses.replace(plan, run=plan.run.model_copy(update={"seed": 4}))
+    with pytest.raises(DataError, match="choose another --out"):
+        precompute(other, folder, world, names=["draw"])
+
+
+def test_the_command_says_what_it_wrote(tiny: Path, world: World, tmp_path: Path) -> None:
+    words = ["precompute", str(tiny), "--out", str(tmp_path), "--data", "draw", "--path", "generation.image"]
+    result = CliRunner().invoke(app, [*words, "--batch", "64"])
+    assert result.exit_code == 0, result.output
+    assert re.search(rf"{tmp_path}/draw: [1-9]\d* items written, 0 samples could not be read", result.output)
+    assert set(first_batch(using(tiny, tmp_path, "draw"), ADAPTERS).generation["image"].items) == {
+        PRECOMPUTED
+    }
+
+
+def test_a_sample_that_moved_or_was_unreadable_is_noticed(folder: Path) -> None:
+    key = json.loads((folder / "draw" / "key.json").read_text(encoding="utf-8"))
+    store = precomputed.Store(str(folder / "draw" / "generation.image"), key["chunk"], "")
+    with pytest.raises(DataError, match=r"was made when sample 0 was .*; it is 'elsewhere\[0\]' now"):
+        store.get(0, 0, "elsewhere[0]")
+    with pytest.raises(precomputed.BadSample, match="item 7 could not be read"):
+        store.get(0, 7, "draw[0]")
