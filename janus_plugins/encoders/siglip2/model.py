@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import LongTensor, Tensor, nn
 from transformers import Siglip2VisionConfig, Siglip2VisionModel
 from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
@@ -28,7 +28,7 @@ class Embeddings(Siglip2VisionEmbeddings):
         side = self.position_embedding_size
         table = self.position_embedding(torch.arange(side * side, device=pixel_values.device))
         places = self.resize_positional_embeddings(
-            table.reshape(side, side, -1), spatial_shapes, max_length=pixel_values.shape[1]
+            table.reshape(side, side, -1), cast(LongTensor, spatial_shapes), max_length=pixel_values.shape[1]
         )
         embedded: Tensor = self.patch_embedding(pixel_values) + places
         return embedded
