@@ -7,7 +7,7 @@ training reaches (MFU) is an assumption, and so are the lengths of texts, which 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from janus_plugins.core.plan import RunPlan
 from janus_plugins.core.samples import Task
@@ -184,12 +184,23 @@ def _samples(
         cost = flops.training(Shape(0, 0), stage)
         return {"reconstruct": 1.0}, {"reconstruct": float(slots)}, {"reconstruct": cost}
     whole = sum(stage.mix.values())
-    shapes = {task: shapes_of(plan, stage, task, machines) for task, ratio in stage.mix.items() if ratio}
+    shapes = {
+        task: [_cut(shape, flops, stage) for shape in shapes_of(plan, stage, task, machines)]
+        for task, ratio in stage.mix.items()
+        if ratio
+    }
     return (
         {task: stage.mix[task] / whole for task in shapes},
         {task: _mean([flops.tokens(one) for one in of]) for task, of in shapes.items()},
         {task: _mean([flops.training(one, stage) for one in of]) for task, of in shapes.items()},
     )
+
+
+def _cut(shape: Shape, flops: SampleFlops, stage: StageBlock) -> Shape:
+    """Return the sample with so much text that it fits into a row."""
+    over = max(0, flops.tokens(shape) - stage.max_length)
+    text = max(0, shape.text - over)
+    return replace(shape, text=text, learnt_text=min(shape.learnt_text, text))
 
 
 def _mean(values: list[float] | list[int]) -> float:

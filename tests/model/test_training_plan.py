@@ -135,3 +135,12 @@ def test_what_does_not_fit_is_said(flops: SampleFlops, reference: Any) -> None:
     assert finetune.fits[0].accumulate is None
     assert finetune.choice is finetune.fits[3] or finetune.choice is None
     assert reference.plan.stages[2].fits[0].fixed == pytest.approx(30.0, abs=1.5)
+
+
+def test_texts_end_where_rows_do(tiny: Any) -> None:
+    """Texts are taken to be 1,024 tokens long, but rows of the tiny run hold 64."""
+    plan = explain(tiny).plan
+    assert plan.stages[2].tokens["text"] == 64
+    assert plan.stages[0].tokens == {"reconstruct": 16}
+    assert all(stage.days_of_rows >= stage.days for stage in plan.stages)
+    assert plan.published_mfu is None
