@@ -13,6 +13,7 @@ from janus_plugins.core.specs import ComponentSpec
 from janus_plugins.encoders.audio.spec import AUDIO
 from janus_plugins.encoders.eeg.spec import EEG
 from janus_plugins.encoders.internvit.spec import INTERNVIT
+from janus_plugins.encoders.movqgan.spec import MOVQGAN
 from janus_plugins.encoders.point_cloud.spec import POINT_CLOUD
 from janus_plugins.encoders.siglip.spec import SIGLIP
 from janus_plugins.encoders.siglip2.spec import SIGLIP2
@@ -49,6 +50,7 @@ def janus_components() -> list[ComponentSpec]:
         POINT_CLOUD,
         EEG,
         VQ,
+        MOVQGAN,
         SEMANTIC_VQ,
         SEMANTIC_READER,
         MLP,
