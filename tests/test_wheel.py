@@ -11,7 +11,16 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_an_installed_wheel_finds_the_shipped_runs(tmp_path):
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+    ]
     subprocess.run([*pip, "--target", str(tmp_path / "site"), str(ROOT)], check=True)
     assert (tmp_path / "site" / "janus_plugins" / "configs" / "janus_1.3b.yaml").is_file()
     code = (
