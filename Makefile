@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-all test-gpu lint check clean
+.PHONY: setup demo test test-all test-gpu lint check bench bench-gpu clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,13 @@ test-gpu:
 	$(PYTHON) -m pytest -m gpu
 
 check: test
+
+bench: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.generation
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.training
+
+bench-gpu:
+	$(PYTHON) -m benchmarks.gpu
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

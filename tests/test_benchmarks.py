@@ -1,0 +1,58 @@
+"""The benchmarks' own arithmetic: ratios, refusal, and that both sides do the same work."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from benchmarks import harness
+from benchmarks.training import padded, usual_loss
+from janus_plugins.data.loader import StepLoader
+from janus_plugins.door import plan as read_plan
+from janus_plugins.model.compose import build_tokenizer_for, compose_plan
+
+from .tiny import write_tiny
+
+
+def burn(seconds):
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+
+
+def test_ways_take_turns_and_ratios_are_of_ours():
+    order = []
+    ways = {
+        "ours": lambda: (order.append("a"), burn(0.01)),
+        "theirs": lambda: (order.append("b"), burn(0.03)),
+    }
+    made = harness.compare("work", ways, rounds=3)
+    assert "".join(order) == "ab" * 4
+    assert len(made.cpu["ours"]) == 3
+    assert all(2 < ratio < 4 for ratio in made.ratios("theirs"))
+    assert "| theirs |" in harness.markdown(made)
+
+
+def test_figures_of_a_machine_that_was_not_ours_are_refused(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    made = harness.Comparison("work", "ours", {"ours": [1.0]}, {"ours": [1.0]}, stolen=0.2)
+    assert harness.report("work", [made]) == 1
+    assert "20% of the machine's time was stolen" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert harness.report("work", [made], force=True) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"work.json", "work.md"}
+
+
+def test_padded_rows_have_the_same_loss_as_packed_ones(tmp_path):
+    plan = read_plan(write_tiny(tmp_path))
+    tokenizer = build_tokenizer_for(plan)
+    model = compose_plan(plan, tokenizer)
+    stage = next(stage for stage in plan.run.stages if stage.name == "finetune")
+    batch = next(iter(StepLoader(plan, tokenizer, stage))).micro[0]
+    rows = padded(batch)
+    assert rows.ids.shape[0] == sum(batch.num_samples.values()) > batch.ids.shape[0]
+    ours, usual = model(batch, dict.fromkeys(batch.targets(), 1.0)).loss, usual_loss(model, rows)
+    assert usual.item() == pytest.approx(ours.item(), rel=1e-5)
+    assert torch.isfinite(ours)
