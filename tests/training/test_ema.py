@@ -56,7 +56,7 @@ def test_a_stage_ends_with_the_average_of_what_it_passed(
 
 @pytest.mark.parametrize("engine", SETTINGS, ids=str)
 def test_the_average_is_gone_on_with_exactly(engine: dict[str, Any], world: World, tmp_path: Path) -> None:
-    stages, engine = (stage("one"), stage("two", ema=0.5)), {**engine, "save_every": 1}
+    stages, engine = (stage("one"), stage("two", ema=0.5)), {**engine, "save_every": 3}
     start(toy_run(*stages, engine=engine), tmp_path / "whole", world)
     with pytest.raises(Crash):
         start(toy_run(*stages, data=CrashingRecipe(7), engine=engine), tmp_path / "broken", world)

@@ -82,6 +82,13 @@ def test_batches_carry_the_very_codes_and_features(plan: RunPlan, tiny: Path, fo
         assert float(other.sums[label]) == pytest.approx(float(value), rel=1e-6)
 
 
+def test_data_workers_read_the_same_answers(tiny: Path, folder: Path) -> None:
+    here = first_batch(using(tiny, folder), ADAPTERS)
+    there = first_batch(using(tiny, folder, more=("engine.workers=1",)), ADAPTERS)
+    for one, other in ((here.generation, there.generation), (here.understanding, there.understanding)):
+        assert torch.equal(one["image"].items[PRECOMPUTED], other["image"].items[PRECOMPUTED])
+
+
 def test_an_encoder_that_learns_is_run(tiny: Path, folder: Path) -> None:
     batch = first_batch(using(tiny, folder), 2)  # learns `understanding`, and freezes the codes' encoder
     assert set(batch.generation["image"].items) == {PRECOMPUTED}
