@@ -12,6 +12,7 @@ from janus_plugins.core.hookspecs import hookimpl
 from janus_plugins.core.specs import ComponentSpec
 from janus_plugins.encoders.audio.spec import AUDIO
 from janus_plugins.encoders.eeg.spec import EEG
+from janus_plugins.encoders.encodec.spec import ENCODEC
 from janus_plugins.encoders.internvit.spec import INTERNVIT
 from janus_plugins.encoders.movqgan.spec import MOVQGAN
 from janus_plugins.encoders.point_cloud.spec import POINT_CLOUD
@@ -51,6 +52,7 @@ def janus_components() -> list[ComponentSpec]:
         EEG,
         VQ,
         MOVQGAN,
+        ENCODEC,
         SEMANTIC_VQ,
         SEMANTIC_READER,
         MLP,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from janus_plugins.core.errors import BadSample
-from janus_plugins.encoders.audio.reading import read_sound
+from janus_plugins.core.sound import read_sound
 from janus_plugins.encoders.audio.spec import SAMPLE_RATE
 
 if TYPE_CHECKING:
