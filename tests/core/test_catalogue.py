@@ -65,7 +65,7 @@ def test_a_component_is_found_by_name(found: Catalogue, use: str) -> None:
 def test_an_unknown_name_lists_what_there_is_and_what_failed(found: Catalogue) -> None:
     said = str(refusal(found, Kind.ADAPTER, "test-godo"))
     assert "no adapter is called 'test-godo'. Did you mean 'test-good'?" in said
-    assert "Available: code-mlp, mlp, test-good, test-needy, janus-test-twin-a/test-twin" in said
+    assert "pixel-shuffle, test-good, test-needy, janus-test-twin-a/test-twin" in said
     assert "plugin janus-test-broken:main failed to load (ModuleNotFoundError" in said
     assert "plugin janus-test-heavy:main is blocked" in said
     assert "`janus-plugins plugins` shows more" in said

@@ -15,7 +15,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class EncodecConfig(ComponentConfig):
-    """Set the sizes of the codec. The defaults are facebook/encodec_24khz's, at 1.5 kbit/s: 150 codes a second.
+    """Set the codec's sizes. The defaults are facebook/encodec_24khz's at 1.5 kbit/s: 150 codes a second.
 
     Frame by frame, the codes of the codebooks in use follow one another, coarse to fine; codebook q's
     codes are numbered from q * codebook_size, so that one head can tell them apart (MusicGen's
