@@ -1,10 +1,9 @@
 """Other ways to compute a model's linear layers while it decodes, for any composed model.
 
-Decoding multiplies a few rows by every weight, step after step. On a CPU oneDNN does that at the
-speed of the memory once a weight lies in its own order, where the general product reached a third of
-it (benchmarks/README.md). Each layer is laid out anew only when it has been asked often enough to pay, so a
-short answer costs nothing; the copies go when decoding ends. In 8 bits a weight is a quarter of its size,
-and results differ.
+Decoding multiplies a few rows by every weight, step after step. On a CPU the general product takes up to
+twice as long as oneDNN's with a weight that lies in its own order (benchmarks/README.md). Each layer is laid
+out anew only when it has been asked often enough to pay, so a short answer costs nothing; the copies go
+when decoding ends. In 8 bits a weight is a quarter of its size, and results differ.
 
 Only layers with exactly `nn.Linear`'s own arithmetic, without hooks and in fp32 on the CPU, are touched;
 all others compute as they are. A class derived from `nn.Linear` says by `is_linear_alone = True` that it is

@@ -104,26 +104,16 @@ class LlamaStep:
         turned, value = _turn(mixed[:, :turning], cos, sin), mixed[:, turning:]
         query, key = turned[:, : self.heads], turned[:, self.heads :]
         keys, values = self.cache.update(index, key[:, :, None], value[:, :, None], attend.start)
-        output = self._attended(query, keys, values, attend.mask, layer.self_attn.scaling)
-        result: Tensor = layer.self_attn.o_proj.forward(output.reshape(rows, -1))
-        return result
-
-    def _attended(
-        self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float
-    ) -> Tensor:
-        """Return what queries [B, H, D] see in keys and values [B, G, S, D]: [B, H, D] in some view."""
-        if mask is None and query.device.type == "cpu":
-            # For one query a product, a softmax and a product take half of what the fused kernel does.
-            grouped = query.reshape(len(query), self.groups, -1, query.shape[-1]) * scale
-            return grouped.matmul(keys.transpose(-1, -2)).softmax(-1).matmul(values)
-        return scaled_dot_product_attention(
+        output = scaled_dot_product_attention(
             query[:, :, None],
             keys,
             values,
-            attn_mask=mask,
-            scale=scale,
+            attn_mask=attend.mask,
+            scale=layer.self_attn.scaling,
             enable_gqa=self.heads != self.groups,
         )
+        result: Tensor = layer.self_attn.o_proj.forward(output.reshape(rows, -1))
+        return result
 
 
 def _side_by_side(*layers: nn.Linear) -> Callable[[Tensor], Tensor]:
@@ -137,10 +127,7 @@ def _normed(norm: Any, stream: Tensor) -> Tensor:
     weight: Tensor = norm.weight
     if stream.dtype != torch.float32:  # as transformers: normalise in fp32, then scale in the stream's own
         return weight * rms_norm(stream.float(), weight.shape, None, norm.variance_epsilon).to(stream.dtype)
-    # torch's own rms_norm takes twice as long on a few rows.
-    spread = torch.linalg.vecdot(stream, stream)[:, None] / stream.shape[-1]
-    normed: Tensor = (stream * spread.add_(norm.variance_epsilon).rsqrt_()).mul_(weight)
-    return normed
+    return rms_norm(stream, weight.shape, weight, norm.variance_epsilon)
 
 
 def _turn(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
