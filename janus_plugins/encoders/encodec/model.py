@@ -36,10 +36,11 @@ class Encodec(nn.Module):
             "num_lstm_layers": config.num_lstm_layers,
         }
         self.codec: Any = EncodecModel(PublishedConfig(**published))
-        for layer in self.codec.quantizer.layers:
+        layers: Any = self.codec.quantizer.layers
+        for layer in layers:
             # transformers leaves the codebooks at zero, where every sound has the same codes.
             layer.codebook.embed.normal_(std=0.1)
-        made = len(self.codec.quantizer.layers)
+        made = len(layers)
         assert made == config.codebooks, f"transformers made {made} codebooks of {config.codebooks}"
 
     def codebook(self) -> Tensor:
