@@ -204,10 +204,15 @@ class Cached:
     Attributes:
         start: cache slots already filled; the step's S slots go to start .. start + S - 1.
         visible: bool [B, start + S], False on left padding; None when every slot counts.
+        slot: where a step of one slot a row goes, as a tensor [1] (int64), in place of `start`: its value may
+            then differ from call to call of one recorded graph. `start + 1` is how far the step may look,
+            and `visible` (always given) is False beyond `slot`. Given only to language models that say
+            `static_steps = True`.
     """
 
     start: int
     visible: Tensor | None = None
+    slot: Tensor | None = None
 
 
 AttentionPlan = Packed | Cached
@@ -244,7 +249,9 @@ class LanguageModel(Protocol):
         """Make a static key-value cache for `batch` rows of at most `length` slots.
 
         Where it offers `select(rows) -> cache` (copies of the named rows [B'], with repeats), a
-        prompt's prefill is shared by all items that are made from it.
+        prompt's prefill is shared by all items that are made from it. Where it offers `copy_(other)`
+        (take over the contents of a cache of the same shape), a step that was compiled for one batch
+        serves the next.
         """
         ...
 

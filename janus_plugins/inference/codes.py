@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from janus_plugins.core.errors import RunFileError
 from janus_plugins.core.facts import GenerationFacts
 
 
@@ -40,6 +41,14 @@ class CodeEmbedder:
             return self.table[made[:, -1]]
         source = made[:, -1:] if self.alike else made
         return cast(Tensor, self._adapter(source)[:, -1])
+
+    def check_alike(self) -> None:
+        """Refuse an adapter that reads more than the last code: a step of fixed shapes has no more."""
+        if not self.alike:
+            raise RunFileError(
+                f"{type(self._adapter).__name__} embeds a code by those before it, so its steps cannot be "
+                "compiled; leave `compile` out"
+            )
 
     def _treats_alike(self, facts: GenerationFacts, device: torch.device) -> bool:
         """Compare one item embedded whole with its codes embedded one by one."""

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from janus_plugins.core.choice import choose
+from janus_plugins.core.contracts import Draws
 from janus_plugins.inference.codes import CodeEmbedder
+from janus_plugins.inference.graph import GRAIN, CountedDraws, GraphStep, check_static, kept_step
 from janus_plugins.inference.linears import Linears, fast_linears
 from janus_plugins.inference.sampling import SeededDraws
 from janus_plugins.inference.stream import Stream, rows_within
@@ -54,29 +56,42 @@ class TextPrompt:
     items: Sequence[tuple[int, Tensor]] = ()
 
 
-def decode_loop(
-    stream: Stream,
-    pick: Callable[[Tensor], Tensor],
-    embed: Callable[[Tensor], Tensor],
-    steps: int,
-    finished: Callable[[Tensor], bool] | None = None,
-) -> Tensor:
-    """Return what was picked, step by step: [B, steps] or [B, steps, C].
+Pick = Callable[[Tensor, Draws], Tensor]
+"""Hidden states [B', M] and random numbers -> ids [B] or latents [B, C]."""
 
-    Args:
-        stream: rows whose given slots have run.
-        pick: hidden states [B', M] -> ids [B] or latents [B, C].
+
+@dataclass(frozen=True)
+class Loop:
+    """Decode step by step: pick from hidden states, embed what was picked, run one slot.
+
+    Attributes:
+        pick: see `Pick`.
         embed: all that was picked so far [B, t] or [B, t, C] -> input embeddings [B', M].
-        steps: most steps to take.
+        steps: most picks.
         finished: all that was picked so far -> whether to stop early.
+        compiled: the step as one graph; None for the eager one.
     """
-    made = pick(stream.hidden)[:, None]
-    for _ in range(steps - 1):
-        if finished is not None and finished(made):
-            break
-        stream.step(embed(made))
-        made = torch.cat((made, pick(stream.hidden)[:, None]), dim=1)
-    return made
+
+    pick: Pick
+    embed: Callable[[Tensor], Tensor]
+    steps: int
+    finished: Callable[[Tensor], bool] | None = None
+    compiled: Callable[[Stream], GraphStep] | None = None
+
+    def run(self, stream: Stream, draws: SeededDraws) -> Tensor:
+        """Return what was picked: [B, steps] or [B, steps, C]."""
+        counted = CountedDraws(draws)
+        first = self.pick(stream.hidden, counted)
+        if self.compiled is not None and self.steps > 1:
+            return self.compiled(stream).run(stream, first, draws, counted, self.steps, self.finished)
+        made = first.new_empty(len(first), self.steps, *first.shape[1:])
+        made[:, 0] = first
+        for step in range(1, self.steps):
+            if self.finished is not None and self.finished(made[:, :step]):
+                return made[:, :step]
+            stream.step(self.embed(made[:, :step]))
+            made[:, step] = self.pick(stream.hidden, draws)
+        return made
 
 
 def generate_items(
@@ -88,6 +103,7 @@ def generate_items(
     temperature: float = 1.0,
     max_rows: int | None = None,
     linears: Linears = "packed",
+    compile: bool = False,
 ) -> Tensor:
     """Return codes [N, T] (int64) or latents [N, T, C] of every seed of every prompt, in order, on the CPU.
 
@@ -103,6 +119,7 @@ def generate_items(
         max_rows: most rows of the language model at once (default: by the memory of the cache); an
             item takes two of them under guidance, and one item is always made.
         linears: how linear layers compute; see `inference.linears`.
+        compile: run each step as one compiled graph; see `inference.graph`.
     """
     facts = model.plan.model.generation[modality].facts
     number = sum(len(prompt.seeds) for prompt in prompts)
@@ -112,24 +129,33 @@ def generate_items(
     length = max(len(prompt.conditional) for prompt in prompts) + facts.tokens
     at_once = max(1, (max_rows or _rows_within(model, length)) // (1 + twice))
 
+    def pick(hidden: Tensor, draws: Draws) -> Tensor:
+        conditional, unconditional = hidden.chunk(2) if twice else (hidden, None)
+        chosen = path.head.sample(
+            conditional, unconditional, guidance=guidance, temperature=temperature, draws=draws
+        )
+        return cast(Tensor, chosen)
+
+    def embed(made: Tensor) -> Tensor:
+        embedded = embedder(made)
+        return torch.cat((embedded, embedded)) if twice else embedded
+
+    def compiled(stream: Stream) -> GraphStep:
+        key = (modality, guidance, temperature, facts.tokens, *stream.shape)
+        parts = [model.language_model, path.adapter, path.head]
+        return kept_step(model, key, parts, lambda: _graph(model, pick, lambda last: embed(last[:, None])))
+
+    if compile:
+        check_static(model.language_model)
+        embedder.check_alike()
+    loop = Loop(pick, embed, facts.tokens, compiled=compiled if compile else None)
+
     def make(batch: Sequence[ItemPrompt]) -> Tensor:
         draws = SeededDraws([seed for prompt in batch for seed in prompt.seeds], model.device)
-        stream = _item_stream(model, batch, twice, facts.tokens - 1)
+        stream = _item_stream(model, batch, twice, facts.tokens - 1, GRAIN if compile else 1)
+        return loop.run(stream, draws).cpu()
 
-        def pick(hidden: Tensor) -> Tensor:
-            conditional, unconditional = hidden.chunk(2) if twice else (hidden, None)
-            chosen = path.head.sample(
-                conditional, unconditional, guidance=guidance, temperature=temperature, draws=draws
-            )
-            return cast(Tensor, chosen)
-
-        def embed(made: Tensor) -> Tensor:
-            embedded = embedder(made)
-            return torch.cat((embedded, embedded)) if twice else embedded
-
-        return decode_loop(stream, pick, embed, facts.tokens).cpu()
-
-    with fast_linears(linears, model.language_model, path.adapter, path.head):
+    with fast_linears("plain" if compile else linears, model.language_model, path.adapter, path.head):
         return torch.cat([make(batch) for batch in _item_batches(prompts, at_once)])
 
 
@@ -143,6 +169,7 @@ def generate_text(
     top_p: float | None = None,
     max_rows: int | None = None,
     linears: Linears = "packed",
+    compile: bool = False,
 ) -> list[list[int]]:
     """Return the new ids of each prompt, up to and without `stop`.
 
@@ -157,6 +184,7 @@ def generate_text(
         top_p: sample from the likeliest ids that hold this share of the probability.
         max_rows: most rows at once (default: by the memory of the cache).
         linears: how linear layers compute; see `inference.linears`.
+        compile: run each step as one compiled graph; see `inference.graph`.
     """
     positions = model.plan.model.facts.max_positions
     # The last token of an answer is chosen, never read: it needs no position.
@@ -166,34 +194,58 @@ def generate_text(
     language_model = cast(Any, model.language_model)
     known = len(model.tokenizer)
 
+    def pick(hidden: Tensor, draws: Draws) -> Tensor:
+        logits = language_model.text_head.logits(hidden)[:, :known]
+        return choose(logits.float(), temperature=temperature, draws=draws, top_p=top_p)
+
+    def compiled(stream: Stream) -> GraphStep:
+        key = ("text", temperature, top_p, max_new_tokens, *stream.shape)
+        return kept_step(
+            model, key, [model.language_model], lambda: _graph(model, pick, language_model.embed)
+        )
+
+    if compile:
+        check_static(model.language_model)
+
     def answer(batch: Sequence[TextPrompt], limits: Sequence[int]) -> Tensor:
-        draws = SeededDraws([prompt.seed for prompt in batch], model.device)
         embeds = [_text_embeds(language_model, prompt, model.device) for prompt in batch]
         ends = torch.tensor(limits, device=model.device)
-
-        def pick(hidden: Tensor) -> Tensor:
-            logits = language_model.text_head.logits(hidden)[:, :known]
-            return choose(logits.float(), temperature=temperature, draws=draws, top_p=top_p)
-
-        def embed(made: Tensor) -> Tensor:
-            return cast(Tensor, language_model.embed(made[:, -1]))
 
         def finished(made: Tensor) -> bool:
             return bool(((made == stop).any(1) | (ends <= made.shape[1])).all())
 
-        stream = Stream(language_model, embeds, max(limits) - 1, positions)
-        return decode_loop(stream, pick, embed, max(limits), finished)
+        steps = max_new_tokens if compile else max(limits)
+        room = _rounded(max(map(len, embeds)) + steps - 1, GRAIN if compile else 1) - max(map(len, embeds))
+        stream = Stream(language_model, embeds, room, positions)
+        loop = Loop(
+            pick,
+            lambda made: cast(Tensor, language_model.embed(made[:, -1])),
+            steps,
+            finished,
+            compiled if compile else None,
+        )
+        return loop.run(stream, SeededDraws([prompt.seed for prompt in batch], model.device))
 
     answers: list[list[int]] = []
     for first in range(0, len(prompts), at_once):
         rows = slice(first, first + at_once)
-        with fast_linears(linears, model.language_model):
+        with fast_linears("plain" if compile else linears, model.language_model):
             made = answer(prompts[rows], limits[rows]).tolist()
         answers += [_until(row[:limit], stop) for row, limit in zip(made, limits[rows], strict=True)]
     return answers
 
 
-def _item_stream(model: UnifiedModel, batch: Sequence[ItemPrompt], twice: bool, room: int) -> Stream:
+def _graph(model: UnifiedModel, pick: Pick, embed: Callable[[Tensor], Tensor]) -> GraphStep:
+    return GraphStep(model.language_model, embed, pick, whole=model.device.type == "cpu")
+
+
+def _rounded(value: int, grain: int) -> int:
+    return -(-value // grain) * grain
+
+
+def _item_stream(
+    model: UnifiedModel, batch: Sequence[ItemPrompt], twice: bool, room: int, grain: int
+) -> Stream:
     """Run the prompts of a batch once each, conditional rows first; continue with a row an item."""
     rows = [prompt.conditional for prompt in batch]
     copies = [index for index, prompt in enumerate(batch) for _ in prompt.seeds]
@@ -203,6 +255,8 @@ def _item_stream(model: UnifiedModel, batch: Sequence[ItemPrompt], twice: bool, 
     language_model = cast(Any, model.language_model)
     embeds = [language_model.embed(torch.tensor(row, device=model.device)) for row in rows]
     positions = model.plan.model.facts.max_positions
+    given = max(map(len, rows))
+    room = _rounded(given + room, grain) - given
     return Stream(model.language_model, embeds, room, positions, None if len(copies) == len(rows) else copies)
 
 

@@ -126,9 +126,13 @@ def _pack(weight: Tensor, bias: Tensor | None) -> Product:
     return product
 
 
+_LARGEST = 127 if torch.cpu._is_vnni_supported() else 63
+"""The largest whole weight. Without VNNI a CPU adds products in pairs of 16 bits, which must not overflow."""
+
+
 def _quantise(weight: Tensor, bias: Tensor | None) -> Product:
     """Return the product with a weight [N, K] in 8 bits; each row of the input has its own scale."""
-    scale = (weight.abs().amax(1) / 127).clamp(min=1e-12)
+    scale = (weight.abs().amax(1) / _LARGEST).clamp(min=1e-12)
     whole = (weight / scale[:, None]).round().to(torch.int8)
     packed = torch.ops.onednn.qlinear_prepack(whole, None)
     zeros = torch.zeros(len(scale), dtype=torch.int64)

@@ -68,6 +68,12 @@ class SeededDraws:
         self._uniforms_drawn += 1
         return self._block[:, column]
 
+    def ahead(self, steps: int, each: int, normal_each: int) -> tuple[Tensor, Tensor]:
+        """Return the numbers of the first `steps` steps: [B, steps, each] and [B, steps, normal_each]."""
+        rows = len(self._seeds)
+        even = uniforms(self._seeds, 0, steps * each).view(rows, steps, each)
+        return even, normals(self._normal_seeds, 0, steps * normal_each).view(rows, steps, normal_each)
+
     def normal(self, *shape: int) -> Tensor:
         """Return the next standard normal numbers of each row: [B, *shape] float32."""
         count = math.prod(shape)

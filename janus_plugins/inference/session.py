@@ -38,6 +38,7 @@ def generate(
     seed: int = 0,
     max_rows: int | None = None,
     linears: Linears = "packed",
+    compile: bool = False,
     return_codes: bool = False,
 ) -> list[Generated] | Tensor:
     """Make items from prompts.
@@ -57,6 +58,8 @@ def generate(
             (default: by the memory of the cache).
         linears: how linear layers compute on a CPU: "packed" (a second copy of the weights in the order
             that is read fastest), "plain" (no copies), or "int8" (faster still, other results).
+        compile: run each step as one graph, compiled at the first call (half a minute to minutes) and kept
+            for later ones of the same sizes; `linears` then has no say. Rounding differs.
         return_codes: return codes, and decode nothing.
 
     Returns:
@@ -85,6 +88,7 @@ def generate(
             temperature=temperature,
             max_rows=max_rows,
             linears=linears,
+            compile=compile,
         )
         if return_codes:
             return codes
@@ -109,6 +113,7 @@ def ask(
     system: str | None = None,
     max_rows: int | None = None,
     linears: Linears = "packed",
+    compile: bool = False,
 ) -> str | list[str]:
     """Answer a question, or several in one batch.
 
@@ -125,6 +130,7 @@ def ask(
         system: system prompt (default: the template's; "" for none).
         max_rows: most questions at once (default: by the memory of the cache).
         linears: how linear layers compute on a CPU; see `generate`.
+        compile: run each step as one compiled graph; see `generate`.
 
     Returns:
         The answer without surrounding white space; a list of them where questions were a list.
@@ -153,6 +159,7 @@ def ask(
             top_p=top_p,
             max_rows=max_rows,
             linears=linears,
+            compile=compile,
         )
     said = [model.tokenizer.decode(ids).strip() for ids in answers]
     return said[0] if isinstance(question, str) else said

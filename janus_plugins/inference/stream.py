@@ -37,6 +37,8 @@ class Stream:
 
     Attributes:
         hidden: last hidden state of each row [B, M].
+        given: slots that have run.
+        cache: the language model's.
     """
 
     def __init__(
@@ -48,41 +50,53 @@ class Stream:
         copies: Sequence[int] | None = None,
     ) -> None:
         self._model = cast(Any, language_model)
-        self._filled = max(len(row) for row in embeds)
-        length = self._filled + room
-        self._cache = self._model.new_cache(len(embeds), length)
-        if copies is not None and not hasattr(self._cache, "select"):
+        self.given = max(len(row) for row in embeds)
+        length = self.given + room
+        self.cache = self._model.new_cache(len(embeds), length)
+        if copies is not None and not hasattr(self.cache, "select"):
             embeds, copies = [embeds[index] for index in copies], None
-            self._cache = self._model.new_cache(len(embeds), length)
+            self.cache = self._model.new_cache(len(embeds), length)
         self._place(embeds, length, max_positions)
-        self.hidden = self._run(pad_left(embeds, self._filled), 0)
+        self.hidden = self._run(pad_left(embeds, self.given), 0)
         if copies is not None:
             self._expand(torch.tensor(copies, device=self.hidden.device))
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return rows and slots of the cache."""
+        return len(self.hidden), self._positions.shape[1]
+
+    def planned(self) -> tuple[Tensor, Tensor]:
+        """Return the position [B, L] of every slot there will be, and which count [B, L] (bool)."""
+        rows, length = len(self.hidden), self._positions.shape[1]
+        visible = torch.ones(rows, length, dtype=torch.bool, device=self.hidden.device)
+        positions = self._positions.expand(rows, -1).contiguous()
+        return positions, visible if self._visible is None else self._visible.clone()
+
     def step(self, embeds: Tensor) -> None:
         """Append one slot to every row [B, M]."""
-        self._filled += 1
-        self.hidden = self._run(embeds[:, None], self._filled - 1)
+        self.given += 1
+        self.hidden = self._run(embeds[:, None], self.given - 1)
 
     def _place(self, embeds: Sequence[Tensor], length: int, max_positions: int) -> None:
         """Plan positions [B, length] and visibility [B, length] of every slot there will be."""
         device = embeds[0].device
-        pads = self._filled - torch.tensor([[len(row)] for row in embeds], device=device)
+        pads = self.given - torch.tensor([[len(row)] for row in embeds], device=device)
         slots = torch.arange(length, device=device)
         self._positions = (slots - pads).clamp(0, max_positions - 1)
-        padded = any(len(row) != self._filled for row in embeds)
+        padded = any(len(row) != self.given for row in embeds)
         self._visible = slots >= pads if padded else None
 
     def _expand(self, rows: Tensor) -> None:
-        self._cache = self._cache.select(rows)
+        self.cache = self.cache.select(rows)
         self._positions = self._positions[rows]
         self._visible = None if self._visible is None else self._visible[rows]
         self.hidden = self.hidden[rows]
 
     def _run(self, embeds: Tensor, start: int) -> Tensor:
-        visible = None if self._visible is None else self._visible[:, : self._filled]
-        positions = self._positions[:, start : self._filled]
-        hidden = self._model(embeds, positions, Cached(start, visible), self._cache)
+        visible = None if self._visible is None else self._visible[:, : self.given]
+        positions = self._positions[:, start : self.given]
+        hidden = self._model(embeds, positions, Cached(start, visible), self.cache)
         return cast(Tensor, hidden[:, -1])
 
 

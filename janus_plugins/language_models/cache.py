@@ -35,15 +35,30 @@ class KeyValueCache:
         chosen.layers = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.layers.items()}
         return chosen
 
-    def update(self, layer: int, key: Tensor, value: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Write key, value [B, G, S, D] from slot `start` on; return all so far [B, G, start + S, D]."""
+    def copy_(self, other: KeyValueCache) -> None:
+        """Take over the keys and values of a cache of as many rows and at most as many slots."""
+        for layer, pair in other.layers.items():
+            for mine, theirs in zip(self.layers[layer], pair, strict=True):
+                mine[:, :, : theirs.shape[2]].copy_(theirs)
+
+    def update(
+        self, layer: int, key: Tensor, value: Tensor, start: int, slot: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Write key, value [B, G, S, D] from slot `start` on; return all so far [B, G, start + S, D].
+
+        With `slot` [1] the one slot is written there, wherever `start` lies.
+        """
         stop = start + key.shape[2]
         if layer not in self.layers:
             shapes = [(self.batch, each.shape[1], self.length, each.shape[3]) for each in (key, value)]
             self.layers[layer] = (key.new_zeros(shapes[0]), value.new_zeros(shapes[1]))
         keys, values = self.layers[layer]
-        keys[:, :, start:stop] = key
-        values[:, :, start:stop] = value
+        if slot is None:
+            keys[:, :, start:stop] = key
+            values[:, :, start:stop] = value
+        else:
+            keys.index_copy_(2, slot, key)
+            values.index_copy_(2, slot, value)
         return keys[:, :, :stop], values[:, :, :stop]
 
 
@@ -61,6 +76,7 @@ class CachedAttention:
                 f"{self.reach}; make a larger one"
             )
         self.start = plan.start
+        self.slot = plan.slot
         self.cache = cache
         self.causal = plan.visible is None and plan.start == 0 and slots > 1
         self.mask = None if self.causal else _mask(plan, slots, device)
@@ -69,7 +85,7 @@ class CachedAttention:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, dropout: float
     ) -> Tensor:
         """Write the new keys and values, and attend over the filled part."""
-        keys, values = self.cache.update(layer, key, value, self.start)
+        keys, values = self.cache.update(layer, key, value, self.start, self.slot)
         output = scaled_dot_product_attention(
             query,
             keys,
@@ -87,6 +103,8 @@ def _mask(plan: Cached, slots: int, device: torch.device) -> Tensor | None:
     """Return which slots are seen, bool [B or 1, 1, S, start + S], or None where that is all."""
     if plan.visible is None and slots == 1:
         return None
+    if plan.slot is not None and plan.visible is not None:
+        return plan.visible[:, None, None, :]
     stop = plan.start + slots
     keys = torch.arange(stop, device=device)
     queries = torch.arange(plan.start, stop, device=device)[:, None]

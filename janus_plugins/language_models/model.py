@@ -32,6 +32,7 @@ class CausalLanguageModel(nn.Module):
     """Run a causal transformer over embeddings; see `core.contracts.LanguageModel`."""
 
     text_head: nn.Module
+    static_steps = True
 
     def __init__(self, config: Any, facts: LanguageModelFacts, attention: str) -> None:
         super().__init__()

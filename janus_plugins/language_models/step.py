@@ -8,12 +8,13 @@ adapters in the place of layers, partitioned weights), run through their own `fo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
@@ -103,15 +104,8 @@ class LlamaStep:
         mixed = self.qkvs[index](_normed(layer.input_layernorm, stream)).view(rows, turning + self.groups, -1)
         turned, value = _turn(mixed[:, :turning], cos, sin), mixed[:, turning:]
         query, key = turned[:, : self.heads], turned[:, self.heads :]
-        keys, values = self.cache.update(index, key[:, :, None], value[:, :, None], attend.start)
-        output = scaled_dot_product_attention(
-            query[:, :, None],
-            keys,
-            values,
-            attn_mask=attend.mask,
-            scale=layer.self_attn.scaling,
-            enable_gqa=self.heads != self.groups,
-        )
+        keys, values = self.cache.update(index, key[:, :, None], value[:, :, None], attend.start, attend.slot)
+        output = _look(query, keys, values, attend.mask, layer.self_attn.scaling)
         result: Tensor = layer.self_attn.o_proj.forward(output.reshape(rows, -1))
         return result
 
@@ -120,11 +114,39 @@ def _side_by_side(*layers: nn.Linear) -> Callable[[Tensor], Tensor]:
     """Return layers of one input as one product, where whoever runs the model offers that."""
     offered = getattr(layers[0].forward, "joined", None)
     joined: Callable[[Tensor], Tensor] | None = offered(layers) if offered else None
-    return joined or (lambda source: torch.cat([layer.forward(source) for layer in layers], -1))
+    return joined or functools.partial(_all_of, layers)
+
+
+def _all_of(layers: tuple[nn.Linear, ...], source: Tensor) -> Tensor:
+    if torch.compiler.is_compiling() and source.device.type == "cpu":
+        # Compiled for a CPU weights are constants, so they are joined once, while compiling.
+        bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
+        return linear(source, torch.cat([layer.weight for layer in layers]), bias)
+    return torch.cat([layer.forward(source) for layer in layers], -1)
+
+
+def _look(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Attend from one slot a row: query [B, H, D], keys and values [B, G, S, D] -> [B, H, D]."""
+    (rows, heads, width), groups = query.shape, keys.shape[1]
+    if not (torch.compiler.is_compiling() and query.device.type == "cpu"):
+        return scaled_dot_product_attention(
+            query[:, :, None], keys, values, attn_mask=mask, scale=scale, enable_gqa=heads != groups
+        )
+    # Loops over one query are what a compiler fuses best; a kernel for many queries takes longer.
+    shared = query.view(rows, groups, heads // groups, 1, width)
+    scores = (keys[:, :, None].float() * shared).sum(-1) * scale
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    shares = scores.softmax(-1)[..., None]
+    return (values[:, :, None] * shares).sum(3).to(query.dtype)
 
 
 def _normed(norm: Any, stream: Tensor) -> Tensor:
     weight: Tensor = norm.weight
+    if torch.compiler.is_compiling():
+        whole = stream.float()
+        whole = whole * torch.rsqrt(whole.square().mean(-1, keepdim=True) + norm.variance_epsilon)
+        return weight * whole.to(stream.dtype)
     if stream.dtype != torch.float32:  # as transformers: normalise in fp32, then scale in the stream's own
         return weight * rms_norm(stream.float(), weight.shape, None, norm.variance_epsilon).to(stream.dtype)
     return rms_norm(stream, weight.shape, weight, norm.variance_epsilon)

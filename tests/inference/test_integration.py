@@ -41,14 +41,19 @@ model:
 """
 
 
-@pytest.fixture(scope="module")
-def model():
+def small_model():
+    """Compose the model, its choices clear."""
     composed = compose_plan(resolve(load_run_text(RUN, "small.yaml")))
     head = composed.generation["image"].head
     with torch.no_grad():
         for parameter in (*head.parameters(), composed.language_model.text_head.output.weight):
             parameter.mul_(10)
     return composed
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model()
 
 
 def picture(level: int) -> Image.Image:

@@ -1,0 +1,278 @@
+"""A decoding step as one graph: embed what was picked last, run the language model, pick the next.
+
+`torch.compile` fuses the step, its weights laid out once (CPU) or its kernels recorded and replayed
+(CUDA graph), and nothing in it waits for the host: where the step stands is a tensor. What was compiled
+serves every later call of the same shapes, as long as the weights stay as they were. The eager twin is
+`decode.decode_loop`, which every model can run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from janus_plugins.core.contracts import Cached, Draws
+from janus_plugins.core.errors import RunFileError
+from janus_plugins.inference.sampling import SeededDraws
+from janus_plugins.inference.stream import Stream
+
+GRAIN = 64
+"""Caches are as long as a multiple of this, so that prompts of about one length share what was compiled."""
+
+BACKEND = "inductor"
+"""What compiles a step. Tests name a quicker one."""
+
+LOOK = 16
+"""Steps between looks at whether every row has ended: each look waits for the device."""
+
+REACH = 256
+"""On a GPU a step looks back over a multiple of this many slots; each takes a graph of its own."""
+
+
+class SteppedDraws:
+    """Give the numbers of one step, read from blocks that were drawn ahead: `core.contracts.Draws`.
+
+    Args:
+        uniforms: [B, steps, u].
+        normals: [B, steps, n].
+        turn: which step it is [1] (int64).
+    """
+
+    def __init__(self, uniforms: Tensor, normals: Tensor, turn: Tensor) -> None:
+        self._uniforms = uniforms.index_select(1, turn)[:, 0]
+        self._normals = normals.index_select(1, turn)[:, 0]
+        self.given = [0, 0]
+
+    def uniform(self) -> Tensor:
+        """Return the next number of each row in [0, 1): [B] float32."""
+        self.given[0] += 1
+        return self._uniforms[:, self.given[0] - 1]
+
+    def normal(self, *shape: int) -> Tensor:
+        """Return the next standard normal numbers of each row: [B, *shape] float32."""
+        first = self.given[1]
+        self.given[1] += torch.Size(shape).numel()
+        return self._normals[:, first : self.given[1]].view(-1, *shape)
+
+
+class CountedDraws:
+    """Pass numbers on, and count how many one step takes."""
+
+    def __init__(self, draws: Draws) -> None:
+        self.draws = draws
+        self.uniforms, self.normals = 0, 0
+
+    def uniform(self) -> Tensor:
+        """Return the next number of each row in [0, 1): [B] float32."""
+        self.uniforms += 1
+        return self.draws.uniform()
+
+    def normal(self, *shape: int) -> Tensor:
+        """Return the next standard normal numbers of each row: [B, *shape] float32."""
+        self.normals += torch.Size(shape).numel()
+        return self.draws.normal(*shape)
+
+
+@dataclass
+class State:
+    """Hold what a step reads and writes, in place.
+
+    Attributes:
+        slot: slot of the next input [1].
+        turn: number of the next pick [1].
+        last: what was picked last [N, ...].
+        made: all that was picked [N, steps, ...].
+        positions: of every slot [B, L].
+        visible: which slots count [B, L] (bool); those after `slot` do not yet.
+        uniforms: numbers of every pick [N, steps, u].
+        normals: the same, normal ones [N, steps, n].
+        cache: the language model's.
+    """
+
+    slot: Tensor
+    turn: Tensor
+    last: Tensor
+    made: Tensor
+    positions: Tensor
+    visible: Tensor
+    uniforms: Tensor
+    normals: Tensor
+    cache: Any
+
+    def tensors(self) -> list[Tensor]:
+        """Return every tensor but the cache's."""
+        return [value for value in vars(self).values() if isinstance(value, Tensor)]
+
+    def take(self, other: State) -> None:
+        """Take over the values of another state of the same shapes."""
+        for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
+            mine.copy_(theirs)
+        self.cache.copy_(other.cache)
+
+
+@dataclass
+class GraphStep:
+    """Run one step over a `State`.
+
+    Attributes:
+        language_model: one whose `static_steps` is True.
+        embed: what was picked last [N, ...] -> input embeddings [B, M].
+        pick: hidden states [B, M] and the step's numbers -> the next pick [N, ...].
+        whole: for a CPU: look back over the whole cache (one graph), not over a multiple of `REACH` slots.
+    """
+
+    language_model: nn.Module
+    embed: Callable[[Tensor], Tensor]
+    pick: Callable[[Tensor, Draws], Tensor]
+    whole: bool
+    state: State | None = None
+    recorded: dict[int, Callable[[], None]] = field(default_factory=dict)
+
+    def run(
+        self,
+        stream: Stream,
+        first: Tensor,
+        draws: SeededDraws,
+        counted: CountedDraws,
+        steps: int,
+        finished: Callable[[Tensor], bool] | None = None,
+    ) -> Tensor:
+        """Go on from a stream whose given slots have run, and whose first pick is made.
+
+        Args:
+            stream: made with a cache of a multiple of `GRAIN` slots.
+            first: the first pick [N, ...].
+            draws: every row's numbers.
+            counted: what the first pick took of them; every further one takes as many.
+            steps: picks in all.
+            finished: all picks so far -> whether to stop early; asked every `LOOK` steps.
+
+        Returns:
+            All picks [N, T, ...], T being at most `steps`.
+        """
+        state = _state(stream, first, draws.ahead(steps, counted.uniforms, counted.normals), steps)
+        done = 1
+        if self.state is None:
+            # An eager step first, in which a language model may make what its steps share.
+            stream.step(self.embed(first))
+            self._picked(state, stream.hidden)
+            self.state, self.recorded, done = state, {}, 2
+        else:
+            self.state.take(state)
+        for taken in range(done, steps):
+            if finished is not None and taken % LOOK == 0 and finished(self.state.made[:, :taken]):
+                return self.state.made[:, :taken].clone()
+            self._at(self._reach(stream.given + taken - 1))()
+        return self.state.made.clone()
+
+    def _reach(self, filled: int) -> int:
+        assert self.state is not None
+        length = self.state.visible.shape[1]
+        return length if self.whole else min(length, -(-(filled + 1) // REACH) * REACH)
+
+    def _at(self, reach: int) -> Callable[[], None]:
+        if reach not in self.recorded:
+            assert self.state is not None
+            self.recorded[reach] = record(self._compiled(reach), self.state)
+        return self.recorded[reach]
+
+    def _compiled(self, reach: int) -> Callable[[State], None]:
+        # Frozen weights are laid out once, in the order that a CPU reads fastest.
+        options: Any = {"freezing": True} if self.whole and BACKEND == "inductor" else None
+        compiled = torch.compile(self._step, fullgraph=True, dynamic=False, backend=BACKEND, options=options)
+
+        def call(state: State) -> None:
+            try:
+                compiled(state, reach)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                raise RunFileError(
+                    f"a step of {type(self.language_model).__name__} cannot be compiled "
+                    f"({str(error).splitlines()[0]}); leave `compile` out"
+                ) from error
+
+        return call
+
+    def _step(self, state: State, reach: int) -> None:
+        slots = torch.arange(reach, device=state.slot.device)
+        visible = state.visible[:, :reach] & (slots <= state.slot)
+        positions = state.positions.index_select(1, state.slot)
+        embeds = self.embed(state.last)[:, None]
+        hidden = self.language_model(embeds, positions, Cached(reach - 1, visible, state.slot), state.cache)
+        self._picked(state, hidden[:, -1])
+
+    def _picked(self, state: State, hidden: Tensor) -> None:
+        picked = self.pick(hidden, SteppedDraws(state.uniforms, state.normals, state.turn))
+        state.last.copy_(picked)
+        state.made.index_copy_(1, state.turn, picked[:, None])
+        state.slot.add_(1)
+        state.turn.add_(1)
+
+
+def _state(stream: Stream, first: Tensor, numbers: tuple[Tensor, Tensor], steps: int) -> State:
+    """Return the state after a first pick [N, ...]."""
+    made = first.new_zeros(len(first), steps, *first.shape[1:])
+    made[:, 0] = first
+    positions, visible = stream.planned()
+    return State(
+        slot=torch.tensor([stream.given], device=first.device),
+        turn=torch.ones(1, dtype=torch.int64, device=first.device),
+        last=first.clone(),
+        made=made,
+        positions=positions,
+        visible=visible,
+        uniforms=numbers[0],
+        normals=numbers[1],
+        cache=stream.cache,
+    )
+
+
+def record(call: Callable[[State], None], state: State) -> Callable[[], None]:
+    """Return a call without arguments: on a GPU a recorded CUDA graph, elsewhere the call itself."""
+    if state.slot.device.type != "cuda":
+        return lambda: call(state)
+    before = [tensor.clone() for tensor in state.tensors()]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # compiles, and lets libraries choose their kernels; what it wrote is undone
+            call(state)
+            for tensor, value in zip(state.tensors(), before, strict=True):
+                tensor.copy_(value)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call(state)
+    return graph.replay
+
+
+_KEPT: WeakKeyDictionary[nn.Module, dict[Hashable, tuple[Hashable, GraphStep]]] = WeakKeyDictionary()
+
+
+def kept_step(
+    owner: nn.Module, key: Hashable, parts: list[nn.Module], make: Callable[[], GraphStep]
+) -> GraphStep:
+    """Return the step that was made for `key`, or make it; one whose weights have changed is made anew."""
+    weights = tuple(
+        (tensor.data_ptr(), tensor._version)
+        for part in parts
+        for tensor in [*part.parameters(), *part.buffers()]
+    )
+    steps = _KEPT.setdefault(owner, {})
+    known = steps.get(key)
+    if known is None or known[0] != weights:
+        steps[key] = known = (weights, make())
+    return known[1]
+
+
+def check_static(language_model: nn.Module) -> None:
+    """Refuse a language model whose step cannot be a graph."""
+    if not getattr(language_model, "static_steps", False):
+        raise RunFileError(
+            f"{type(language_model).__name__} does not say static_steps = True (it needs a step's slot as a "
+            "number, not as a tensor), so its steps cannot be compiled; leave `compile` out"
+        )

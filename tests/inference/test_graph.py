@@ -1,0 +1,95 @@
+"""The step as one graph against its eager twin: the same codes and words, kept from call to call."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from janus_plugins.core.errors import RunFileError
+from janus_plugins.inference import graph
+from janus_plugins.inference.decode import ItemPrompt, generate_items
+from janus_plugins.inference.sampling import SeededDraws
+from janus_plugins.inference.session import ask, generate
+
+from .test_integration import small_model
+from .toys import PlacedCodeAdapter, toy_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model()
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch, request):
+    if "inductor" not in request.fixturenames:
+        monkeypatch.setattr(graph, "BACKEND", "eager")
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def inductor():
+    """Compile for real."""
+
+
+def codes(model, *prompts, **options):
+    return generate(model, list(prompts), return_codes=True, num_per_prompt=2, seed=3, **options)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_items_equal_those_of_the_eager_loop(model, guidance, temperature):
+    settings = {"guidance": guidance, "temperature": temperature}
+    expected = codes(model, "a seven", "one", **settings)
+    assert torch.equal(codes(model, "a seven", "one", compile=True, **settings), expected)
+
+
+def test_a_step_is_kept_for_the_next_call_and_made_anew_for_other_weights(model, monkeypatch):
+    made = []
+    whole = graph.GraphStep._compiled
+    monkeypatch.setattr(
+        graph.GraphStep, "_compiled", lambda self, reach: made.append(1) or whole(self, reach)
+    )
+    first = codes(model, "a two", guidance=3.0, compile=True)
+    assert torch.equal(codes(model, "a two", guidance=3.0, compile=True), first)
+    other = codes(model, "a six", guidance=3.0, compile=True)
+    assert torch.equal(other, codes(model, "a six", guidance=3.0))
+    assert len(made) == 1
+    with torch.no_grad():
+        for parameter in model.generation["image"].head.parameters():
+            parameter.mul_(-1)
+    assert torch.equal(codes(model, "a two", guidance=3.0, compile=True), codes(model, "a two", guidance=3.0))
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_words_equal_those_of_the_eager_loop(model, temperature):
+    questions = ["Put in order: seven two nine", "two one"]
+    settings = {"temperature": temperature, "max_new_tokens": 20}
+    assert ask(model, questions, compile=True, **settings) == ask(model, questions, **settings)
+
+
+def test_numbers_drawn_ahead_are_those_drawn_one_by_one():
+    ahead = SeededDraws([5, 6]).ahead(3, 2, 4)
+    one, other = SeededDraws([5, 6]), SeededDraws([5, 6])
+    for turn in range(3):
+        stepped = graph.SteppedDraws(*ahead, torch.tensor([turn]))
+        assert torch.equal(stepped.uniform(), one.uniform())
+        assert torch.equal(stepped.uniform(), one.uniform())
+        assert torch.equal(stepped.normal(2, 2), other.normal(2, 2))
+
+
+def test_what_cannot_be_one_graph_is_refused():
+    one = ItemPrompt([1, 2, 3], [1, 2, 3], [0])
+    with pytest.raises(RunFileError, match="static_steps"):
+        generate_items(toy_model(), "image", [one], compile=True)
+    placed = toy_model(adapter=PlacedCodeAdapter)
+    placed.language_model.static_steps = True
+    with torch.no_grad(), pytest.raises(RunFileError, match="before it"):
+        generate_items(placed, "image", [one], compile=True)
+
+
+@pytest.mark.slow
+def test_the_compiled_step_gives_the_same_codes(model, inductor):
+    expected = codes(model, "a seven", guidance=4.0, temperature=0.0)
+    assert torch.equal(codes(model, "a seven", guidance=4.0, temperature=0.0, compile=True), expected)
