@@ -251,7 +251,9 @@ class LanguageModel(Protocol):
         Where it offers `select(rows) -> cache` (copies of the named rows [B'], with repeats), a
         prompt's prefill is shared by all items that are made from it. Where it offers `copy_(other)`
         (take over the contents of a cache of the same shape), a step that was compiled for one batch
-        serves the next.
+        serves the next. Where it offers `put(rows, other, start, length)` (write the first slots of
+        another cache's rows to the named rows) and `shift(by)` (move all slots), rows that have ended
+        give their place to prompts that wait.
         """
         ...
 

@@ -1,8 +1,8 @@
-"""One decoding loop for every path: choose from hidden states, embed the choice, run one slot.
+"""The decoding loop, and items made by it: choose from hidden states, embed the choice, run one slot.
 
-Items (codes or latents through a generation head, under classifier-free guidance) and text (tokens
-through the text head) differ only in how they choose, how they embed, and when they stop. Templates,
-files and users' mistakes are not known here: prompts arrive as ids, and every row with its own seed.
+Items (codes or latents through a generation head, under classifier-free guidance) and text (`words.py`)
+differ only in how they choose, how they embed, and when they stop. Templates, files and users' mistakes
+are not known here: prompts arrive as ids, and every row with its own seed.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from janus_plugins.core.choice import choose
 from janus_plugins.core.contracts import Draws
 from janus_plugins.inference.codes import CodeEmbedder
-from janus_plugins.inference.graph import GRAIN, CountedDraws, GraphStep, check_static, kept_step
+from janus_plugins.inference.graph import GRAIN, CountedDraws, GraphStep, check_static, kept_step, rounded
 from janus_plugins.inference.linears import Linears, fast_linears
 from janus_plugins.inference.sampling import SeededDraws
 from janus_plugins.inference.stream import Stream, rows_within
@@ -39,21 +38,6 @@ class ItemPrompt:
     conditional: Sequence[int]
     unconditional: Sequence[int]
     seeds: Sequence[int]
-
-
-@dataclass(frozen=True)
-class TextPrompt:
-    """Ask for text.
-
-    Attributes:
-        ids: ids [L]; slots of items hold any id.
-        seed: the row's 64-bit seed.
-        items: embeddings of items [T, M] and the slot where each begins.
-    """
-
-    ids: Sequence[int]
-    seed: int
-    items: Sequence[tuple[int, Tensor]] = ()
 
 
 Pick = Callable[[Tensor, Draws], Tensor]
@@ -127,7 +111,7 @@ def generate_items(
     embedder = CodeEmbedder(path.adapter, facts, number)
     twice = guidance != 1
     length = max(len(prompt.conditional) for prompt in prompts) + facts.tokens
-    at_once = max(1, (max_rows or _rows_within(model, length)) // (1 + twice))
+    at_once = max(1, (max_rows or rows_at_once(model, length)) // (1 + twice))
 
     def pick(hidden: Tensor, draws: Draws) -> Tensor:
         conditional, unconditional = hidden.chunk(2) if twice else (hidden, None)
@@ -143,7 +127,12 @@ def generate_items(
     def compiled(stream: Stream) -> GraphStep:
         key = (modality, guidance, temperature, facts.tokens, *stream.shape)
         parts = [model.language_model, path.adapter, path.head]
-        return kept_step(model, key, parts, lambda: _graph(model, pick, lambda last: embed(last[:, None])))
+        return kept_step(
+            model,
+            key,
+            parts,
+            lambda: GraphStep(model.language_model, lambda last: embed(last[:, None]), pick),
+        )
 
     if compile:
         check_static(model.language_model)
@@ -159,90 +148,6 @@ def generate_items(
         return torch.cat([make(batch) for batch in _item_batches(prompts, at_once)])
 
 
-def generate_text(
-    model: UnifiedModel,
-    prompts: Sequence[TextPrompt],
-    *,
-    stop: int,
-    max_new_tokens: int = 512,
-    temperature: float = 0.0,
-    top_p: float | None = None,
-    max_rows: int | None = None,
-    linears: Linears = "packed",
-    compile: bool = False,
-) -> list[list[int]]:
-    """Return the new ids of each prompt, up to and without `stop`.
-
-    A row also ends after `max_new_tokens`, and where the language model has no positions left.
-
-    Args:
-        model: the unified model.
-        prompts: ids, items and seeds.
-        stop: id that ends a row (the end of sequence).
-        max_new_tokens: most new ids of a row.
-        temperature: 0 means greedy.
-        top_p: sample from the likeliest ids that hold this share of the probability.
-        max_rows: most rows at once (default: by the memory of the cache).
-        linears: how linear layers compute; see `inference.linears`.
-        compile: run each step as one compiled graph; see `inference.graph`.
-    """
-    positions = model.plan.model.facts.max_positions
-    # The last token of an answer is chosen, never read: it needs no position.
-    limits = [min(max_new_tokens, positions - len(prompt.ids) + 1) for prompt in prompts]
-    length = max(len(prompt.ids) for prompt in prompts) + max(limits)
-    at_once = max_rows or _rows_within(model, length)
-    language_model = cast(Any, model.language_model)
-    known = len(model.tokenizer)
-
-    def pick(hidden: Tensor, draws: Draws) -> Tensor:
-        logits = language_model.text_head.logits(hidden)[:, :known]
-        return choose(logits.float(), temperature=temperature, draws=draws, top_p=top_p)
-
-    def compiled(stream: Stream) -> GraphStep:
-        key = ("text", temperature, top_p, max_new_tokens, *stream.shape)
-        return kept_step(
-            model, key, [model.language_model], lambda: _graph(model, pick, language_model.embed)
-        )
-
-    if compile:
-        check_static(model.language_model)
-
-    def answer(batch: Sequence[TextPrompt], limits: Sequence[int]) -> Tensor:
-        embeds = [_text_embeds(language_model, prompt, model.device) for prompt in batch]
-        ends = torch.tensor(limits, device=model.device)
-
-        def finished(made: Tensor) -> bool:
-            return bool(((made == stop).any(1) | (ends <= made.shape[1])).all())
-
-        steps = max_new_tokens if compile else max(limits)
-        room = _rounded(max(map(len, embeds)) + steps - 1, GRAIN if compile else 1) - max(map(len, embeds))
-        stream = Stream(language_model, embeds, room, positions)
-        loop = Loop(
-            pick,
-            lambda made: cast(Tensor, language_model.embed(made[:, -1])),
-            steps,
-            finished,
-            compiled if compile else None,
-        )
-        return loop.run(stream, SeededDraws([prompt.seed for prompt in batch], model.device))
-
-    answers: list[list[int]] = []
-    for first in range(0, len(prompts), at_once):
-        rows = slice(first, first + at_once)
-        with fast_linears("plain" if compile else linears, model.language_model):
-            made = answer(prompts[rows], limits[rows]).tolist()
-        answers += [_until(row[:limit], stop) for row, limit in zip(made, limits[rows], strict=True)]
-    return answers
-
-
-def _graph(model: UnifiedModel, pick: Pick, embed: Callable[[Tensor], Tensor]) -> GraphStep:
-    return GraphStep(model.language_model, embed, pick, whole=model.device.type == "cpu")
-
-
-def _rounded(value: int, grain: int) -> int:
-    return -(-value // grain) * grain
-
-
 def _item_stream(
     model: UnifiedModel, batch: Sequence[ItemPrompt], twice: bool, room: int, grain: int
 ) -> Stream:
@@ -256,7 +161,7 @@ def _item_stream(
     embeds = [language_model.embed(torch.tensor(row, device=model.device)) for row in rows]
     positions = model.plan.model.facts.max_positions
     given = max(map(len, rows))
-    room = _rounded(given + room, grain) - given
+    room = rounded(given + room, grain) - given
     return Stream(model.language_model, embeds, room, positions, None if len(copies) == len(rows) else copies)
 
 
@@ -277,22 +182,7 @@ def _item_batches(prompts: Sequence[ItemPrompt], at_once: int) -> Iterator[list[
         yield batch
 
 
-def _text_embeds(language_model: Any, prompt: TextPrompt, device: torch.device) -> Tensor:
-    """Return one row's input embeddings [L, M], with its items in their slots."""
-    embeds = cast(Tensor, language_model.embed(torch.tensor(prompt.ids, device=device)))
-    for start, values in prompt.items:
-        embeds = embeds.index_copy(
-            0, torch.arange(start, start + len(values), device=device), values.to(embeds.dtype)
-        )
-    return embeds
-
-
-def _rows_within(model: UnifiedModel, length: int) -> int:
+def rows_at_once(model: UnifiedModel, length: int) -> int:
     """Return how many rows the cache's budget allows, by the language model's own number format."""
     bytes_each = next(model.language_model.parameters()).element_size()
     return rows_within(model.plan.model.facts, length, bytes_each)
-
-
-def _until(ids: Sequence[int], stop: int) -> list[int]:
-    """Return ids before the first `stop`."""
-    return list(ids[: ids.index(stop)] if stop in ids else ids)

@@ -123,15 +123,18 @@ class GraphStep:
         language_model: one whose `static_steps` is True.
         embed: what was picked last [N, ...] -> input embeddings [B, M].
         pick: hidden states [B, M] and the step's numbers -> the next pick [N, ...].
-        whole: for a CPU: look back over the whole cache (one graph), not over a multiple of `REACH` slots.
+        whole: look back over the whole cache (one graph, as a CPU needs it), not a multiple of `REACH` slots.
     """
 
     language_model: nn.Module
     embed: Callable[[Tensor], Tensor]
     pick: Callable[[Tensor, Draws], Tensor]
-    whole: bool
+    whole: bool = field(init=False)
     state: State | None = None
     recorded: dict[int, Callable[[], None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.whole = next(self.language_model.parameters()).device.type == "cpu"
 
     def run(
         self,
@@ -267,6 +270,11 @@ def kept_step(
     if known is None or known[0] != weights:
         steps[key] = known = (weights, make())
     return known[1]
+
+
+def rounded(value: int, grain: int) -> int:
+    """Return the next multiple of `grain`."""
+    return -(-value // grain) * grain
 
 
 def check_static(language_model: nn.Module) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor
 
 from janus_plugins.core.errors import RunFileError
-from janus_plugins.inference.decode import ItemPrompt, TextPrompt
+from janus_plugins.inference.decode import ItemPrompt
+from janus_plugins.inference.words import TextPrompt
 from janus_plugins.sequence.layout import plan_generation, plan_question
 from janus_plugins.sequence.line import Spelling
 from janus_plugins.sequence.turns import Style

@@ -30,15 +30,15 @@ def row_seed(seed: int, prompt: str, number: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
-def uniforms(seeds: Tensor, first: int, count: int) -> Tensor:
+def uniforms(seeds: Tensor, first: int | Tensor, count: int) -> Tensor:
     """Return numbers `first` to `first + count - 1` of each stream, in [0, 1): [B, count] float32.
 
     Args:
         seeds: 64 bits a row, as int64 [B].
-        first: position in the stream.
+        first: position in the stream, or one a row [B, 1].
         count: how many numbers.
     """
-    position = torch.arange(first + 1, first + count + 1, device=seeds.device, dtype=torch.int64)
+    position = torch.arange(1, count + 1, device=seeds.device, dtype=torch.int64) + first
     mixed = _mix(seeds[:, None] + position * _signed(_GOLDEN))
     return _shifted(mixed, 40).to(torch.float32) * 2.0**-24
 
@@ -58,15 +58,24 @@ class SeededDraws:
         self._normal_seeds = _mix(self._seeds ^ _signed(_NORMAL_STREAM))
         self._block = uniforms(self._seeds, 0, _BLOCK)
         self._uniforms_drawn = 0
+        self._begun = torch.zeros(len(seeds), 1, dtype=torch.int64, device=device)
         self._normals_drawn = 0
 
     def uniform(self) -> Tensor:
         """Return the next number of each row in [0, 1): [B] float32."""
         column = self._uniforms_drawn % _BLOCK
         if column == 0 and self._uniforms_drawn:
-            self._block = uniforms(self._seeds, self._uniforms_drawn, _BLOCK)
+            self._block = uniforms(self._seeds, self._uniforms_drawn - self._begun, _BLOCK)
         self._uniforms_drawn += 1
         return self._block[:, column]
+
+    def replace(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
+        """Begin the named rows anew, with other seeds: for choices that draw even numbers only."""
+        for row, seed in zip(rows, seeds, strict=True):
+            self._seeds[row] = _signed(seed)
+            self._begun[row] = self._uniforms_drawn
+        first = (self._uniforms_drawn - 1) // _BLOCK * _BLOCK if self._uniforms_drawn else 0
+        self._block = uniforms(self._seeds, first - self._begun, _BLOCK)
 
     def ahead(self, steps: int, each: int, normal_each: int) -> tuple[Tensor, Tensor]:
         """Return the numbers of the first `steps` steps: [B, steps, each] and [B, steps, normal_each]."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,10 +17,11 @@ from torch import Tensor, nn
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.inference import checks, paths
 from janus_plugins.inference.artefacts import Generated, save_generated
-from janus_plugins.inference.decode import generate_items, generate_text
+from janus_plugins.inference.decode import generate_items
 from janus_plugins.inference.linears import Linears
 from janus_plugins.inference.prompts import item_prompt, question_prompt
 from janus_plugins.inference.sampling import row_seed
+from janus_plugins.inference.words import generate_text
 
 if TYPE_CHECKING:
     from janus_plugins.model.unified import UnifiedModel
@@ -217,10 +219,18 @@ def _shown(model: UnifiedModel, given: Sequence[checks.Given]) -> list[list[tupl
     for modality in dict.fromkeys(name for row in given for name in row):
         part = paths.understanding_path(model, modality).encoder
         flat = [(index, value) for index, row in enumerate(given) for value in row.get(modality, ())]
-        arrays = paths.read_items(part, [value for _, value in flat])
-        for (index, _), values in zip(flat, paths.embed_items(model, modality, arrays), strict=True):
-            shown[index].append((modality, values))
+        # An item that several questions are about is read once, and its embeddings are one tensor.
+        distinct = {_identity(value): value for _, value in flat}
+        arrays = paths.read_items(part, list(distinct.values()))
+        embedded = dict(zip(distinct, paths.embed_items(model, modality, arrays), strict=True))
+        for index, value in flat:
+            shown[index].append((modality, embedded[_identity(value)]))
     return shown
+
+
+def _identity(value: object) -> object:
+    """Return what tells an item from others: a path itself, anything else by being the same object."""
+    return str(value) if isinstance(value, (str, Path)) else id(value)
 
 
 def _check_codes(codes: Tensor, size: int, modality: str) -> None:

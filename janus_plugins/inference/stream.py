@@ -50,13 +50,14 @@ class Stream:
         copies: Sequence[int] | None = None,
     ) -> None:
         self._model = cast(Any, language_model)
+        self._max_positions = max_positions
         self.given = max(len(row) for row in embeds)
         length = self.given + room
         self.cache = self._model.new_cache(len(embeds), length)
         if copies is not None and not hasattr(self.cache, "select"):
             embeds, copies = [embeds[index] for index in copies], None
             self.cache = self._model.new_cache(len(embeds), length)
-        self._place(embeds, length, max_positions)
+        self._place(embeds, length)
         self.hidden = self._run(pad_left(embeds, self.given), 0)
         if copies is not None:
             self._expand(torch.tensor(copies, device=self.hidden.device))
@@ -78,12 +79,78 @@ class Stream:
         self.given += 1
         self.hidden = self._run(embeds[:, None], self.given - 1)
 
-    def _place(self, embeds: Sequence[Tensor], length: int, max_positions: int) -> None:
+    def extend(self, rows: Sequence[Tensor]) -> None:
+        """Append several slots to every row [length, M]; shorter ones are padded on their left."""
+        start, width = self.given, max(len(row) for row in rows)
+        pads = width - torch.tensor([[len(row)] for row in rows], device=rows[0].device)
+        slots = torch.arange(self.shape[1], device=rows[0].device)
+        positions, visible = self.planned()
+        following = (positions[:, start : start + 1] + (slots - start - pads).clamp(min=0)).clamp(
+            max=self._max_positions - 1
+        )
+        self._positions = torch.where(slots < start, positions, following)
+        if any(len(row) != width for row in rows):
+            self._visible = visible & ((slots < start) | (slots >= start + pads))
+        self.given += width
+        self.hidden = self._run(pad_left(rows, width), start)
+
+    def replace(self, rows: Sequence[int], other: Stream) -> None:
+        """Put the rows of another stream in the place of the named ones; what those held is forgotten.
+
+        Needs caches that offer `put` and `shift`.
+        """
+        if other.given > self.given:
+            self.shift(other.given - self.given)
+        at = torch.tensor(rows, device=self.hidden.device)
+        start, length = self.given - other.given, self.shape[1]
+        positions, visible = self.planned()
+        theirs, seen = other.planned()
+        following = theirs[:, other.given - 1 :][:, :1] + torch.arange(
+            1, length - self.given + 1, device=at.device
+        )
+        empty = torch.zeros(len(rows), start, dtype=torch.int64, device=at.device)
+        positions[at] = torch.cat((empty, theirs[:, : other.given], following), 1)
+        visible[at] = torch.cat((empty.bool(), seen[:, : other.given], following >= 0), 1)
+        self._positions, self._visible = positions.clamp(max=self._max_positions - 1), visible
+        self.cache.put(at, other.cache, start, other.given)
+        self.hidden = self.hidden.index_copy(0, at, other.hidden)
+
+    def forget(self, rows: Sequence[int]) -> None:
+        """Let the named rows see nothing of what they held; they go on idle."""
+        positions, visible = self.planned()
+        visible[torch.tensor(rows, dtype=torch.int64, device=visible.device), : self.given] = False
+        self._positions, self._visible = positions, visible
+
+    def make_room(self) -> None:
+        """Drop the slots before the first that any row sees."""
+        seen = self.planned()[1][:, : self.given].any(0).nonzero()
+        self.shift(-int(seen[0]) if len(seen) else -self.given + 1)
+
+    def shift(self, by: int) -> None:
+        """Move everything in the cache by so many slots, to the right where it is positive."""
+        if by == 0:
+            return
+        positions, visible = self.planned()
+        length = self.shape[1]
+        source = (torch.arange(length, device=positions.device) - by).clamp(0, length - 1)
+        last = positions[:, -1:] + (torch.arange(length, device=positions.device) - by - length + 1).clamp(
+            min=0
+        )
+        self._positions = torch.where(source < length - 1, positions[:, source], last).clamp(
+            max=self._max_positions - 1
+        )
+        self._visible = visible[:, source]
+        if by > 0:
+            self._visible[:, :by] = False
+        self.cache.shift(by)
+        self.given += by
+
+    def _place(self, embeds: Sequence[Tensor], length: int) -> None:
         """Plan positions [B, length] and visibility [B, length] of every slot there will be."""
         device = embeds[0].device
         pads = self.given - torch.tensor([[len(row)] for row in embeds], device=device)
         slots = torch.arange(length, device=device)
-        self._positions = (slots - pads).clamp(0, max_positions - 1)
+        self._positions = (slots - pads).clamp(0, self._max_positions - 1)
         padded = any(len(row) != self.given for row in embeds)
         self._visible = slots >= pads if padded else None
 

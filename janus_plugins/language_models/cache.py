@@ -41,6 +41,18 @@ class KeyValueCache:
             for mine, theirs in zip(self.layers[layer], pair, strict=True):
                 mine[:, :, : theirs.shape[2]].copy_(theirs)
 
+    def put(self, rows: Tensor, other: KeyValueCache, start: int, length: int) -> None:
+        """Write the first `length` slots of another cache to the named rows [b], from slot `start` on."""
+        for layer, pair in other.layers.items():
+            for mine, theirs in zip(self.layers[layer], pair, strict=True):
+                mine[rows, :, start : start + length] = theirs[:, :, :length]
+
+    def shift(self, by: int) -> None:
+        """Move all slots by so many, to the right where it is positive; what is pushed out is lost."""
+        for pair in self.layers.values():
+            for each in pair:
+                each.copy_(each.roll(by, 2))
+
     def update(
         self, layer: int, key: Tensor, value: Tensor, start: int, slot: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,9 @@ import torch
 
 from janus_plugins.core.facts import GenerationFacts, LanguageModelFacts
 from janus_plugins.inference.codes import CodeEmbedder
-from janus_plugins.inference.decode import ItemPrompt, TextPrompt, generate_items, generate_text
+from janus_plugins.inference.decode import ItemPrompt, generate_items
 from janus_plugins.inference.stream import Stream, rows_within
+from janus_plugins.inference.words import TextPrompt, generate_text
 
 from .naive import last_hidden, naive_codes, naive_text
 from .toys import CODES, POSITIONS, TOKENS, WIDTH, PlacedCodeAdapter, SharingCache, ToyCodeAdapter, toy_model
@@ -44,6 +45,20 @@ def test_every_step_of_the_cache_equals_full_recomputation(model):
         new = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(100 + step))
         stream.step(new)
         rows = [torch.cat((row, one[None])) for row, one in zip(rows, new, strict=True)]
+
+
+def test_pieces_of_different_lengths_equal_full_recomputation(model):
+    def piece(length, seed):
+        return torch.randn(length, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+    rows = [piece(3, 1), piece(6, 2)]
+    stream = Stream(model.language_model, rows, 12, POSITIONS)
+    for seed, lengths in enumerate([(4, 1), (2, 3), (1, 1)]):
+        new = [piece(length, 10 * seed + length) for length in lengths]
+        stream.extend(new)
+        rows = [torch.cat(pair) for pair in zip(rows, new, strict=True)]
+        expected = torch.cat([last_hidden(model, row) for row in rows])
+        torch.testing.assert_close(stream.hidden, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("guidance", "temperature"), SETTINGS)
