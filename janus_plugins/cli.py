@@ -175,6 +175,9 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 1.0,
     seed: int = 0,
     max_rows: Annotated[int | None, typer.Option(help="rows computed at once")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="one compiled graph a step")] = False,
+    decoding: Annotated[str, typer.Option(help="steps, jacobi or zigzag")] = "steps",
+    window: Annotated[int | None, typer.Option(help="codes of a run of the latter two")] = None,
     device: Device = "auto",
 ) -> None:
     """Make items from prompts and write them to files, prompt and seed inside."""
@@ -183,7 +186,7 @@ def generate(
     loaded = _load(model, device)
     made = loaded.generate(
         prompt, modality=modality, num_per_prompt=num, guidance=guidance, temperature=temperature,
-        seed=seed, max_rows=max_rows,
+        seed=seed, max_rows=max_rows, compile=compile, decoding=decoding, window=window,
     )  # fmt: skip
     for path in save_generated(loaded, made, out):
         typer.echo(str(path))

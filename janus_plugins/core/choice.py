@@ -76,17 +76,33 @@ def choose(
         top_k: keep the k likeliest classes.
         top_p: keep the likeliest classes that together make up this share.
     """
-    import torch
-
     if temperature == 0:
         return logits.argmax(-1)
+    return pick_one(_keep((logits / temperature).softmax(-1), top_k, top_p), draws.uniform())
+
+
+def distribution(
+    logits: Tensor, *, temperature: float, top_k: int | None = None, top_p: float | None = None
+) -> Tensor:
+    """Return the shares [B, V] that `choose` draws from; at temperature 0 all is on the likeliest class."""
+    from torch.nn.functional import one_hot
+
+    if temperature == 0:
+        return one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
     shares = _keep((logits / temperature).softmax(-1), top_k, top_p)
+    return shares / shares.sum(-1, keepdim=True)
+
+
+def pick_one(shares: Tensor, numbers: Tensor) -> Tensor:
+    """Return a class a row [B] (int64): where each number in [0, 1) falls in the heap of shares [B, V]."""
+    import torch
+
     # float64: over 100,000 classes a float32 running sum loses the rare ones.
     heaped = shares.double().cumsum(-1)
-    wanted = draws.uniform().to(heaped.device).double()[:, None] * heaped[:, -1:]
+    wanted = numbers.to(heaped.device).double()[:, None] * heaped[:, -1:]
     # right=True never lands on a class of share 0; the clamp guards against rounding at the top end.
     found = torch.searchsorted(heaped, wanted, right=True)[:, 0]
-    return found.clamp(max=logits.shape[-1] - 1)
+    return found.clamp(max=shares.shape[-1] - 1)
 
 
 def _keep(shares: Tensor, top_k: int | None, top_p: float | None) -> Tensor:

@@ -175,6 +175,16 @@ class Head(Protocol):
         ...
 
 
+class OpenHead(Head, Protocol):
+    """Also tell what `sample` draws from, so that several codes may be guessed and checked. Optional."""
+
+    def distribution(
+        self, hidden: Tensor, unconditional: Tensor | None, *, guidance: float, temperature: float
+    ) -> Tensor:
+        """Return the shares [P, K] of every code, for hidden states [P, M]; see `sample`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Packed:
     """Say which slots of a packed batch may see one another: causally, within one segment.
@@ -203,7 +213,8 @@ class Cached:
 
     Attributes:
         start: cache slots already filled; the step's S slots go to start .. start + S - 1.
-        visible: bool [B, start + S], False on left padding; None when every slot counts.
+        visible: bool [B, start + S], False on left padding; None when every slot counts. Language models
+            that say `free_masks = True` may also be given [B, S, start + S]: what each slot sees, exactly.
         slot: where a step of one slot a row goes, as a tensor [1] (int64), in place of `start`: its value may
             then differ from call to call of one recorded graph. `start + 1` is how far the step may look,
             and `visible` (always given) is False beyond `slot`. Given only to language models that say

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from janus_plugins.core.errors import RunFileError
+from janus_plugins.inference.ahead import DECODINGS
 from janus_plugins.inference.linears import LINEARS
 
 Given = dict[str, list[object]]
@@ -52,6 +53,12 @@ def check_linears(value: str) -> None:
     """Refuse a way of computing linear layers that there is not."""
     if value not in LINEARS:
         raise RunFileError(f"linears is {value!r}; it must be one of {', '.join(LINEARS)}")
+
+
+def check_decoding(value: str) -> None:
+    """Refuse a way of decoding items that there is not."""
+    if value not in DECODINGS:
+        raise RunFileError(f"decoding is {value!r}; it must be one of {', '.join(DECODINGS)}")
 
 
 def numbered(texts: Sequence[str], count: int) -> list[list[int]]:

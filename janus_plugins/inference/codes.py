@@ -42,12 +42,18 @@ class CodeEmbedder:
         source = made[:, -1:] if self.alike else made
         return cast(Tensor, self._adapter(source)[:, -1])
 
-    def check_alike(self) -> None:
-        """Refuse an adapter that reads more than the last code: a step of fixed shapes has no more."""
+    def each(self, codes: Tensor) -> Tensor:
+        """Return the embeddings [B, n, M] of codes [B, n], whatever stands before them."""
+        if self.table is not None:
+            return self.table[codes]
+        return cast(Tensor, self._adapter(codes.reshape(-1, 1))).view(*codes.shape, -1)
+
+    def check_alike(self, option: str) -> None:
+        """Refuse an adapter that embeds a code by those before it, which `option` cannot serve."""
         if not self.alike:
             raise RunFileError(
-                f"{type(self._adapter).__name__} embeds a code by those before it, so its steps cannot be "
-                "compiled; leave `compile` out"
+                f"{type(self._adapter).__name__} embeds a code by those before it, which {option} does not "
+                f"have; leave {option} out"
             )
 
     def _treats_alike(self, facts: GenerationFacts, device: torch.device) -> bool:

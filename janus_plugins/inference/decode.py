@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from janus_plugins.core.contracts import Draws
+from janus_plugins.inference.ahead import Ahead, Decoding
 from janus_plugins.inference.codes import CodeEmbedder
 from janus_plugins.inference.graph import GRAIN, CountedDraws, GraphStep, check_static, kept_step, rounded
 from janus_plugins.inference.linears import Linears, fast_linears
@@ -88,6 +89,8 @@ def generate_items(
     max_rows: int | None = None,
     linears: Linears = "packed",
     compile: bool = False,
+    decoding: Decoding = "steps",
+    window: int | None = None,
 ) -> Tensor:
     """Return codes [N, T] (int64) or latents [N, T, C] of every seed of every prompt, in order, on the CPU.
 
@@ -104,6 +107,8 @@ def generate_items(
             item takes two of them under guidance, and one item is always made.
         linears: how linear layers compute; see `inference.linears`.
         compile: run each step as one compiled graph; see `inference.graph`.
+        decoding: "steps", one code a run; "jacobi": see `inference.jacobi`; "zigzag": see `inference.zigzag`.
+        window: of the latter two.
     """
     facts = model.plan.model.generation[modality].facts
     number = sum(len(prompt.seeds) for prompt in prompts)
@@ -136,12 +141,21 @@ def generate_items(
 
     if compile:
         check_static(model.language_model)
-        embedder.check_alike()
+        embedder.check_alike("compile")
     loop = Loop(pick, embed, facts.tokens, compiled=compiled if compile else None)
+    ahead = None if decoding == "steps" else Ahead(model.language_model, path.head, embedder, facts, window)
+    if ahead is not None:
+        ahead.check(decoding, compile)
+        at_once = 1 if decoding == "jacobi" else at_once
 
     def make(batch: Sequence[ItemPrompt]) -> Tensor:
         draws = SeededDraws([seed for prompt in batch for seed in prompt.seeds], model.device)
-        stream = _item_stream(model, batch, twice, facts.tokens - 1, GRAIN if compile else 1)
+        room = facts.tokens - 1 if ahead is None else ahead.room
+        stream = _item_stream(model, batch, twice, room, GRAIN if compile else 1)
+        if decoding == "jacobi":
+            return cast(Ahead, ahead).jacobi(stream, guidance, temperature, draws).cpu()
+        if decoding == "zigzag":
+            return cast(Ahead, ahead).zigzag(stream, guidance, lambda hidden: pick(hidden, draws)).cpu()
         return loop.run(stream, draws).cpu()
 
     with fast_linears("plain" if compile else linears, model.language_model, path.adapter, path.head):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.inference import checks, paths
+from janus_plugins.inference.ahead import Decoding
 from janus_plugins.inference.artefacts import Generated, save_generated
 from janus_plugins.inference.decode import generate_items
 from janus_plugins.inference.linears import Linears
@@ -41,6 +42,8 @@ def generate(
     max_rows: int | None = None,
     linears: Linears = "packed",
     compile: bool = False,
+    decoding: Decoding = "steps",
+    window: int | None = None,
     return_codes: bool = False,
 ) -> list[Generated] | Tensor:
     """Make items from prompts.
@@ -62,6 +65,11 @@ def generate(
             that is read fastest), "plain" (no copies), or "int8" (faster still, other results).
         compile: run each step as one graph, compiled at the first call (half a minute to minutes) and kept
             for later ones of the same sizes; `linears` then has no say. Rounding differs.
+        decoding: "steps" makes one code a run of the language model. "jacobi" guesses several and checks
+            them in one run, one item at a time, with the same distribution. "zigzag" makes rows of a picture
+            side by side, which changes results.
+        window: codes that a run may decide (jacobi, default 16), or by which a row stays behind the one
+            above it (zigzag, default half a row).
         return_codes: return codes, and decode nothing.
 
     Returns:
@@ -73,8 +81,9 @@ def generate(
     """
     texts = checks.texts_of(prompts, "prompt")
     checks.check_not_negative(guidance=guidance, temperature=temperature)
-    checks.check_counts(num_per_prompt=num_per_prompt, max_rows=max_rows)
+    checks.check_counts(num_per_prompt=num_per_prompt, max_rows=max_rows, window=window)
     checks.check_linears(linears)
+    checks.check_decoding(decoding)
     paths.generation_path(model, modality)
     numbers = checks.numbered(texts, num_per_prompt)
     rows = [
@@ -91,6 +100,8 @@ def generate(
             max_rows=max_rows,
             linears=linears,
             compile=compile,
+            decoding=decoding,
+            window=window,
         )
         if return_codes:
             return codes

@@ -38,6 +38,7 @@ class Stream:
     Attributes:
         hidden: last hidden state of each row [B, M].
         given: slots that have run.
+        first: slots that had run before the first step.
         cache: the language model's.
     """
 
@@ -52,6 +53,7 @@ class Stream:
         self._model = cast(Any, language_model)
         self._max_positions = max_positions
         self.given = max(len(row) for row in embeds)
+        self.first = self.given
         length = self.given + room
         self.cache = self._model.new_cache(len(embeds), length)
         if copies is not None and not hasattr(self.cache, "select"):
@@ -78,6 +80,33 @@ class Stream:
         """Append one slot to every row [B, M]."""
         self.given += 1
         self.hidden = self._run(embeds[:, None], self.given - 1)
+
+    def look(self, embeds: Tensor) -> Tensor:
+        """Run slots [B, S, M] as if they followed; return their hidden states [B, S, M]. See `keep`."""
+        stop = self.given + embeds.shape[1]
+        visible = None if self._visible is None else self._visible[:, :stop]
+        plan = Cached(self.given, visible)
+        return cast(Tensor, self._model(embeds, self._positions[:, self.given : stop], plan, self.cache))
+
+    def keep(self, slots: int) -> None:
+        """Keep the first slots of the last `look`; the next one writes over the rest."""
+        self.given += slots
+
+    def place(self, embeds: Tensor, ahead: Tensor, seen: Tensor) -> Tensor:
+        """Run slots [B, S, M] that do not follow one another; return their hidden states [B, S, M].
+
+        Args:
+            embeds: input embeddings.
+            ahead: how many positions after each row's first step each slot lies [S].
+            seen: which of the slots since then each one sees, itself included [S, slots so far + S] (bool).
+        """
+        start, first, steps = self.given, self.first, embeds.shape[1]
+        positions, visible = self.planned()
+        before = visible[:, None, :first].expand(-1, steps, -1)
+        mask = torch.cat((before, seen.expand(len(before), -1, -1)), -1)
+        at = (positions[:, first : first + 1] + ahead).clamp(max=self._max_positions - 1)
+        self.given += steps
+        return cast(Tensor, self._model(embeds, at, Cached(start, mask), self.cache))
 
     def extend(self, rows: Sequence[Tensor]) -> None:
         """Append several slots to every row [length, M]; shorter ones are padded on their left."""

@@ -115,6 +115,8 @@ def _mask(plan: Cached, slots: int, device: torch.device) -> Tensor | None:
     """Return which slots are seen, bool [B or 1, 1, S, start + S], or None where that is all."""
     if plan.visible is None and slots == 1:
         return None
+    if plan.visible is not None and plan.visible.dim() == 3:
+        return plan.visible[:, None]
     if plan.slot is not None and plan.visible is not None:
         return plan.visible[:, None, None, :]
     stop = plan.start + slots

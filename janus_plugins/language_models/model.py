@@ -33,6 +33,7 @@ class CausalLanguageModel(nn.Module):
 
     text_head: nn.Module
     static_steps = True
+    free_masks = True
 
     def __init__(self, config: Any, facts: LanguageModelFacts, attention: str) -> None:
         super().__init__()

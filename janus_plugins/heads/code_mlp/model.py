@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from janus_plugins.core.choice import choose, guide, linear_cross_entropy
+from janus_plugins.core.choice import choose, distribution, guide, linear_cross_entropy
 from janus_plugins.core.contracts import Draws
 from janus_plugins.core.facts import HeadFacts
 from janus_plugins.heads.code_mlp.spec import CodeHeadConfig
@@ -58,12 +58,27 @@ class CodeHead(nn.Module):
         draws: Draws,
     ) -> Tensor:
         """Return the next code of each row [B]; see `core.contracts.Head`."""
+        config = self.config
+        return choose(
+            self._guided(hidden, unconditional, guidance),
+            temperature=temperature,
+            draws=draws,
+            top_k=config.top_k,
+            top_p=config.top_p,
+        )
+
+    def distribution(
+        self, hidden: Tensor, unconditional: Tensor | None, *, guidance: float, temperature: float
+    ) -> Tensor:
+        """Return the shares [P, K] that `sample` draws from; see `core.contracts.OpenHead`."""
+        logits, config = self._guided(hidden, unconditional, guidance), self.config
+        return distribution(logits, temperature=temperature, top_k=config.top_k, top_p=config.top_p)
+
+    def _guided(self, hidden: Tensor, unconditional: Tensor | None, guidance: float) -> Tensor:
         # Both kinds of rows in one product: the weight is read once.
         rows = hidden if unconditional is None else torch.cat((hidden, unconditional))
         logits, *other = torch.split(self.logits(rows), len(hidden))
-        logits = guide(logits, other[0] if other else None, guidance)
-        config = self.config
-        return choose(logits, temperature=temperature, draws=draws, top_k=config.top_k, top_p=config.top_p)
+        return guide(logits, other[0] if other else None, guidance)
 
 
 def build(config: CodeHeadConfig, facts: HeadFacts) -> CodeHead:
