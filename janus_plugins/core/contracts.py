@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from janus_plugins.core.samples import Sample
 
@@ -268,8 +268,16 @@ class LanguageModel(Protocol):
         """
         ...
 
-    def set_checkpointing(self, on: bool) -> None:
-        """Recompute the blocks' activations in the backward pass, or keep them."""
+    def set_checkpointing(self, on: bool | Literal["selective"]) -> None:
+        """Recompute the blocks' activations in the backward pass, or keep them.
+
+        "selective" keeps what took long to compute and recomputes the rest; a language model that makes
+        no such difference recomputes all.
+        """
+        ...
+
+    def compile_blocks(self) -> None:
+        """Let `torch.compile` fuse the blocks' training passes. Optional."""
         ...
 
     def load_weights(self, source: str) -> None:

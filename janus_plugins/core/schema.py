@@ -275,7 +275,13 @@ class EngineBlock(Strict):
 
     precision: Literal["fp32", "bf16"] = "fp32"
     accumulate: Count = Field(default=1, description="micro-batches of one step on each rank")
-    checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
+    checkpointing: bool | Literal["selective"] = Field(
+        default=False,
+        description="recompute activations in the backward pass: all, or not attention and half the products",
+    )
+    compile: bool = Field(
+        default=False, description="fuse the language model's blocks by torch.compile; rounding differs"
+    )
     workers: Annotated[int, Field(ge=0)] = Field(default=0, description="data workers of each rank")
     threads: Count | None = Field(default=None, description="CPU threads of each rank")
     save_every: Count | None = Field(default=None, description="steps between checkpoints")

@@ -83,6 +83,7 @@ class Grouped:
         self.shapes = [tuple(group.shape) for group in packed.groups]
         self.order = torch.cat([group.reshape(-1) for group in packed.groups])
 
+    @torch.compiler.disable
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, dropout: float
     ) -> Tensor:
@@ -118,6 +119,7 @@ class Varlen:
         self.packed = packed
         self.reach = packed.max_length
 
+    @torch.compiler.disable
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, dropout: float
     ) -> Tensor:
@@ -169,6 +171,7 @@ class Flex:
 
         self.mask = create_block_mask(sees, None, None, slots, slots, device=str(bounds.device))
 
+    @torch.compiler.disable
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, dropout: float
     ) -> Tensor:

@@ -7,7 +7,7 @@ What a body does with ids, masks and caches of its own is never used.
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from janus_plugins.core.errors import PluginError, RunFileError
 from janus_plugins.core.facts import LanguageModelFacts
 from janus_plugins.language_models.attention import NAME, Attend, packed_attention
 from janus_plugins.language_models.cache import CachedAttention, KeyValueCache
+from janus_plugins.language_models.keeping import selective_contexts
 from janus_plugins.language_models.published import transformers_config
 from janus_plugins.language_models.spec import CausalLmConfig, LlamaConfig
 from janus_plugins.language_models.step import LlamaStep, can_step
@@ -104,15 +105,33 @@ class CausalLanguageModel(nn.Module):
         """Make a static key-value cache for `batch` rows of at most `length` slots."""
         return KeyValueCache(batch, length)
 
-    def set_checkpointing(self, on: bool) -> None:
-        """Recompute the blocks' activations in the backward pass, or keep them."""
+    def set_checkpointing(self, on: bool | Literal["selective"]) -> None:
+        """Recompute the blocks' activations in the backward pass, or keep them.
+
+        "selective" keeps attention's outputs and every second product's, which take longest to compute.
+        """
         # transformers renames these methods from 5.2x on, and warns of the old name.
         renamed = hasattr(self.model, "activation_checkpointing_enable")
         name = "activation_checkpointing" if renamed else "gradient_checkpointing"
         if on:
-            getattr(self.model, f"{name}_enable")({"use_reentrant": False})
+            chosen = {"context_fn": selective_contexts} if on == "selective" else {}
+            getattr(self.model, f"{name}_enable")({"use_reentrant": False, **chosen})
         else:
             getattr(self.model, f"{name}_disable")()
+
+    def compile_blocks(self) -> None:
+        """Let `torch.compile` fuse each block but for its attention, whose sizes differ from pack to pack.
+
+        Raises:
+            RunFileError: the body keeps its blocks elsewhere than in `layers`.
+        """
+        blocks = getattr(self.model, "layers", None)
+        if not isinstance(blocks, nn.ModuleList):
+            raise RunFileError(
+                f"engine.compile: {type(self.model).__name__} has no `layers` to compile; set it to false"
+            )
+        for block in blocks:
+            block.compile(dynamic=True)
 
     def load_weights(self, source: str) -> None:
         """Load a causal language model of this size from a folder or hub id, its head included.

@@ -41,7 +41,8 @@ def row_bytes(plan: RunPlan, stage: StageBlock) -> float:
     """Return the bytes of the language model's activations for one packed row."""
     facts, wide = plan.model.facts, 1 if _bf16(plan) else 2
     checkpointing = plan.run.engine.checkpointing
-    per_layer = (2 if checkpointing else 34) * wide
+    # Selective: of a layer's products (11.5 widths a slot) about half, attention's output, and the input.
+    per_layer = {True: 2, False: 34, "selective": 16}[checkpointing] * wide
     kept = per_layer * facts.num_layers + (34 * wide if checkpointing else 0)
     return float(kept * stage.max_length * facts.width)
 

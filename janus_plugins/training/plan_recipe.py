@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from janus_plugins.core.errors import RunFileError
 from janus_plugins.core.plan import RunPlan
 from janus_plugins.core.schema import StageBlock
 from janus_plugins.data.loader import StepLoader
@@ -38,8 +39,11 @@ def plan_recipe(plan: RunPlan, sampler: Sampler | None = None, start: Start | No
         model = compose_plan(plan, tokenizer, weights=weights and start is None)
         if weights and start is not None:
             start(model)
-        if plan.run.engine.checkpointing:
-            cast(Any, model.language_model).set_checkpointing(True)
+        engine, language_model = plan.run.engine, cast(Any, model.language_model)
+        if engine.checkpointing:
+            language_model.set_checkpointing(engine.checkpointing)
+        if engine.compile:
+            _compile(language_model)
         return model
 
     def loader(stage: StageBlock, world: World, state: Mapping[str, Any] | None) -> Iterable[Any]:
@@ -80,3 +84,11 @@ def provenance(plan: RunPlan) -> dict[str, Any]:
     }
     libraries = ("janus-plugins", "torch", "deepspeed", "transformers", "datasets")
     return {"parts": parts, "libraries": {name: version(name) for name in libraries}}
+
+
+def _compile(language_model: Any) -> None:
+    if not hasattr(language_model, "compile_blocks"):
+        raise RunFileError(
+            f"engine.compile: {type(language_model).__name__} has no compile_blocks(); set it to false"
+        )
+    language_model.compile_blocks()

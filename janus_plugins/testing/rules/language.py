@@ -101,19 +101,20 @@ def padding(case: Case) -> None:
 
 
 def checkpointing(case: Case) -> None:
-    """Check that recomputing activations changes no gradient."""
-    subject, gradients = Language(case), []
-    for on in (False, True):
+    """Check that recomputing activations, all or a selection of them, changes no gradient."""
+    subject, gradients = Language(case), {}
+    for on in (False, True, "selective"):
         module: Any = case.build().train()
         module.set_checkpointing(on)
         loss = subject.learnt(module, subject.inputs((0, 1)))
         assert loss is not None
         loss.backward()  # type: ignore[no-untyped-call]
-        gradients.append({name: each.grad for name, each in subject.parameters(module)})
-    for name, plain in gradients[0].items():
-        other = gradients[1][name]
-        fine = plain is other if plain is None or other is None else close(plain, other)
-        expect(fine, "the same gradients with set_checkpointing(True)", f"others for {name}")
+        gradients[on] = {name: each.grad for name, each in subject.parameters(module)}
+    for on in (True, "selective"):
+        for name, plain in gradients[False].items():
+            other = gradients[on][name]
+            fine = plain is other if plain is None or other is None else close(plain, other)
+            expect(fine, f"the same gradients with set_checkpointing({on!r})", f"others for {name}")
 
 
 def text_head(case: Case) -> None:
