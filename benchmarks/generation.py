@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+import time
 from typing import Any
 
 import torch
@@ -63,14 +64,16 @@ def measure(size: str, rounds: int) -> tuple[harness.Comparison, bool]:
     prompt = item_prompt(model, "image", PROMPT, [0])
     steps = model.plan.model.generation["image"].facts.tokens
 
-    def by(linears: str) -> Tensor:
-        options: Any = {"linears": linears}
+    def by(linears: str = "packed", **options: Any) -> Tensor:
+        options = {"linears": linears, **options}
         made = generate(model, PROMPT, guidance=GUIDANCE, temperature=0, return_codes=True, **options)
         assert isinstance(made, Tensor)
         return made
 
     ways = {
-        "ours": lambda: by("packed"),
+        "ours": lambda: by(),
+        "ours, compiled": lambda: by(compile=True),
+        "ours, guesses checked (jacobi)": lambda: by(decoding="jacobi", window=4),
         "ours, plain linear layers": lambda: by("plain"),
         "ours, 8 bits": lambda: by("int8"),
         "transformers generate": lambda: transformers_way(foreign, model, list(prompt.conditional)),
@@ -78,6 +81,9 @@ def measure(size: str, rounds: int) -> tuple[harness.Comparison, bool]:
             foreign, (list(prompt.conditional), list(prompt.unconditional)), steps
         ),
     }
+    started = time.process_time()
+    by(compile=True)
+    compiling = time.process_time() - started
     made = {label: way() for label, way in ways.items()}
     equal = all(torch.equal(codes, made["ours"]) for label, codes in made.items() if label != "ours, 8 bits")
     weights = models.decoding_parameters(model)
@@ -91,8 +97,14 @@ def measure(size: str, rounds: int) -> tuple[harness.Comparison, bool]:
         "codes equal in 8 bits": (made["ours, 8 bits"] == made["ours"]).float().mean().item(),
         "bytes/s of one thread": speed,
         "share of the bandwidth roofline": share,
+        "share, compiled": share * _median(compared, "ours") / _median(compared, "ours, compiled"),
+        "CPU s to compile, once": compiling,
     }
     return compared, equal
+
+
+def _median(compared: harness.Comparison, way: str) -> float:
+    return statistics.median(compared.cpu[way])
 
 
 def main() -> int:

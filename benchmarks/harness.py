@@ -64,20 +64,20 @@ def compare(
     for way in ways.values():
         way()
     made = Comparison(name, next(iter(ways)), counts=dict(counts or {}))
-    before, started, ran = _ticks(), time.perf_counter(), time.process_time()
+    before, started, ran = ticks(), time.perf_counter(), time.process_time()
     for _ in range(rounds):
         for label, way in ways.items():
             wall, cpu = time.perf_counter(), time.process_time()
             way()
             made.cpu.setdefault(label, []).append(time.process_time() - cpu)
             made.wall.setdefault(label, []).append(time.perf_counter() - wall)
-    after = _ticks()
+    after = ticks()
     made.stolen = (after[0] - before[0]) / max(1, after[1] - before[1])
     made.waited = max(0.0, 1 - (time.process_time() - ran) / (time.perf_counter() - started))
     return made
 
 
-def _ticks() -> tuple[int, int]:
+def ticks() -> tuple[int, int]:
     """Return (stolen, all) ticks of the machine since its start; (0, 0) where it does not say."""
     for line in _lines("/proc/stat")[:1]:
         ticks = [int(value) for value in line.split()[1:9]]
@@ -171,3 +171,69 @@ def options(about: str) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default 5)")
     parser.add_argument("--force", action="store_true", help="keep figures of a busy machine too")
     return parser
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Hold how the cost of something grows.
+
+    Attributes:
+        name: what was done.
+        of: what grows.
+        sizes: how large it was.
+        seconds: CPU seconds at each size, the least of a few rounds.
+        per: what each size is divided by to give `seconds` a unit cost, e.g. "code".
+    """
+
+    name: str
+    of: str
+    sizes: tuple[int, ...]
+    seconds: tuple[float, ...]
+    per: str
+
+    def markdown(self) -> str:
+        """Return a Markdown table: seconds, and milliseconds for each one."""
+        lines = [f"### {self.name}", "", f"| {self.of} | CPU s | ms a {self.per} |", "|---|---|---|"]
+        for size, taken in zip(self.sizes, self.seconds, strict=True):
+            lines.append(f"| {size:,} | {taken:.3f} | {1000 * taken / size:.3f} |")
+        return "\n".join([*lines, ""])
+
+
+def curve(name: str, of: str, per: str, work: Mapping[int, Callable[[], object]], rounds: int) -> Curve:
+    """Time the work of each size: the least CPU time of `rounds` rounds, which take turns, after a first."""
+    least: dict[int, float] = {}
+    for number in range(rounds + 1):
+        for size, run in work.items():
+            started = time.process_time()
+            run()
+            taken = time.process_time() - started
+            if number:
+                least[size] = min(taken, least.get(size, taken))
+    return Curve(name, of, tuple(least), tuple(least.values()), per)
+
+
+def keep(name: str, text: str, answer: Mapping[str, Any]) -> None:
+    """Print figures and keep them as JSON and Markdown."""
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    told = json.dumps({"machine": machine(), **answer}, indent=1)
+    (RESULTS / f"{name}.json").write_text(told + "\n", encoding="utf-8")
+    (RESULTS / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+
+
+def plot(name: str, curves: list[Curve]) -> None:
+    """Draw curves of cost against size, both axes logarithmic, to `results/<name>.png`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(curves), figsize=(3.4 * len(curves), 3), squeeze=False)
+    for panel, one in zip(axes[0], curves, strict=True):
+        panel.loglog(one.sizes, one.seconds, "o-")
+        panel.set(title=one.name, xlabel=one.of, ylabel="CPU seconds")
+        panel.title.set_fontsize(9)
+        panel.grid(True, which="both", alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(RESULTS / f"{name}.png", dpi=110)
+    pyplot.close(figure)

@@ -36,8 +36,8 @@ model:
     image:
       encoder:
         use: vq
-        options: {{image_size: 96, channels: 32, multipliers: [1, 1, 1, 2], num_res_blocks: 1, z_channels: 32,
-                  codebook_size: {codes}}}
+        options: {{image_size: {pixels}, channels: 32, multipliers: [1, 1, 1, 2], num_res_blocks: 1,
+                  z_channels: 32, codebook_size: {codes}}}
       adapter: {{use: code-mlp}}
       head: {{use: code-mlp}}
 """
@@ -46,12 +46,18 @@ SIZES: dict[str, dict[str, float]] = {
     "7.5M": {"width": 256, "inner": 704, "layers": 8, "heads": 8, "std": 0.08, "codes": 2048},
     "170M": {"width": 1024, "inner": 2816, "layers": 12, "heads": 16, "std": 0.04, "codes": 16384},
 }
-"""Both make 144 codes an image, as many as they read; greedy codes differ from step to step."""
+"""Both make 144 codes an image unless told otherwise; greedy codes differ from step to step."""
 
 
-def ours(size: str) -> UnifiedModel:
-    """Return our model of a size, with random weights large enough that choices are clear."""
-    model = compose_plan(resolve(load_run_text(_RUN.format(**SIZES[size]), f"{size}.yaml"))).eval()
+def ours(size: str, side: int = 12) -> UnifiedModel:
+    """Return our model of a size, with random weights large enough that choices are clear.
+
+    Args:
+        size: of `SIZES`.
+        side: codes along each side of a picture.
+    """
+    text = _RUN.format(pixels=8 * side, **SIZES[size])
+    model = compose_plan(resolve(load_run_text(text, f"{size}.yaml"))).eval()
     with torch.no_grad():
         for parameter in model.generation["image"].head.parameters():  # type: ignore[union-attr]
             parameter.mul_(6)

@@ -239,7 +239,7 @@ def record(call: Callable[[State], None], state: State) -> Callable[[], None]:
     if state.slot.device.type != "cuda":
         return lambda: call(state)
     before = [tensor.clone() for tensor in state.tensors()]
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):  # compiles, and lets libraries choose their kernels; what it wrote is undone

@@ -42,6 +42,8 @@ class Stream:
         cache: the language model's.
     """
 
+    _visible: Tensor | None
+
     def __init__(
         self,
         language_model: nn.Module,
@@ -168,9 +170,7 @@ class Stream:
         self._positions = torch.where(source < length - 1, positions[:, source], last).clamp(
             max=self._max_positions - 1
         )
-        self._visible = visible[:, source]
-        if by > 0:
-            self._visible[:, :by] = False
+        self._visible = visible[:, source] & (torch.arange(length, device=visible.device) >= by)
         self.cache.shift(by)
         self.given += by
 

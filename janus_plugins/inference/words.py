@@ -84,8 +84,15 @@ def generate_text(
         def begin(chosen: Sequence[int], room: int) -> Stream:
             return begin_text(model, [prompts[rows[each]] for each in chosen], room)
 
-        parts = [[values[row] for row in rows] for values in (lengths, limits, [one.seed for one in prompts])]
-        return Order(begin, *parts, pick, language_model.embed, stop)
+        return Order(
+            begin=begin,
+            lengths=[lengths[row] for row in rows],
+            limits=[limits[row] for row in rows],
+            seeds=[prompts[row].seed for row in rows],
+            pick=pick,
+            embed=language_model.embed,
+            stop=stop,
+        )
 
     batches = [range(first, min(first + at_once, len(prompts))) for first in range(0, len(prompts), at_once)]
     if compile:

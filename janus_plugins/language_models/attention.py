@@ -83,7 +83,7 @@ class Grouped:
         self.shapes = [tuple(group.shape) for group in packed.groups]
         self.order = torch.cat([group.reshape(-1) for group in packed.groups])
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, dropout: float
     ) -> Tensor:
@@ -119,7 +119,7 @@ class Varlen:
         self.packed = packed
         self.reach = packed.max_length
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, dropout: float
     ) -> Tensor:
@@ -127,7 +127,8 @@ class Varlen:
         from torch.nn.attention.varlen import varlen_attn
 
         if dropout:  # the kernel has none
-            return Grouped(self.packed)(layer, query, key, value, scale=scale, dropout=dropout)
+            grouped: Attend = Grouped(self.packed)
+            return grouped(layer, query, key, value, scale=scale, dropout=dropout)
         batch, heads, slots, _ = query.shape
         bounds, longest = self.packed.cu_seqlens, self.packed.max_length
         states = [flatten(each).contiguous() for each in (query, key, value)]
@@ -171,13 +172,14 @@ class Flex:
 
         self.mask = create_block_mask(sees, None, None, slots, slots, device=str(bounds.device))
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, dropout: float
     ) -> Tensor:
         """Attend causally within the segments of `cu_seqlens`."""
         if dropout:  # the kernel has none
-            return Grouped(self.packed)(layer, query, key, value, scale=scale, dropout=dropout)
+            grouped: Attend = Grouped(self.packed)
+            return grouped(layer, query, key, value, scale=scale, dropout=dropout)
         batch, heads, slots, _ = query.shape
         states = [flatten(each).transpose(0, 1)[None] for each in (query, key, value)]
         output = _compiled_flex()(
