@@ -8,7 +8,7 @@ files and users' mistakes are not known here: prompts arrive as ids, and every r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -32,11 +32,13 @@ class ItemPrompt:
         conditional: ids, ending in the item's begin token.
         unconditional: as many ids: BOS, pads, the begin token. Its pads are seen, as in the reference.
         seeds: one 64-bit seed for each item wanted.
+        items: embeddings of items shown [T, M] and the slot where each begins, in both rows alike.
     """
 
     conditional: Sequence[int]
     unconditional: Sequence[int]
     seeds: Sequence[int]
+    items: Sequence[tuple[int, Tensor]] = ()
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ def generate_text(
     top_p: float | None = None,
     max_rows: int | None = None,
     linears: Linears = "packed",
+    watch: Callable[[int, list[int]], None] | None = None,
 ) -> list[list[int]]:
     """Return the new ids of each prompt, up to and without `stop`.
 
@@ -157,6 +160,7 @@ def generate_text(
         top_p: sample from the likeliest ids that hold this share of the probability.
         max_rows: most rows at once (default: by the memory of the cache).
         linears: how linear layers compute; see `inference.linears`.
+        watch: called after each step with every row's number and its new ids so far.
     """
     positions = model.plan.model.facts.max_positions
     # The last token of an answer is chosen, never read: it needs no position.
@@ -166,9 +170,9 @@ def generate_text(
     language_model = cast(Any, model.language_model)
     known = len(model.tokenizer)
 
-    def answer(batch: Sequence[TextPrompt], limits: Sequence[int]) -> Tensor:
+    def answer(first: int, batch: Sequence[TextPrompt], limits: Sequence[int]) -> Tensor:
         draws = SeededDraws([prompt.seed for prompt in batch], model.device)
-        embeds = [_text_embeds(language_model, prompt, model.device) for prompt in batch]
+        embeds = [row_embeds(language_model, row.ids, row.items, model.device) for row in batch]
         ends = torch.tensor(limits, device=model.device)
 
         def pick(hidden: Tensor) -> Tensor:
@@ -179,6 +183,9 @@ def generate_text(
             return cast(Tensor, language_model.embed(made[:, -1]))
 
         def finished(made: Tensor) -> bool:
+            if watch is not None:
+                for row, ids in enumerate(made.tolist()):
+                    watch(first + row, _until(ids[: limits[row]], stop))
             return bool(((made == stop).any(1) | (ends <= made.shape[1])).all())
 
         stream = Stream(language_model, embeds, max(limits) - 1, positions)
@@ -188,20 +195,20 @@ def generate_text(
     for first in range(0, len(prompts), at_once):
         rows = slice(first, first + at_once)
         with fast_linears(linears, model.language_model):
-            made = answer(prompts[rows], limits[rows]).tolist()
+            made = answer(first, prompts[rows], limits[rows]).tolist()
         answers += [_until(row[:limit], stop) for row, limit in zip(made, limits[rows], strict=True)]
     return answers
 
 
 def _item_stream(model: UnifiedModel, batch: Sequence[ItemPrompt], twice: bool, room: int) -> Stream:
     """Run the prompts of a batch once each, conditional rows first; continue with a row an item."""
-    rows = [prompt.conditional for prompt in batch]
+    rows = [(prompt.conditional, prompt.items) for prompt in batch]
     copies = [index for index, prompt in enumerate(batch) for _ in prompt.seeds]
     if twice:
-        rows += [prompt.unconditional for prompt in batch]
+        rows += [(prompt.unconditional, prompt.items) for prompt in batch]
         copies += [index + len(batch) for index in copies]
     language_model = cast(Any, model.language_model)
-    embeds = [language_model.embed(torch.tensor(row, device=model.device)) for row in rows]
+    embeds = [row_embeds(language_model, ids, items, model.device) for ids, items in rows]
     positions = model.plan.model.facts.max_positions
     return Stream(model.language_model, embeds, room, positions, None if len(copies) == len(rows) else copies)
 
@@ -214,7 +221,7 @@ def _item_batches(prompts: Sequence[ItemPrompt], at_once: int) -> Iterator[list[
         seeds = list(prompt.seeds)
         while seeds:
             taken, seeds = seeds[:free], seeds[free:]
-            batch.append(ItemPrompt(prompt.conditional, prompt.unconditional, taken))
+            batch.append(replace(prompt, seeds=taken))
             free -= len(taken)
             if free == 0:
                 yield batch
@@ -223,10 +230,12 @@ def _item_batches(prompts: Sequence[ItemPrompt], at_once: int) -> Iterator[list[
         yield batch
 
 
-def _text_embeds(language_model: Any, prompt: TextPrompt, device: torch.device) -> Tensor:
+def row_embeds(
+    language_model: Any, ids: Sequence[int], items: Sequence[tuple[int, Tensor]], device: torch.device
+) -> Tensor:
     """Return one row's input embeddings [L, M], with its items in their slots."""
-    embeds = cast(Tensor, language_model.embed(torch.tensor(prompt.ids, device=device)))
-    for start, values in prompt.items:
+    embeds = cast(Tensor, language_model.embed(torch.tensor(ids, device=device)))
+    for start, values in items:
         embeds = embeds.index_copy(
             0, torch.arange(start, start + len(values), device=device), values.to(embeds.dtype)
         )

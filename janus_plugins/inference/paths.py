@@ -16,6 +16,7 @@ from janus_plugins.core.catalogue import load_processor
 from janus_plugins.core.errors import BadSample, JanusPluginsError, RunFileError
 from janus_plugins.core.plan import Part
 from janus_plugins.core.suggest import nearest
+from janus_plugins.inference.checks import Given
 from janus_plugins.sequence.assemble import collate_items
 
 if TYPE_CHECKING:
@@ -64,6 +65,18 @@ def embed_items(model: UnifiedModel, modality: str, arrays: Sequence[Arrays]) ->
     embedded = _in_groups(arrays, model.device, cast(Any, model.understanding[modality]))
     lengths = [plan.tokens(processor.num_tokens(item)) for item in arrays]
     return [values[:length] for values, length in zip(embedded, lengths, strict=True)]
+
+
+def embed_given(model: UnifiedModel, given: Sequence[Given]) -> list[list[tuple[str, Tensor]]]:
+    """Embed every question's items [T, M], those of all questions together; in the questions' order."""
+    shown: list[list[tuple[str, Tensor]]] = [[] for _ in given]
+    for modality in dict.fromkeys(name for row in given for name in row):
+        part = understanding_path(model, modality).encoder
+        flat = [(index, value) for index, row in enumerate(given) for value in row.get(modality, ())]
+        arrays = read_items(part, [value for _, value in flat])
+        for (index, _), values in zip(flat, embed_items(model, modality, arrays), strict=True):
+            shown[index].append((modality, values))
+    return shown
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ no answer depends on its batch mates. The model is in evaluation mode meanwhile,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from janus_plugins.core.errors import RunFileError
 from janus_plugins.inference import checks, paths
 from janus_plugins.inference.artefacts import Generated, save_generated
 from janus_plugins.inference.decode import generate_items, generate_text
+from janus_plugins.inference.events import Spoken, TextPiece
 from janus_plugins.inference.linears import Linears
 from janus_plugins.inference.prompts import item_prompt, question_prompt
 from janus_plugins.inference.sampling import row_seed
@@ -32,6 +33,8 @@ def generate(
     prompts: str | Sequence[str],
     *,
     modality: str = "image",
+    images: object = None,
+    items: Mapping[str, object] | None = None,
     num_per_prompt: int = 1,
     guidance: float = 5.0,
     temperature: float = 1.0,
@@ -49,6 +52,9 @@ def generate(
         model: the unified model.
         prompts: one prompt or several.
         modality: one of the model's generation paths.
+        images: images that the prompt shows, before its text, in order (paths, PIL images, arrays); for
+            several prompts one list a prompt. A single image may stand without its list.
+        items: the same for any modality: modality -> items.
         num_per_prompt: items of each prompt.
         guidance: s of classifier-free guidance, `u + s (c - u)`; 1 is without.
         temperature: 0 means greedy.
@@ -65,18 +71,20 @@ def generate(
 
     Raises:
         RunFileError: an argument out of range, an unknown modality, or a prompt that is too long.
+        BadSample: an item that cannot be read.
     """
     texts = checks.texts_of(prompts, "prompt")
     checks.check_not_negative(guidance=guidance, temperature=temperature)
     checks.check_counts(num_per_prompt=num_per_prompt, max_rows=max_rows)
     checks.check_linears(linears)
     paths.generation_path(model, modality)
+    given = checks.items_by_question(images, items, len(texts), isinstance(prompts, str), "prompt")
     numbers = checks.numbered(texts, num_per_prompt)
-    rows = [
-        item_prompt(model, modality, text, [row_seed(seed, text, index) for index in indices])
-        for text, indices in zip(texts, numbers, strict=True)
-    ]
     with evaluating(model):
+        rows = [
+            item_prompt(model, modality, text, [row_seed(seed, text, index) for index in indices], shown)
+            for text, indices, shown in zip(texts, numbers, paths.embed_given(model, given), strict=True)
+        ]
         codes = generate_items(
             model,
             modality,
@@ -109,6 +117,7 @@ def ask(
     system: str | None = None,
     max_rows: int | None = None,
     linears: Linears = "packed",
+    on_text: Callable[[TextPiece], None] | None = None,
 ) -> str | list[str]:
     """Answer a question, or several in one batch.
 
@@ -125,6 +134,7 @@ def ask(
         system: system prompt (default: the template's; "" for none).
         max_rows: most questions at once (default: by the memory of the cache).
         linears: how linear layers compute on a CPU; see `generate`.
+        on_text: called with every new piece of an answer; an answer is its pieces put together.
 
     Returns:
         The answer without surrounding white space; a list of them where questions were a list.
@@ -142,8 +152,14 @@ def ask(
     with evaluating(model):
         rows = [
             question_prompt(model, text, shown, system, row_seed(seed, text, 0))
-            for text, shown in zip(texts, _shown(model, given), strict=True)
+            for text, shown in zip(texts, paths.embed_given(model, given), strict=True)
         ]
+        spoken = [Spoken(model.tokenizer.decode) for _ in rows]
+
+        def say(row: int, piece: str) -> None:
+            if piece and on_text is not None:
+                on_text(TextPiece(row, piece))
+
         answers = generate_text(
             model,
             rows,
@@ -153,8 +169,11 @@ def ask(
             top_p=top_p,
             max_rows=max_rows,
             linears=linears,
+            watch=None if on_text is None else lambda row, ids: say(row, spoken[row].more(ids)),
         )
-    said = [model.tokenizer.decode(ids).strip() for ids in answers]
+    for row, ids in enumerate(answers):
+        say(row, spoken[row].rest(ids))
+    said = [one.text for one in spoken]
     return said[0] if isinstance(question, str) else said
 
 
@@ -202,18 +221,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _shown(model: UnifiedModel, given: Sequence[checks.Given]) -> list[list[tuple[str, Tensor]]]:
-    """Embed every question's items [T, M], those of all questions together; in the questions' order."""
-    shown: list[list[tuple[str, Tensor]]] = [[] for _ in given]
-    for modality in dict.fromkeys(name for row in given for name in row):
-        part = paths.understanding_path(model, modality).encoder
-        flat = [(index, value) for index, row in enumerate(given) for value in row.get(modality, ())]
-        arrays = paths.read_items(part, [value for _, value in flat])
-        for (index, _), values in zip(flat, paths.embed_items(model, modality, arrays), strict=True):
-            shown[index].append((modality, values))
-    return shown
 
 
 def _check_codes(codes: Tensor, size: int, modality: str) -> None:
