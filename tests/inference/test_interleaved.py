@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
+import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from torch import Tensor
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.inference.artefacts import Generated, Interleaved, save_interleaved
 from janus_plugins.inference.events import ItemFinished, ItemStarted, Spoken, TextPiece
+from janus_plugins.inference.interleaved import interleave
 from janus_plugins.inference.paths import embed_given
 from janus_plugins.inference.prompts import answer_prompt, item_prompt, switches
 from janus_plugins.inference.sampling import SeededDraws, row_seed
@@ -295,3 +299,20 @@ def test_generate_refuses_items_for_fewer_prompts(model):
         RunFileError, match="image: 3 entries for 2 prompts; give one list of items for each prompt"
     ):
         model.generate(["a", "b"], images=[[], [], []])
+
+
+def test_the_page_names_every_option_and_its_default():
+    page = (Path(__file__).parents[2] / "docs" / "generation.md").read_text(encoding="utf-8")
+    options = inspect.signature(interleave).parameters
+    told = {}
+    for names, defaults in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([^|]+) \|", page, flags=re.MULTILINE):
+        values = defaults.split(", ") * (names.count(",") + 1)
+        told.update(zip(re.findall(r"\w+", names), values, strict=False))
+    for name, value in told.items():
+        default = options[name].default
+        assert value == (
+            "the template's" if name == "system" else "none" if default is None else f"{default:g}"
+        )
+    assert set(options) - set(told) == {"model", "prompts", "seed", "max_rows", "linears"}
+    for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        compile(code, "generation.md", "exec")
