@@ -28,6 +28,7 @@ from janus_plugins.encoders.vq.spec import VQ
 from janus_plugins.heads.code_mlp.spec import CODE_MLP_HEAD
 from janus_plugins.heads.text.spec import TEXT
 from janus_plugins.language_models.spec import CAUSAL_LM, LLAMA
+from janus_plugins.sources.digits.counting_spec import COUNTING
 from janus_plugins.sources.digits.spec import DIGITS
 from janus_plugins.sources.hf_dataset.spec import HF_DATASET
 from janus_plugins.sources.sorting.spec import SORTING
@@ -65,5 +66,6 @@ def janus_components() -> list[ComponentSpec]:
         CODE_MLP_HEAD,
         HF_DATASET,
         DIGITS,
+        COUNTING,
         SORTING,
     ]

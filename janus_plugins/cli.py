@@ -169,8 +169,16 @@ def generate(
     model: Model,
     out: Annotated[Path, typer.Option(help="folder for the files")],
     prompt: Annotated[list[str], typer.Option(help="what to make; repeatable")],
-    modality: str = "image",
-    num: Annotated[int, typer.Option(min=1, help="items a prompt")] = 1,
+    image: Annotated[list[Path] | None, typer.Option(help="an image that prompts show; repeatable")] = None,
+    item: Annotated[
+        list[str] | None, typer.Option("--input", metavar="MODALITY=FILE", help="another item; repeatable")
+    ] = None,
+    modality: Annotated[str | None, typer.Option(help="what is made (default: image)")] = None,
+    num: Annotated[int, typer.Option(min=1, help="items, or answers, a prompt")] = 1,
+    interleaved: Annotated[bool, typer.Option("--interleaved", help="answer with text and items")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="most tokens of text of an interleaved answer")] = 512,
+    max_items: Annotated[int, typer.Option(help="most items of an interleaved answer")] = 4,
+    text_temperature: Annotated[float, typer.Option(help="of interleaved text; 0 is greedy")] = 0.0,
     guidance: Annotated[float, typer.Option(help="classifier-free guidance")] = 5.0,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 1.0,
     seed: int = 0,
@@ -181,14 +189,38 @@ def generate(
     device: Device = "auto",
 ) -> None:
     """Make items from prompts and write them to files, prompt and seed inside."""
-    from janus_plugins.inference.session import save_generated
+    from janus_plugins.inference.artefacts import save_generated, save_interleaved
 
+    if interleaved and modality is not None:
+        raise RunFileError("--modality: in an interleaved answer the model itself chooses; leave it out")
     loaded = _load(model, device)
-    made = loaded.generate(
-        prompt, modality=modality, num_per_prompt=num, guidance=guidance, temperature=temperature,
-        seed=seed, max_rows=max_rows, compile=compile, decoding=decoding, window=window,
+    prompts = [text for text in prompt for _ in range(num if interleaved else 1)]
+    items = {name: [paths] * len(prompts) for name, paths in _items(image or [], item or []).items()}
+    common: dict[str, Any] = {
+        "items": items, "guidance": guidance, "temperature": temperature, "seed": seed, "max_rows": max_rows,
+    }  # fmt: skip
+    if not interleaved:
+        made = loaded.generate(
+            prompts,
+            modality=modality or "image",
+            num_per_prompt=num,
+            compile=compile,
+            decoding=decoding,
+            window=window,
+            **common,
+        )
+        for path in save_generated(loaded, made, out):
+            typer.echo(str(path))
+        return
+    answers = loaded.generate(
+        prompts, interleaved=True, max_new_tokens=max_new_tokens, max_items=max_items,
+        text_temperature=text_temperature, **common,
     )  # fmt: skip
-    for path in save_generated(loaded, made, out):
+    paths = iter(save_interleaved(loaded, answers, out))
+    for answer in answers:
+        for part in answer.parts:
+            typer.echo(part if isinstance(part, str) else str(next(paths)))
+    for path in paths:
         typer.echo(str(path))
 
 
@@ -206,12 +238,13 @@ def ask(
     seed: int = 0,
     device: Device = "auto",
 ) -> None:
-    """Ask a question about images or other items; the answer goes to standard output."""
+    """Ask a question about images or other items; the answer goes to standard output as it comes."""
     items = _items(image or [], item or [])
-    answer = _load(model, device).ask(
-        question, items=items, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
-    )
-    typer.echo(answer)
+    _load(model, device).ask(
+        question, items=items, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
+        on_text=lambda piece: typer.echo(piece.text, nl=False),
+    )  # fmt: skip
+    typer.echo()
 
 
 @app.command()

@@ -127,6 +127,41 @@ def test_ask_about_a_picture_and_without(trained, tmp_path):
     assert "MODALITY=FILE" in bad.stderr
 
 
+def test_generate_from_a_picture_and_interleaved(trained, tmp_path):
+    Image.new("RGB", (8, 8), "white").save(tmp_path / "white.png")
+    shown = ["--image", tmp_path / "white.png", "--prompt", "a handwritten two"]
+    plain = answer("generate", trained, *shown[2:], "--out", tmp_path / "plain").split()
+    changed = answer("generate", trained, *shown, "--out", tmp_path / "changed").split()
+    assert len(plain) == len(changed) == 1
+    words = [
+        "--interleaved",
+        "--num",
+        2,
+        "--max-new-tokens",
+        5,
+        "--max-items",
+        1,
+        "--out",
+        tmp_path / "mixed",
+    ]
+    said = answer("generate", trained, *shown, *words).splitlines()
+    assert said[-2:] == [str(tmp_path / "mixed" / f"index{suffix}") for suffix in (".jsonl", ".md")]
+    lines = [json.loads(line) for line in (tmp_path / "mixed" / "index.jsonl").read_text().splitlines()]
+    assert [(line["prompt"], line["index"]) for line in lines] == [
+        ("a handwritten two", 0),
+        ("a handwritten two", 1),
+    ]
+    parts = [part for line in lines for part in line["parts"]]
+    assert said[:-2] == [
+        line
+        for part in parts
+        for line in (part.get("text") or str(tmp_path / "mixed" / part["file"])).splitlines()
+    ]
+    bad = run("generate", trained, *shown, *words, "--modality", "image")
+    assert bad.returncode == 2
+    assert "leave it out" in bad.stderr
+
+
 def test_evaluate_one_task(trained, tmp_path):
     told = json.loads(answer("evaluate", trained, "understanding", "--json", "--out", tmp_path))
     assert told["details"]["understanding"]["samples"] == 4

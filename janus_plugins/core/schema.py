@@ -240,7 +240,10 @@ class StageBlock(Strict):
     loss_mean: Literal["token", "task"] = Field(
         default="token", description="mean over all positions, or over each head's and then the heads"
     )
-    drop_prompt: Chance = Field(default=0.0, description="chance that a generation's prompt becomes pads")
+    drop_prompt: Chance = Field(
+        default=0.0,
+        description="chance that a generation's prompt, or the text around learnt items, becomes pads",
+    )
     drop_to: Literal["pads", "pad"] = Field(
         default="pads", description="a dropped prompt keeps its length, or becomes a single pad"
     )
@@ -249,6 +252,10 @@ class StageBlock(Strict):
     )
     close_generated: bool = Field(
         default=False, description="end a generated item with its end token and EOS, and learn them"
+    )
+    learn_begin: bool = Field(
+        default=False,
+        description="learn the begin token of a generated item, so that the model makes items by itself",
     )
     max_length: Annotated[int, Field(ge=8)] = Field(description="slots of one packed row")
 
@@ -260,6 +267,11 @@ class StageBlock(Strict):
             raise ValueError("'ema_export' says what becomes of an average; give its decay under 'ema' too")
         if self.reconstruct is None and not any(self.mix.values()):
             raise ValueError("'mix' needs a task with a ratio above 0 (or set 'reconstruct')")
+        if self.learn_begin and not self.close_generated:
+            raise ValueError(
+                "'learn_begin' needs 'close_generated: true': a model that begins items by itself must also "
+                "learn how an answer ends after one"
+            )
         if self.stop_at is not None and self.stop_at > self.steps:
             raise ValueError(f"stop_at {self.stop_at} is later than steps {self.steps}")
         return self

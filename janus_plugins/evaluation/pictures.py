@@ -21,7 +21,7 @@ GAP = 2
 
 
 def prompts_of(plan: RunPlan, modality: str, limit: int = 10) -> tuple[str, ...]:
-    """Return the first distinct prompts of the run's generation sources."""
+    """Return the first distinct prompts of the run's generation sources, without those that show items."""
     found: dict[str, None] = {}
     for data in plan.data.values():
         if data.block.task != "generation" or modality not in data.facts.generation:
@@ -29,8 +29,11 @@ def prompts_of(plan: RunPlan, modality: str, limit: int = 10) -> tuple[str, ...]
         source = open_source(data.part)
         for index in range(min(500, len(source)) if hasattr(source, "__len__") else 0):
             sample = source[index]
-            text = [part for turn in sample.turns if turn.role == "user" for part in turn.parts]
-            found["".join(part for part in text if not isinstance(part, Item))] = None
+            asked = [part for turn in sample.turns if turn.role == "user" for part in turn.parts]
+            texts = [part for part in asked if not isinstance(part, Item)]
+            if len(texts) < len(asked):
+                continue
+            found["".join(texts)] = None
             if len(found) == limit:
                 return tuple(sorted(found))
     return tuple(sorted(found))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,28 @@ class Generated:
     temperature: float
 
 
+@dataclass(frozen=True)
+class Interleaved:
+    """Hold one answer of text and items.
+
+    Attributes:
+        prompt: what was asked for.
+        seed: seed of the call.
+        index: which answer to this prompt it is.
+        parts: text and items in order. An item's own `index` counts within the answer.
+    """
+
+    prompt: str
+    seed: int
+    index: int
+    parts: tuple[str | Generated, ...]
+
+    @property
+    def items(self) -> list[Generated]:
+        """Return the items alone, in order."""
+        return [part for part in self.parts if isinstance(part, Generated)]
+
+
 def save_generated(model: UnifiedModel, made: Sequence[Generated], out_dir: str | Path) -> list[Path]:
     """Write items to `<prompt number>_<index>_<slug><suffix>` in a folder, and return the paths.
 
@@ -66,6 +89,47 @@ def save_generated(model: UnifiedModel, made: Sequence[Generated], out_dir: str 
     except OSError as error:
         raise DataError(f"cannot write to {folder}: {error}") from error
     return paths
+
+
+def save_interleaved(model: UnifiedModel, answers: Sequence[Interleaved], out_dir: str | Path) -> list[Path]:
+    """Write the items of answers as `save_generated` does, and an index of text and files in order.
+
+    `index.jsonl` holds one answer a line; `index.md` shows the same. No file is overwritten.
+
+    Returns:
+        The paths of the items of all answers, then those of the two indices.
+
+    Raises:
+        DataError: the folder cannot be written to.
+    """
+    folder = Path(out_dir)
+    paths = save_generated(model, [item for answer in answers for item in answer.items], folder)
+    names = iter([path.name for path in paths])
+    records = [_record(answer, names) for answer in answers]
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    pages = "\n".join(map(_page, records))
+    try:
+        for suffix, text in ((".jsonl", lines), (".md", pages)):
+            paths.append(_reserved(folder, "index", suffix))
+            paths[-1].write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot write to {folder}: {error}") from error
+    return paths
+
+
+def _record(answer: Interleaved, names: Iterator[str]) -> dict[str, Any]:
+    parts = [
+        {"text": part} if isinstance(part, str) else {"modality": part.modality, "file": next(names)}
+        for part in answer.parts
+    ]
+    return {"prompt": answer.prompt, "seed": answer.seed, "index": answer.index, "parts": parts}
+
+
+def _page(record: dict[str, Any]) -> str:
+    """Return one answer in Markdown."""
+    title = " ".join(record["prompt"].split()) or "(no text)"
+    shown = [part.get("text") or f"![{part['modality']}]({part['file']})" for part in record["parts"]]
+    return "\n\n".join([f"## {title}", *shown]) + "\n"
 
 
 def metadata(model: UnifiedModel, one: Generated) -> dict[str, str]:

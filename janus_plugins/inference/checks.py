@@ -72,7 +72,11 @@ def numbered(texts: Sequence[str], count: int) -> list[list[int]]:
 
 
 def items_by_question(
-    images: object, items: Mapping[str, object] | None, num_questions: int, single: bool
+    images: object,
+    items: Mapping[str, object] | None,
+    num_questions: int,
+    single: bool,
+    what: str = "question",
 ) -> list[Given]:
     """Arrange items by question: the images first, then the other modalities in their order.
 
@@ -81,6 +85,7 @@ def items_by_question(
         items: the same for any modality.
         num_questions: how many questions there are.
         single: whether the question was given as one text, not as a list.
+        what: what a question is called in a message.
 
     Raises:
         RunFileError: not one entry a question, or images given both ways.
@@ -95,8 +100,8 @@ def items_by_question(
         entries = [value] if single else _listed(value)
         if len(entries) != num_questions:
             raise RunFileError(
-                f"{modality}: {len(entries)} entries for {num_questions} questions; give one list of items "
-                "for each question, an empty one where it has none"
+                f"{modality}: {len(entries)} entries for {num_questions} {what}s; give one list of items "
+                f"for each {what}, an empty one where it has none"
             )
         for row, entry in zip(rows, entries, strict=True):
             row[modality] = _listed(entry)

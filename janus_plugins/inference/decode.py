@@ -8,7 +8,7 @@ are not known here: prompts arrive as ids, and every row with its own seed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -34,11 +34,13 @@ class ItemPrompt:
         conditional: ids, ending in the item's begin token.
         unconditional: as many ids: BOS, pads, the begin token. Its pads are seen, as in the reference.
         seeds: one 64-bit seed for each item wanted.
+        items: embeddings of items shown [T, M] and the slot where each begins, in both rows alike.
     """
 
     conditional: Sequence[int]
     unconditional: Sequence[int]
     seeds: Sequence[int]
+    items: Sequence[tuple[int, Tensor]] = ()
 
 
 Pick = Callable[[Tensor, Draws], Tensor]
@@ -166,15 +168,15 @@ def _item_stream(
     model: UnifiedModel, batch: Sequence[ItemPrompt], twice: bool, room: int, grain: int
 ) -> Stream:
     """Run the prompts of a batch once each, conditional rows first; continue with a row an item."""
-    rows = [prompt.conditional for prompt in batch]
+    rows = [(prompt.conditional, prompt.items) for prompt in batch]
     copies = [index for index, prompt in enumerate(batch) for _ in prompt.seeds]
     if twice:
-        rows += [prompt.unconditional for prompt in batch]
+        rows += [(prompt.unconditional, prompt.items) for prompt in batch]
         copies += [index + len(batch) for index in copies]
     language_model = cast(Any, model.language_model)
-    embeds = [language_model.embed(torch.tensor(row, device=model.device)) for row in rows]
+    embeds = [row_embeds(language_model, ids, items, model.device) for ids, items in rows]
     positions = model.plan.model.facts.max_positions
-    given = max(map(len, rows))
+    given = max(map(len, embeds))
     room = rounded(given + room, grain) - given
     return Stream(model.language_model, embeds, room, positions, None if len(copies) == len(rows) else copies)
 
@@ -187,13 +189,25 @@ def _item_batches(prompts: Sequence[ItemPrompt], at_once: int) -> Iterator[list[
         seeds = list(prompt.seeds)
         while seeds:
             taken, seeds = seeds[:free], seeds[free:]
-            batch.append(ItemPrompt(prompt.conditional, prompt.unconditional, taken))
+            batch.append(replace(prompt, seeds=taken))
             free -= len(taken)
             if free == 0:
                 yield batch
                 batch, free = [], at_once
     if batch:
         yield batch
+
+
+def row_embeds(
+    language_model: Any, ids: Sequence[int], items: Sequence[tuple[int, Tensor]], device: torch.device
+) -> Tensor:
+    """Return one row's input embeddings [L, M], with its items in their slots."""
+    embeds = cast(Tensor, language_model.embed(torch.tensor(ids, device=device)))
+    for start, values in items:
+        embeds = embeds.index_copy(
+            0, torch.arange(start, start + len(values), device=device), values.to(embeds.dtype)
+        )
+    return embeds
 
 
 def rows_at_once(model: UnifiedModel, length: int) -> int:

@@ -21,6 +21,9 @@ LOOK = 16
 """On a GPU, steps between looks at which rows have ended: each look waits for the device."""
 
 
+Watch = Callable[[int, list[int]], None]
+
+
 @dataclass(frozen=True)
 class Order:
     """Say what is to be answered.
@@ -33,6 +36,7 @@ class Order:
         pick: hidden states [B, M] and random numbers -> ids [B].
         embed: ids [B] -> input embeddings [B, M].
         stop: id that ends an answer.
+        watch: called as answers grow, with a prompt's index and its new ids so far.
     """
 
     begin: Callable[[Sequence[int], int], Stream]
@@ -42,6 +46,7 @@ class Order:
     pick: Callable[[Tensor, Draws], Tensor]
     embed: Callable[[Tensor], Tensor]
     stop: int
+    watch: Watch | None = None
 
 
 @dataclass
@@ -69,7 +74,12 @@ def fill(order: Order, seats: int, device: torch.device) -> list[list[int]]:
     while True:
         picks = _steps(order, stream, draws, look)
         for row, seat in enumerate(taken):
-            if seat.index is not None and _hear(seat, [pick[row] for pick in picks], order):
+            if seat.index is None:
+                continue
+            ended = _hear(seat, [pick[row] for pick in picks], order)
+            if order.watch is not None:
+                order.watch(seat.index, seat.said)
+            if ended:
                 answers[seat.index] = seat.said
                 seat.index = None
         free = [row for row, seat in enumerate(taken) if seat.index is None]

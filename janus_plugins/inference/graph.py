@@ -3,7 +3,7 @@
 `torch.compile` fuses the step, its weights laid out once (CPU) or its kernels recorded and replayed
 (CUDA graph), and nothing in it waits for the host: where the step stands is a tensor. What was compiled
 serves every later call of the same shapes, as long as the weights stay as they were. The eager twin is
-`decode.decode_loop`, which every model can run.
+`decode.Loop`, which every model can run.
 """
 
 from __future__ import annotations

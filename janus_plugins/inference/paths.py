@@ -7,6 +7,7 @@ depend on what else is asked in the same batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -16,6 +17,7 @@ from janus_plugins.core.catalogue import load_processor
 from janus_plugins.core.errors import BadSample, JanusPluginsError, RunFileError
 from janus_plugins.core.plan import Part
 from janus_plugins.core.suggest import nearest
+from janus_plugins.inference.checks import Given
 from janus_plugins.sequence.assemble import collate_items
 
 if TYPE_CHECKING:
@@ -64,6 +66,26 @@ def embed_items(model: UnifiedModel, modality: str, arrays: Sequence[Arrays]) ->
     embedded = _in_groups(arrays, model.device, cast(Any, model.understanding[modality]))
     lengths = [plan.tokens(processor.num_tokens(item)) for item in arrays]
     return [values[:length] for values, length in zip(embedded, lengths, strict=True)]
+
+
+def embed_given(model: UnifiedModel, given: Sequence[Given]) -> list[list[tuple[str, Tensor]]]:
+    """Embed every question's items [T, M], those of all questions together; in the questions' order."""
+    shown: list[list[tuple[str, Tensor]]] = [[] for _ in given]
+    for modality in dict.fromkeys(name for row in given for name in row):
+        part = understanding_path(model, modality).encoder
+        flat = [(index, value) for index, row in enumerate(given) for value in row.get(modality, ())]
+        # An item that several questions are about is read once, and its embeddings are one tensor.
+        distinct = {_identity(value): value for _, value in flat}
+        arrays = read_items(part, list(distinct.values()))
+        embedded = dict(zip(distinct, embed_items(model, modality, arrays), strict=True))
+        for index, value in flat:
+            shown[index].append((modality, embedded[_identity(value)]))
+    return shown
+
+
+def _identity(value: object) -> object:
+    """Return what tells an item from others: a path itself, anything else by being the same object."""
+    return str(value) if isinstance(value, (str, Path)) else id(value)
 
 
 @torch.no_grad()

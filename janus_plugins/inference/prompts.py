@@ -9,9 +9,11 @@ from torch import Tensor
 
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.inference.decode import ItemPrompt
+from janus_plugins.inference.switching import AnswerPrompt, Switches
 from janus_plugins.inference.words import TextPrompt
-from janus_plugins.sequence.layout import plan_generation, plan_question
-from janus_plugins.sequence.line import Spelling
+from janus_plugins.sequence.layout import plan_generation, plan_interleaved, plan_question
+from janus_plugins.sequence.line import ItemSpan, Spelling
+from janus_plugins.sequence.templates import special_tokens
 from janus_plugins.sequence.turns import Style
 
 if TYPE_CHECKING:
@@ -21,17 +23,21 @@ if TYPE_CHECKING:
     Shown = Sequence[tuple[str, Tensor]]
 
 
-def item_prompt(model: UnifiedModel, modality: str, prompt: str, seeds: Sequence[int]) -> ItemPrompt:
-    """Lay out a prompt for items.
+def item_prompt(
+    model: UnifiedModel, modality: str, prompt: str, seeds: Sequence[int], shown: Shown = ()
+) -> ItemPrompt:
+    """Lay out a prompt for items, after what it shows: (modality, embeddings [T, M]) each.
 
     Raises:
         RunFileError: prompt and item together are longer than the language model's positions.
     """
-    conditional, unconditional = plan_generation(prompt, modality, _spelling(model), _style(model))
+    conditional, unconditional, spans = plan_generation(
+        prompt, modality, _spelling(model), _style(model), _counts(shown)
+    )
     # The last code is chosen, never read: it needs no position.
     slots = model.plan.model.generation[modality].facts.tokens - 1
     _check_length(model, f"the prompt {_short(prompt)}", len(conditional), slots)
-    return ItemPrompt(conditional.tolist(), unconditional.tolist(), seeds)
+    return ItemPrompt(conditional.tolist(), unconditional.tolist(), seeds, _placed(spans, shown))
 
 
 def question_prompt(
@@ -42,11 +48,45 @@ def question_prompt(
     Raises:
         RunFileError: it is longer than the language model's positions.
     """
-    counts = [(modality, len(values)) for modality, values in shown]
-    plan = plan_question(question, counts, _spelling(model), _style(model), system)
+    plan = plan_question(question, _counts(shown), _spelling(model), _style(model), system)
     _check_length(model, f"the question {_short(question)}", len(plan), 0)
-    items = [(span.start, shown[span.item][1]) for span in plan.spans]
-    return TextPrompt(plan.ids.tolist(), seed, items)
+    return TextPrompt(plan.ids.tolist(), seed, _placed(plan.spans, shown))
+
+
+def answer_prompt(
+    model: UnifiedModel, prompt: str, shown: Shown, system: str | None, seed: int
+) -> AnswerPrompt:
+    """Lay out a prompt for an answer of text and items, after what it shows.
+
+    Raises:
+        RunFileError: it is longer than the language model's positions.
+    """
+    plan, unconditional = plan_interleaved(prompt, _counts(shown), _spelling(model), _style(model), system)
+    _check_length(model, f"the prompt {_short(prompt)}", len(plan), 0)
+    return AnswerPrompt(plan.ids.tolist(), unconditional.tolist(), seed, _placed(plan.spans, shown))
+
+
+def switches(model: UnifiedModel) -> Switches:
+    """Return the ids that steer an answer: of special tokens only EOS and begin tokens may be picked."""
+    spelling = _spelling(model)
+    around = {name: spelling.tokens_of(name) for name in model.plan.model.generation}
+    begins = {spelling.tokenizer.id_of(tokens.begin): name for name, tokens in around.items()}
+    special = {spelling.tokenizer.id_of(token) for token in special_tokens(model.plan.run.model)}
+    return Switches(
+        eos=spelling.eos,
+        pad=spelling.pad,
+        begins=begins,
+        ends={name: spelling.tokenizer.id_of(tokens.end) for name, tokens in around.items()},
+        silent=sorted(special - {spelling.eos, *begins}),
+    )
+
+
+def _counts(shown: Shown) -> list[tuple[str, int]]:
+    return [(modality, len(values)) for modality, values in shown]
+
+
+def _placed(spans: Sequence[ItemSpan], shown: Shown) -> list[tuple[int, Tensor]]:
+    return [(span.start, shown[span.item][1]) for span in spans]
 
 
 def _spelling(model: UnifiedModel) -> Spelling:

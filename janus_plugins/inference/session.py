@@ -6,9 +6,8 @@ no answer depends on its batch mates. The model is in evaluation mode meanwhile,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +18,7 @@ from janus_plugins.inference import checks, paths
 from janus_plugins.inference.ahead import Decoding
 from janus_plugins.inference.artefacts import Generated, save_generated
 from janus_plugins.inference.decode import generate_items
+from janus_plugins.inference.events import Spoken, TextPiece
 from janus_plugins.inference.linears import Linears
 from janus_plugins.inference.prompts import item_prompt, question_prompt
 from janus_plugins.inference.sampling import row_seed
@@ -35,6 +35,8 @@ def generate(
     prompts: str | Sequence[str],
     *,
     modality: str = "image",
+    images: object = None,
+    items: Mapping[str, object] | None = None,
     num_per_prompt: int = 1,
     guidance: float = 5.0,
     temperature: float = 1.0,
@@ -55,6 +57,9 @@ def generate(
         model: the unified model.
         prompts: one prompt or several.
         modality: one of the model's generation paths.
+        images: images that the prompt shows, before its text, in order (paths, PIL images, arrays); for
+            several prompts one list a prompt. A single image may stand without its list.
+        items: the same for any modality: modality -> items.
         num_per_prompt: items of each prompt.
         guidance: s of classifier-free guidance, `u + s (c - u)`; 1 is without.
         temperature: 0 means greedy.
@@ -78,6 +83,7 @@ def generate(
 
     Raises:
         RunFileError: an argument out of range, an unknown modality, or a prompt that is too long.
+        BadSample: an item that cannot be read.
     """
     texts = checks.texts_of(prompts, "prompt")
     checks.check_not_negative(guidance=guidance, temperature=temperature)
@@ -85,12 +91,13 @@ def generate(
     checks.check_linears(linears)
     checks.check_decoding(decoding)
     paths.generation_path(model, modality)
+    given = checks.items_by_question(images, items, len(texts), isinstance(prompts, str), "prompt")
     numbers = checks.numbered(texts, num_per_prompt)
-    rows = [
-        item_prompt(model, modality, text, [row_seed(seed, text, index) for index in indices])
-        for text, indices in zip(texts, numbers, strict=True)
-    ]
     with evaluating(model):
+        rows = [
+            item_prompt(model, modality, text, [row_seed(seed, text, index) for index in indices], shown)
+            for text, indices, shown in zip(texts, numbers, paths.embed_given(model, given), strict=True)
+        ]
         codes = generate_items(
             model,
             modality,
@@ -127,6 +134,7 @@ def ask(
     max_rows: int | None = None,
     linears: Linears = "packed",
     compile: bool = False,
+    on_text: Callable[[TextPiece], None] | None = None,
 ) -> str | list[str]:
     """Answer a question, or several in one batch.
 
@@ -144,6 +152,7 @@ def ask(
         max_rows: most questions at once (default: by the memory of the cache).
         linears: how linear layers compute on a CPU; see `generate`.
         compile: run each step as one compiled graph; see `generate`.
+        on_text: called with every new piece of an answer; an answer is its pieces put together.
 
     Returns:
         The answer without surrounding white space; a list of them where questions were a list.
@@ -161,8 +170,14 @@ def ask(
     with evaluating(model):
         rows = [
             question_prompt(model, text, shown, system, row_seed(seed, text, 0))
-            for text, shown in zip(texts, _shown(model, given), strict=True)
+            for text, shown in zip(texts, paths.embed_given(model, given), strict=True)
         ]
+        spoken = [Spoken(model.tokenizer.decode) for _ in rows]
+
+        def say(row: int, piece: str) -> None:
+            if piece and on_text is not None:
+                on_text(TextPiece(row, piece))
+
         answers = generate_text(
             model,
             rows,
@@ -173,8 +188,11 @@ def ask(
             max_rows=max_rows,
             linears=linears,
             compile=compile,
+            watch=None if on_text is None else lambda row, ids: say(row, spoken[row].more(ids)),
         )
-    said = [model.tokenizer.decode(ids).strip() for ids in answers]
+    for row, ids in enumerate(answers):
+        say(row, spoken[row].rest(ids))
+    said = [one.text for one in spoken]
     return said[0] if isinstance(question, str) else said
 
 
@@ -222,26 +240,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _shown(model: UnifiedModel, given: Sequence[checks.Given]) -> list[list[tuple[str, Tensor]]]:
-    """Embed every question's items [T, M], those of all questions together; in the questions' order."""
-    shown: list[list[tuple[str, Tensor]]] = [[] for _ in given]
-    for modality in dict.fromkeys(name for row in given for name in row):
-        part = paths.understanding_path(model, modality).encoder
-        flat = [(index, value) for index, row in enumerate(given) for value in row.get(modality, ())]
-        # An item that several questions are about is read once, and its embeddings are one tensor.
-        distinct = {_identity(value): value for _, value in flat}
-        arrays = paths.read_items(part, list(distinct.values()))
-        embedded = dict(zip(distinct, paths.embed_items(model, modality, arrays), strict=True))
-        for index, value in flat:
-            shown[index].append((modality, embedded[_identity(value)]))
-    return shown
-
-
-def _identity(value: object) -> object:
-    """Return what tells an item from others: a path itself, anything else by being the same object."""
-    return str(value) if isinstance(value, (str, Path)) else id(value)
 
 
 def _check_codes(codes: Tensor, size: int, modality: str) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from janus_plugins.core.choice import choose
 from janus_plugins.core.contracts import Draws
-from janus_plugins.inference.decode import Loop, rows_at_once
-from janus_plugins.inference.filling import Order, fill
+from janus_plugins.inference.decode import Loop, row_embeds, rows_at_once
+from janus_plugins.inference.filling import Order, Watch, fill
 from janus_plugins.inference.graph import GRAIN, GraphStep, check_static, kept_step, rounded
 from janus_plugins.inference.linears import Linears, fast_linears
 from janus_plugins.inference.sampling import SeededDraws
@@ -52,6 +52,7 @@ def generate_text(
     max_rows: int | None = None,
     linears: Linears = "packed",
     compile: bool = False,
+    watch: Watch | None = None,
 ) -> list[list[int]]:
     """Return the new ids of each prompt, up to and without `stop`.
 
@@ -67,6 +68,7 @@ def generate_text(
         max_rows: most rows at once (default: by the memory of the cache).
         linears: how linear layers compute; see `inference.linears`.
         compile: run each step as one compiled graph; see `inference.graph`.
+        watch: called as answers grow, with a prompt's number and its new ids so far.
     """
     positions = model.plan.model.facts.max_positions
     # The last token of an answer is chosen, never read: it needs no position.
@@ -92,6 +94,7 @@ def generate_text(
             pick=pick,
             embed=language_model.embed,
             stop=stop,
+            watch=None if watch is None else lambda index, said: watch(rows[index], said),
         )
 
     batches = [range(first, min(first + at_once, len(prompts))) for first in range(0, len(prompts), at_once)]
@@ -113,7 +116,7 @@ def begin_text(model: UnifiedModel, prompts: Sequence[TextPrompt], room: int) ->
     positions = model.plan.model.facts.max_positions
     language_model = cast(Any, model.language_model)
     heads = [_items_end(prompt) for prompt in prompts]
-    rows = [_embeds(language_model, prompt, model.device) for prompt in prompts]
+    rows = [row_embeds(language_model, one.ids, one.items, model.device) for one in prompts]
     if not any(heads) or any(head == len(row) for head, row in zip(heads, rows, strict=True)):
         return Stream(language_model, rows, room, positions)
     heads = [head or 1 for head in heads]
@@ -142,6 +145,9 @@ def _compiled(
     longest, ends = max(order.lengths), torch.tensor(order.limits, device=model.device)
 
     def finished(made: Tensor) -> bool:
+        if order.watch is not None:
+            for index, (row, limit) in enumerate(zip(made.tolist(), order.limits, strict=True)):
+                order.watch(index, _until(row[:limit], order.stop))
         return bool(((made == order.stop).any(1) | (ends <= made.shape[1])).all())
 
     def compiled(stream: Stream) -> GraphStep:
@@ -163,16 +169,6 @@ def _compiled(
 def _items_end(prompt: TextPrompt) -> int:
     """Return the slot after a prompt's last item; 0 without items."""
     return max((start + len(values) for start, values in prompt.items), default=0)
-
-
-def _embeds(language_model: Any, prompt: TextPrompt, device: torch.device) -> Tensor:
-    """Return one row's input embeddings [L, M], with its items in their slots."""
-    embeds = cast(Tensor, language_model.embed(torch.tensor(prompt.ids, device=device)))
-    for start, values in prompt.items:
-        embeds = embeds.index_copy(
-            0, torch.arange(start, start + len(values), device=device), values.to(embeds.dtype)
-        )
-    return embeds
 
 
 def _until(ids: Sequence[int], stop: int) -> list[int]:

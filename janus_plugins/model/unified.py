@@ -18,6 +18,7 @@ from janus_plugins.core.catalogue import load_processor
 from janus_plugins.core.plan import RunPlan
 from janus_plugins.core.schema import ItemTokens
 from janus_plugins.inference import session
+from janus_plugins.inference.interleaved import interleave
 from janus_plugins.sequence.assemble import PRECOMPUTED
 from janus_plugins.sequence.batch import Batch, ItemBatch
 
@@ -208,9 +209,13 @@ class UnifiedModel(nn.Module):
         """Return the special tokens around an item of `modality`."""
         return self.plan.run.model.item_tokens(modality)
 
-    def generate(self, prompts: str | Sequence[str], **options: Any) -> Any:
-        """Make items from prompts. See `inference.session.generate`."""
-        return session.generate(self, prompts, **options)
+    def generate(self, prompts: str | Sequence[str], *, interleaved: bool = False, **options: Any) -> Any:
+        """Make items from prompts; see `inference.session.generate`.
+
+        With `interleaved`, answer with text and items as the model decides; see
+        `inference.interleaved.interleave`.
+        """
+        return (interleave if interleaved else session.generate)(self, prompts, **options)
 
     def ask(self, question: str | Sequence[str], **options: Any) -> Any:
         """Answer questions about items. See `inference.session.ask`."""

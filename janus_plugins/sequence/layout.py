@@ -2,6 +2,8 @@
 
 Losses, as in the paper: understanding and text learn text; generation learns only the codes, where
 the hidden state at the begin token predicts code 0 and the one at code T-2 predicts code T-1.
+Interleaved answers learn both. A stage may also learn the tokens around items: the text head then
+answers for the begin token at the slot before it, and for the end token at code T-1.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from janus_plugins.core.errors import BadSample
 from janus_plugins.core.samples import Item, Part, Sample, Task, Turn
@@ -82,12 +85,14 @@ def plan_sample(
         learn_prompts=stage.loss_on == "text" and sample.task != "generation",
         learn_answers=sample.task != "generation",
         close_generated=stage.close_generated,
+        learn_begin=stage.learn_begin,
+        free=sample.task == "interleaved",
         system="" if sample.task == "generation" else spelling.template.system,
     )
     ids, targets, spans = _write(turns, token_counts, spelling, rules).finish()
     plan = SequencePlan(ids, targets, spans, sample.task, sample.key)
-    if sample.task == "generation" and drop:
-        plan = _drop_prompt(plan, spelling.pad, single=stage.drop_to == "pad")
+    if sample.task in ("generation", "interleaved") and drop:
+        plan = _drop_text(plan, spelling.pad, single=stage.drop_to == "pad")
     return _fitted(plan, stage.max_length)
 
 
@@ -107,9 +112,7 @@ def plan_question(
         style: "chat", or "plain" for a model trained without role tags.
         system: system prompt (default: the template's).
     """
-    parts: tuple[Part, ...] = tuple(Item(modality, None) for modality, _ in items)
-    turns = (Turn("user", (*parts, question) if question else parts),)
-    return plan_turns(turns, [count for _, count in items], spelling, style, system)
+    return plan_turns((_asked(question, items),), [count for _, count in items], spelling, style, system)
 
 
 def plan_turns(
@@ -126,19 +129,63 @@ def plan_turns(
     return SequencePlan(ids, targets, spans, "understanding" if spans else "text", "prompt")
 
 
-def plan_generation(prompt: str, modality: str, spelling: Spelling, style: Style = "chat") -> tuple[Ids, Ids]:
+def plan_generation(
+    prompt: str,
+    modality: str,
+    spelling: Spelling,
+    style: Style = "chat",
+    items: Sequence[tuple[str, int]] = (),
+) -> tuple[Ids, Ids, tuple[ItemSpan, ...]]:
     """Lay out a prompt for an item, up to its begin token.
 
+    Args:
+        prompt: the user's text; it stands after the items, as a question does.
+        modality: of the item to be made.
+        spelling: tokenizer, template and item tokens.
+        style: "chat", or "plain" for a model trained without role tags.
+        items: (modality, slots) of each item that the prompt shows.
+
     Returns:
-        The conditional ids [L] and the unconditional ones [L]: BOS, pads for everything, role tags
-        included, and the begin token, as in the official `generation_inference.py`.
+        The conditional ids [L], the unconditional ones [L], and where the shown items lie. The
+        unconditional row is what a dropped prompt is in training: BOS, pads for all text, role tags
+        included, the begin token, as in the official `generation_inference.py`; items stay.
     """
-    line = _write((Turn("user", (prompt,)),), (), spelling, Rules(style=style), then="item")
+    counts = [count for _, count in items]
+    line = _write((_asked(prompt, items),), counts, spelling, Rules(style=style), then="item")
     line.token(spelling.tokenizer.id_of(spelling.tokens_of(modality).begin))
-    conditional, _, _ = line.finish()
-    unconditional = conditional.copy()
-    unconditional[1:-1] = spelling.pad
-    return conditional, unconditional
+    conditional, _, spans = line.finish()
+    dropped = _text_slots(spans, len(conditional), stop=len(conditional) - 1)
+    return conditional, np.where(dropped, spelling.pad, conditional), spans
+
+
+def plan_interleaved(
+    prompt: str,
+    items: Sequence[tuple[str, int]],
+    spelling: Spelling,
+    style: Style = "chat",
+    system: str | None = None,
+) -> tuple[SequencePlan, Ids]:
+    """Lay out a prompt for an answer of text and items, up to where the answer begins.
+
+    Args:
+        prompt: the user's text; it stands after the items.
+        items: (modality, slots) of each item that the prompt shows.
+        spelling: tokenizer, template and item tokens.
+        style: "chat", or "plain" for a model trained without role tags.
+        system: system prompt (default: the template's).
+
+    Returns:
+        The plan, and the ids [L] of its unconditional row: every text token but BOS a pad.
+    """
+    plan = plan_question(prompt, items, spelling, style, system)
+    dropped = _text_slots(plan.spans, len(plan), stop=len(plan))
+    return plan, np.where(dropped, spelling.pad, plan.ids)
+
+
+def _asked(text: str, items: Sequence[tuple[str, int]]) -> Turn:
+    """Return the user's turn that shows items and then says `text`."""
+    parts: tuple[Part, ...] = tuple(Item(modality, None) for modality, _ in items)
+    return Turn("user", (*parts, text) if text else parts)
 
 
 def _write(
@@ -169,22 +216,34 @@ def _first_sentence(turn: Turn) -> Turn:
     return Turn("user", tuple(kept))
 
 
-def _drop_prompt(plan: SequencePlan, pad: int, single: bool) -> SequencePlan:
-    """Replace the text before the first learnt item by pads: one for each id, or a single one."""
+def _text_slots(spans: tuple[ItemSpan, ...], length: int, stop: int) -> NDArray[np.bool_]:
+    """Mark what an unconditional row does not see [length]: the text before `stop` that is not BOS."""
+    dropped = ~item_slots(spans, length)
+    dropped[0] = False
+    dropped[stop:] = False
+    return dropped
+
+
+def _drop_text(plan: SequencePlan, pad: int, single: bool) -> SequencePlan:
+    """Make a sample what an unconditional row is in use: pads for text, one for each id or a single one.
+
+    Of a generation the text before its first learnt item goes; of an interleaved sample all text does,
+    and only codes are learnt.
+    """
     first = next(learnt_items(plan.spans), None)
     if first is None:
         return plan
-    dropped = ~item_slots(plan.spans, len(plan))
-    dropped[0] = False
-    dropped[first.start - 1 :] = False
-    ids = np.where(dropped, pad, plan.ids)
+    stop = len(plan) if plan.task == "interleaved" else first.start - 1
+    dropped = _text_slots(plan.spans, len(plan), stop)
+    ids, targets = np.where(dropped, pad, plan.ids), plan.text_targets.copy()
+    targets[:stop] = NO_TARGET
     if not single or not dropped.any():
-        return replace(plan, ids=ids)
+        return replace(plan, ids=ids, text_targets=targets)
     kept = ~dropped
     kept[np.argmax(dropped)] = True
     removed = np.cumsum(~kept)
     spans = tuple(replace(span, start=span.start - int(removed[span.start])) for span in plan.spans)
-    return replace(plan, ids=ids[kept], text_targets=plan.text_targets[kept], spans=spans)
+    return replace(plan, ids=ids[kept], text_targets=targets[kept], spans=spans)
 
 
 def _fitted(plan: SequencePlan, max_length: int) -> SequencePlan:

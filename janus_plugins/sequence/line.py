@@ -109,9 +109,9 @@ class Line:
         self._ids.append(token)
         self._learn.append(learn)
 
-    def item(self, path: Path, modality: str, length: int, item: int) -> None:
+    def item(self, path: Path, modality: str, length: int, item: int, learn: bool = False) -> None:
         """Append an item's begin token and its slots. Its end token is the caller's decision."""
-        self.token(self._spelling.tokenizer.id_of(self._spelling.tokens_of(modality).begin))
+        self.token(self._spelling.tokenizer.id_of(self._spelling.tokens_of(modality).begin), learn)
         self._spans.append(ItemSpan(path, modality, len(self._ids), length, item))
         self._ids += [self._spelling.pad] * length
         self._learn += [False] * length
@@ -140,11 +140,10 @@ class Line:
 
 
 def item_slots(spans: tuple[ItemSpan, ...], length: int) -> NDArray[np.bool_]:
-    """Mark the slots of items shown to the model, begin and end tokens included [length]."""
+    """Mark the slots of items, begin and end tokens included [length]."""
     marked = np.zeros(length, dtype=bool)
     for span in spans:
-        if span.path == "understanding":
-            marked[span.start - 1 : span.start + span.length + 1] = True
+        marked[span.start - 1 : span.start + span.length + 1] = True
     return marked
 
 

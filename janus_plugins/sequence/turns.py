@@ -2,7 +2,8 @@
 
 The chat format is the official code's (`janus/utils/conversation.py`, and `processing_vlm.py` for
 items). Choices where no source says: in the plain style a line end stands between a question and
-its answer; a begin token is never learnt.
+its answer, and before an answer that may begin with anything; a begin token is learnt only where a
+stage asks for it (`learn_begin`), and so is the line end between a made item and the text after it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from janus_plugins.core.samples import Item, Turn
-from janus_plugins.sequence.line import Line, Spelling
+from janus_plugins.sequence.line import Line, Path, Spelling
 from janus_plugins.sequence.templates import AFTER_ITEM
 
 Style = Literal["plain", "chat"]
@@ -29,6 +30,8 @@ class Rules:
         learn_prompts: the users' text is learnt.
         learn_answers: the assistant's text, and the EOS that ends it, is learnt.
         close_generated: a generated item is ended by its end token and EOS, both learnt.
+        learn_begin: the begin token of an item in an answer is learnt.
+        free: nobody says what an answer begins with: it is opened as text is, whatever comes.
         system: system prompt of a chat whose sample brings none.
     """
 
@@ -36,6 +39,8 @@ class Rules:
     learn_prompts: bool = False
     learn_answers: bool = False
     close_generated: bool = False
+    learn_begin: bool = False
+    free: bool = False
     system: str = ""
 
 
@@ -69,9 +74,12 @@ class TurnWriter:
             if turn.role == "assistant":
                 self._answer(turn, last=following is None)
             else:
-                self._prompt(turn, then if following is None else _opening(following))
+                self._prompt(turn, then if following is None else self._opened(following))
         if then is not None and self._chat:
             self.line.scaffold(f"{self._template.assistant}:")
+
+    def _opened(self, turn: Turn) -> Opening:
+        return "text" if self._rules.free else _opening(turn)
 
     def _prompt(self, turn: Turn, opening: Opening | None) -> None:
         if self._chat and turn.role == "user":
@@ -106,7 +114,8 @@ class TurnWriter:
 
     def _item(self, item: Item, last: bool) -> None:
         index, count = next(self._counts)
-        self.line.item("generation" if item.learn else "understanding", item.modality, count, index)
+        path: Path = "generation" if item.learn else "understanding"
+        self.line.item(path, item.modality, count, index, item.learn and self._rules.learn_begin)
         if not item.learn:
             self.line.end_item(item.modality)
         elif not last:
@@ -116,9 +125,12 @@ class TurnWriter:
         if self._chat:  # the official code strips each message
             text = text.lstrip() if position == 0 else text
             text = text.rstrip() if position + 1 == len(turn.parts) else text
-            after_item = position > 0 and isinstance(turn.parts[position - 1], Item)
-            if after_item and text and not text.startswith("\n"):
-                self.line.scaffold(AFTER_ITEM)
+            before = turn.parts[position - 1] if position else ""
+            if isinstance(before, Item) and text and not text.startswith("\n"):
+                if learn and before.learn:  # a model goes on by itself after an item of its own
+                    self.line.literal(AFTER_ITEM, learn)
+                else:
+                    self.line.scaffold(AFTER_ITEM)
         self.line.literal(text, learn)
 
 

@@ -12,9 +12,10 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from janus_plugins.core.choice import guide
 from janus_plugins.core.contracts import Cached
 from janus_plugins.inference import paths
+from janus_plugins.inference.decode import row_embeds
 from janus_plugins.inference.prompts import question_prompt
 from janus_plugins.inference.stream import pad_left
-from janus_plugins.inference.words import TextPrompt, _embeds, generate_text
+from janus_plugins.inference.words import TextPrompt, generate_text
 from tests.conversion.made import CODES
 
 QUESTIONS = ["What is in this picture?", "Is it a red cube on a table, or a cat?"]
@@ -52,7 +53,7 @@ def ids_of(model, prompt: TextPrompt) -> list[int]:
 
 def our_logits(model, rows: list[TextPrompt]) -> list[Tensor]:
     """Logits of every slot of every row [L, V], rows in one left-padded batch."""
-    embeds = [_embeds(model.language_model, row, model.device) for row in rows]
+    embeds = [row_embeds(model.language_model, row.ids, row.items, model.device) for row in rows]
     length = max(map(len, embeds))
     pads = torch.tensor([[length - len(row)] for row in embeds])
     slots = torch.arange(length)

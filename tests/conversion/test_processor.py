@@ -143,7 +143,7 @@ class TestOfficialPrompts:
     def test_generation_and_its_unconditional_row(self, template, user, assistant):
         """BOS, pads in the place of everything else, role tags included, and the begin token."""
         chat = spelling(template)
-        conditional, unconditional = plan_generation("a photo of a cat", "image", chat)
+        conditional, unconditional, _ = plan_generation("a photo of a cat", "image", chat)
         text = f"{user}: a photo of a cat\n\n{assistant}:<begin_of_image>"
         backend = make_tokenizer(roles=template == "deepseek")
         expected = [backend.token_to_id(BOS), *backend.encode(text, add_special_tokens=False).ids]

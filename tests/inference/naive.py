@@ -30,7 +30,9 @@ def naive_codes(
     for _ in range(model.plan.model.generation["image"].facts.tokens):
         made = [path.adapter(torch.tensor([codes]))[0]] if codes else []
         conditional, unconditional = (
-            path.head.logits(last_hidden(model, torch.cat((embed(torch.tensor(ids)), *made))))
+            path.head.logits(
+                last_hidden(model, torch.cat((with_items(embed(torch.tensor(ids)), prompt.items), *made)))
+            )
             for ids in (prompt.conditional, prompt.unconditional)
         )
         logits = (unconditional + guidance * (conditional - unconditional))[0]
@@ -47,9 +49,7 @@ def naive_text(
     model: UnifiedModel, ids: Sequence[int], stop: int, steps: int, items: Sequence[tuple[int, Tensor]] = ()
 ) -> list[int]:
     """Return the greedy continuation of one row."""
-    embeds = model.language_model.embed(torch.tensor(ids))
-    for start, values in items:
-        embeds = torch.cat((embeds[:start], values, embeds[start + len(values) :]))
+    embeds = with_items(model.language_model.embed(torch.tensor(ids)), items)
     said: list[int] = []
     for _ in range(steps):
         logits = model.language_model.text_head.logits(last_hidden(model, embeds))[0, : len(model.tokenizer)]
@@ -58,3 +58,10 @@ def naive_text(
             return said[:-1]
         embeds = torch.cat((embeds, model.language_model.embed(torch.tensor(said[-1:]))))
     return said
+
+
+def with_items(embeds: Tensor, items: Sequence[tuple[int, Tensor]]) -> Tensor:
+    """Return a row of embeddings [L, M] with its items in their slots."""
+    for start, values in items:
+        embeds = torch.cat((embeds[:start], values, embeds[start + len(values) :]))
+    return embeds

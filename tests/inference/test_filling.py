@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from janus_plugins.inference import session, words
+from janus_plugins.inference import paths, words
 from janus_plugins.inference.words import TextPrompt, generate_text
 
 from .naive import naive_text
@@ -93,9 +93,9 @@ def test_questions_about_one_picture_share_its_prefill(model):
 
 def test_an_item_of_several_questions_is_read_once(model, monkeypatch):
     read = []
-    whole = session.paths.read_items
+    whole = paths.read_items
     monkeypatch.setattr(
-        session.paths, "read_items", lambda part, values: read.append(len(values)) or whole(part, values)
+        paths, "read_items", lambda part, values: read.append(len(values)) or whole(part, values)
     )
     image = picture(90)
     model.ask(["a", "b", "c"], images=[[image], [image], [picture(90)]], max_new_tokens=2)

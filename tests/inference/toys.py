@@ -293,6 +293,9 @@ class SoundProcessor(DrawProcessor):
     def restore(self, decoded: np.ndarray) -> np.ndarray:
         return decoded
 
+    def write(self, artefact: np.ndarray, path: str, metadata: dict[str, str]) -> None:
+        np.save(path, artefact)
+
 
 def _part(address: str, kind: Kind, facts: Any, processor: type | None = None) -> Part:
     target = None if processor is None else f"{__name__}:{processor.__name__}"

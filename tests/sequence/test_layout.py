@@ -147,7 +147,7 @@ def test_training_and_use_share_the_prompt(style: str, template: str) -> None:
     assert asked.spans == trained.spans
 
     drawn = planned(DRAWN, spelled=spelled, template=style)
-    conditional, unconditional = plan_generation("A dog. It runs", "image", spelled, style)  # type: ignore[arg-type]
+    conditional, unconditional, _ = plan_generation("A dog. It runs", "image", spelled, style)  # type: ignore[arg-type]
     assert list(drawn.ids[: len(conditional)]) == list(conditional)
     assert drawn.spans[0].start == len(conditional)
     dropped = planned(DRAWN, spelled=spelled, template=style, drop_prompt=1.0)
@@ -156,7 +156,7 @@ def test_training_and_use_share_the_prompt(style: str, template: str) -> None:
 
 
 def test_unconditional_row_as_in_the_official_code() -> None:
-    conditional, unconditional = plan_generation("ab", "image", OLD)
+    conditional, unconditional, _ = plan_generation("ab", "image", OLD)
     assert read(conditional, OLD) == "<bos>User: ab\n\nAssistant:<b>"
     assert read(unconditional, OLD) == "<bos>" + "_" * (len(conditional) - 2) + "<b>"
 

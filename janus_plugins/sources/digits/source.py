@@ -48,8 +48,8 @@ class Digits:
         if not 0 <= index < len(self):
             raise IndexError(f"digits has {len(self)} samples, not {index + 1}")
         row = int(self._rows[index % len(self._rows)])
-        word, image = WORDS[self._labels[row]], self._image(row)
         config, key = self._config, f"digits[{row}]"
+        word, image = WORDS[self._labels[row]], picture(self._scans[row], config.size)
         if config.ask == "understanding":
             return understanding_sample(config.modality, image, config.question, word, key)
         prompt = self._prompts[index // len(self._rows)].replace("{word}", word)
@@ -63,10 +63,11 @@ class Digits:
             else:
                 yield from (prompt.replace("{word}", word) for prompt in self._prompts)
 
-    def _image(self, row: int) -> Image.Image:
-        grey = np.round(self._scans[row] * (255 / BRIGHTEST)).astype(np.uint8)
-        side = (self._config.size, self._config.size)
-        return Image.fromarray(grey).resize(side, Image.Resampling.BICUBIC).convert("RGB")
+
+def picture(scan: NDArray[np.float64], size: int) -> Image.Image:
+    """Return one scan [8, 8] as a picture of `size` pixels a side."""
+    grey = np.round(scan * (255 / BRIGHTEST)).astype(np.uint8)
+    return Image.fromarray(grey).resize((size, size), Image.Resampling.BICUBIC).convert("RGB")
 
 
 def split_rows(labels: NDArray[np.int64], test_percent: int, seed: int) -> dict[str, NDArray[np.int64]]:

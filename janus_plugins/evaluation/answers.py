@@ -1,0 +1,107 @@
+"""Score answers that hold items: made from prompts with items, or text and items in turn.
+
+A classifier of real items reads each item that was made; it must read what it reads in the sample's own
+item at the same place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field
+
+from janus_plugins.core.errors import DataError
+from janus_plugins.core.samples import Item, Part, Sample
+from janus_plugins.evaluation.entries import Options, columns, parsed, samples_of
+from janus_plugins.evaluation.judge import Judge
+
+if TYPE_CHECKING:
+    from janus_plugins.inference.artefacts import Generated
+    from janus_plugins.model.unified import UnifiedModel
+
+    Said = Sequence[str | Generated]
+
+
+class ClassifiedAnswers(Options):
+    """Set `classified-answers`: a classifier must read in an answer's items what it reads in the sample's."""
+
+    train_source: str = Field(description="data entry whose real items train the classifier")
+    limit: int | None = Field(default=None, ge=1, description="score so many samples, spread evenly")
+    guidance: float = Field(default=5.0, ge=0)
+    temperature: float = Field(default=1.0, ge=0)
+    seed: int = 0
+    max_new_tokens: int = Field(default=32, ge=1)
+    max_items: int = Field(default=8, ge=1)
+    max_rows: int = Field(default=256, ge=2)
+
+
+def classified_answers(model: UnifiedModel, source: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Answer the prompts of a source; score the share of answers that are right in every part.
+
+    Beside it stand the share of answers whose text is right and holds its items at the right places
+    ("text"), and of items that are at their place and are read as the sample's own ("items").
+    """
+    settings = parsed(ClassifiedAnswers, options, source)
+    samples = samples_of(model, source)
+    if settings.limit is not None:
+        samples = samples[:: max(1, len(samples) // settings.limit)][: settings.limit]
+    wanted = [_answer(sample) for sample in samples]
+    judge = Judge.of(model, samples_of(model, settings.train_source))
+    said = _said(model, samples, settings)
+    texts = [_shape(one) == _shape(other) for one, other in zip(said, wanted, strict=True)]
+    items = [_items_right(judge, one, other) for one, other in zip(said, wanted, strict=True)]
+    right = [text and all(each) for text, each in zip(texts, items, strict=True)]
+    return {
+        "score": float(np.mean(right)),
+        "samples": len(samples),
+        "text": float(np.mean(texts)),
+        "items": float(np.mean([hit for each in items for hit in each])),
+    }
+
+
+def _answer(sample: Sample) -> Sequence[Part]:
+    parts = [part for turn in sample.turns if turn.role == "assistant" for part in turn.parts]
+    if not any(isinstance(part, Item) and part.learn for part in parts):
+        raise DataError(f"{sample.key}: classified-answers needs samples whose answers hold items")
+    return parts
+
+
+def _said(model: UnifiedModel, samples: Sequence[Sample], settings: ClassifiedAnswers) -> list[Said]:
+    asked = [[part for turn in one.turns if turn.role == "user" for part in turn.parts] for one in samples]
+    prompts = ["".join(part for part in parts if isinstance(part, str)) for parts in asked]
+    items = columns([[part for part in parts if isinstance(part, Item)] for parts in asked])
+    common: dict[str, Any] = {
+        "items": items,
+        "guidance": settings.guidance,
+        "temperature": settings.temperature,
+        "seed": settings.seed,
+        "max_rows": settings.max_rows,
+    }
+    if any(sample.task == "interleaved" for sample in samples):
+        limits = {"max_new_tokens": settings.max_new_tokens, "max_items": settings.max_items}
+        return [one.parts for one in model.generate(prompts, interleaved=True, **limits, **common)]
+    (item,) = {part.modality for part in _answer(samples[0]) if isinstance(part, Item)}
+    return [[one] for one in model.generate(prompts, modality=item, **common)]
+
+
+def _shape(parts: Sequence[Any]) -> list[object]:
+    """Return texts without case and outer spaces, and the modalities of items, in order."""
+    return [
+        part.strip().casefold() if isinstance(part, str) else (part.modality,)
+        for part in parts
+        if not isinstance(part, str) or part.strip()
+    ]
+
+
+def _items_right(judge: Judge, said: Said, wanted: Sequence[Part]) -> list[bool]:
+    """Say of each of a sample's items whether the answer's at its place is read as it."""
+    made = [part for part in said if not isinstance(part, str)]
+    real = [part for part in wanted if isinstance(part, Item)]
+    both = min(len(made), len(real))
+    if not both:
+        return [False] * len(real)
+    seen = judge.read([one.artefact for one in made[:both]])
+    meant = judge.read_real([item.value for item in real[:both]])
+    return [*map(bool, seen == meant), *[False] * (len(real) - both)]
