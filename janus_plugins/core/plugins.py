@@ -104,23 +104,40 @@ class LoadedPlugin:
     specs: tuple[ComponentSpec, ...] = ()
 
 
+@dataclass(frozen=True)
+class PluginList:
+    """Bound what is loaded: plugins that are not, or the only ones that are.
+
+    Attributes:
+        does: "block" or "allow" the plugins that it names.
+        names: `distribution` or `distribution:entry` each.
+        where: where it was given, for messages.
+    """
+
+    does: Literal["block", "allow"]
+    names: tuple[str, ...]
+    where: str
+
+    def refusal(self, spellings: Collection[str]) -> str:
+        """Say why a plugin of these (normalised) spellings is not loaded, or nothing where it is."""
+        named = any(_normal(name) in spellings for name in self.names)
+        if self.does == "block":
+            return f"named by {self.where}" if named else ""
+        return "" if named else f"not named by {self.where}"
+
+
 class PluginHost:
     """Load plugins one by one and keep what they offer.
 
     Args:
-        blocked: plugins that are not loaded, as `distribution` or `distribution:entry`.
-        allowed: if given, the only plugins that are loaded, in the same spelling.
+        lists: which plugins are loaded; a plugin must pass every one of them.
         entry_points: entries to load instead of the installed ones.
     """
 
     def __init__(
-        self,
-        blocked: Collection[str] = (),
-        allowed: Collection[str] | None = None,
-        entry_points: Iterable[InstalledEntry] | None = None,
+        self, lists: Iterable[PluginList] = (), entry_points: Iterable[InstalledEntry] | None = None
     ) -> None:
-        self._blocked = {_normal(name) for name in blocked}
-        self._allowed = None if allowed is None else {_normal(name) for name in allowed}
+        self._lists = tuple(lists)
         self._entries = entry_points
         self._plugins: tuple[LoadedPlugin, ...] | None = None
         self._loading = False
@@ -181,12 +198,8 @@ class PluginHost:
         return LoadedPlugin(report, found.owner, () if raised else specs)
 
     def _why_blocked(self, found: InstalledEntry) -> str:
-        names = {found.owner.distribution, _normal(found.name)}
-        if names & self._blocked:
-            return f"blocked by name ({BLOCK_VARIABLE})"
-        if self._allowed is not None and not names & self._allowed:
-            return f"not among the plugins asked for ({ONLY_VARIABLE})"
-        return ""
+        spellings = (found.owner.distribution, _normal(found.name))
+        return next(filter(None, (each.refusal(spellings) for each in self._lists)), "")
 
     def _register(self, found: InstalledEntry) -> Any:
         if found.problem is not None:
@@ -261,12 +274,13 @@ def installed_entries() -> list[InstalledEntry]:
 
 
 @cache
-def host() -> PluginHost:
-    """Return this process's plugin host. `host.cache_clear()` forgets it (for tests)."""
-    return PluginHost(
-        blocked=_listed(BLOCK_VARIABLE),
-        allowed=_listed(ONLY_VARIABLE) or None,
-    )
+def host(lists: tuple[PluginList, ...] = ()) -> PluginHost:
+    """Return this process's plugin host. `host.cache_clear()` forgets it (for tests).
+
+    Args:
+        lists: a run's own lists, which bound what is loaded beside the environment's.
+    """
+    return PluginHost([*_environment_lists(), *lists])
 
 
 def plugins() -> list[PluginReport]:
@@ -351,8 +365,12 @@ def _normal(name: str) -> str:
     return canonicalize_name(owner) + colon + entry
 
 
-def _listed(variable: str) -> list[str]:
-    return [name for name in os.environ.get(variable, "").split(",") if name.strip()]
+def _environment_lists() -> Iterator[PluginList]:
+    variables: dict[str, Literal["block", "allow"]] = {BLOCK_VARIABLE: "block", ONLY_VARIABLE: "allow"}
+    for variable, does in variables.items():
+        names = tuple(name for name in os.environ.get(variable, "").split(",") if name.strip())
+        if names:
+            yield PluginList(does, names, variable)
 
 
 def _trace(message: str) -> None:

@@ -30,6 +30,7 @@ class ComponentConfig(BaseModel):
     adds the options as fields and a `facts` method whose arguments depend on the kind:
 
     - language model, understanding encoder, generation encoder, source: `facts()`
+    - evaluation task, callback: `facts()`
     - adapter: `facts(source, model)`: the encoder's facts and the language model's
     - head: `facts(target, model)`: the generation encoder's facts (None for text) and the model's
     """

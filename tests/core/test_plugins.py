@@ -15,7 +15,7 @@ import pytest
 
 from janus_plugins.core.errors import PluginError
 from janus_plugins.core.plan import Owner
-from janus_plugins.core.plugins import InstalledEntry, PluginHost, PluginReport, host, plugins
+from janus_plugins.core.plugins import InstalledEntry, PluginHost, PluginList, PluginReport, host, plugins
 from janus_plugins.core.specs import CONTRACT_VERSION
 
 LIST = """
@@ -309,7 +309,7 @@ def acme(monkeypatch: pytest.MonkeyPatch):
     def reports(*folders: Path) -> list[PluginReport]:
         monkeypatch.setattr(sys, "path", [*map(str, folders), *sys.path])
         importlib.invalidate_caches()
-        found = PluginHost(allowed=["acme-parts"]).reports
+        found = PluginHost([PluginList("allow", ("acme-parts",), "the test")]).reports
         return [report for report in found if report.distribution == "acme-parts"]
 
     return reports
