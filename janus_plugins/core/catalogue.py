@@ -12,17 +12,19 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from packaging.utils import canonicalize_name
 
 from janus_plugins.core.errors import PluginError
 from janus_plugins.core.kinds import Kind
-from janus_plugins.core.plan import Owner
+from janus_plugins.core.owner import Owner
 from janus_plugins.core.plugins import PluginHost, PluginList, PluginReport, host, is_installed
-from janus_plugins.core.schema import RunConfig
 from janus_plugins.core.specs import ComponentSpec
 from janus_plugins.core.suggest import nearest
+
+if TYPE_CHECKING:
+    from janus_plugins.core.schema import RunConfig
 
 
 @dataclass(frozen=True)

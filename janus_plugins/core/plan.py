@@ -21,16 +21,9 @@ from janus_plugins.core.facts import (
     SourceFacts,
     UnderstandingFacts,
 )
+from janus_plugins.core.owner import Owner
 from janus_plugins.core.schema import DataBlock, EvaluationBlock, RunConfig
 from janus_plugins.core.specs import ComponentConfig, ComponentSpec
-
-
-@dataclass(frozen=True)
-class Owner:
-    """Say which installed distribution offers a component."""
-
-    distribution: str
-    version: str
 
 
 @dataclass(frozen=True)

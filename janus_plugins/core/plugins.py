@@ -28,7 +28,7 @@ from janus_plugins import __version__
 from janus_plugins.core import hookspecs
 from janus_plugins.core.errors import PluginError
 from janus_plugins.core.hookspecs import PROJECT
-from janus_plugins.core.plan import Owner
+from janus_plugins.core.owner import Owner
 from janus_plugins.core.specs import CONTRACT_VERSION, ComponentSpec
 from janus_plugins.core.suggest import nearest
 
@@ -126,6 +126,16 @@ class PluginList:
         return "" if named else f"not named by {self.where}"
 
 
+class _Manager(pluggy.PluginManager):
+    """Look for hooks among a module's own functions: pluggy inspects every name that it can reach."""
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        """Return how an attribute is marked, or None."""
+        if inspect.ismodule(plugin) and not inspect.isroutine(vars(plugin).get(name)):
+            return None
+        return super().parse_hookimpl_opts(plugin, name)
+
+
 class PluginHost:
     """Load plugins one by one and keep what they offer.
 
@@ -142,7 +152,7 @@ class PluginHost:
         self._plugins: tuple[LoadedPlugin, ...] | None = None
         self._loading = False
         self._declared: dict[tuple[str, str, str], str] = {}
-        self._manager = pluggy.PluginManager(PROJECT)
+        self._manager = _Manager(PROJECT)
         self._manager.add_hookspecs(hookspecs)
 
     @property
@@ -259,11 +269,11 @@ class PluginHost:
 
 def installed_entries() -> list[InstalledEntry]:
     """Find every entry point of our group; of a distribution found twice, the first on the path."""
-    names = {canonicalize_name(each.metadata["Name"]) for each in distributions() if _declares(each)}
+    names = {canonicalize_name(_header(each, "Name")) for each in distributions() if _declares(each)}
     found: list[InstalledEntry] = []
     for name in names:
         first = distribution(name)
-        owner = Owner(name, first.version)
+        owner = Owner(name, _header(first, "Version"))
         try:
             found += [InstalledEntry(owner, entry) for entry in first.entry_points.select(group=PROJECT)]
         except Exception as problem:  # a malformed entry_points.txt raises whatever the parser trips on
@@ -299,6 +309,18 @@ def _declares(found: Distribution) -> bool:
     return any(line.strip() == f"[{PROJECT}]" for line in lines)
 
 
+def _header(found: Distribution, name: str) -> str:
+    """Return one line of a distribution's metadata, of which the e-mail parser would read the whole text."""
+    for line in (found.read_text("METADATA") or "").splitlines():
+        key, _, value = line.partition(":")
+        if key == name:
+            return value.strip()
+        if not line:  # a description follows
+            break
+    return str(found.metadata[name])
+
+
+@cache
 def _hook_names() -> list[str]:
     marked = f"{PROJECT}_spec"
     return [name for name, value in vars(hookspecs).items() if hasattr(value, marked)]

@@ -21,7 +21,8 @@ Count = Annotated[int, Field(ge=1)]
 class Strict(BaseModel):
     """Refuse unknown keys, NaN and infinity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # Built at first use: listing plugins validates no run file.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 class Named(Strict):

@@ -35,7 +35,8 @@ class ComponentConfig(BaseModel):
     - head: `facts(target, model)`: the generation encoder's facts (None for text) and the model's
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # Built at first use: most of what is listed is not validated.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     def facts(self, *neighbours: Any) -> Any:
         """Answer what wiring needs to know, without weights. See the class's own text."""

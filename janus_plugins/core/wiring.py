@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic.errors import PydanticUserError
 
 from janus_plugins.core.catalogue import Catalogue, catalogue_for
 from janus_plugins.core.errors import PluginError, RunFileError, WiringError
@@ -90,6 +91,8 @@ class _Builder:
             facts = config.facts(*neighbours)
         except ValidationError as error:
             raise RunFileError(self._explain(error, entry.spec.config, use.use, path)) from None
+        except PydanticUserError as error:  # fields that pydantic cannot make anything of
+            raise PluginError(f"{address}: the options of {entry.full_name} are broken: {error}") from error
         except RunFileError as error:
             raise type(error)(f"{self._where((*path, 'options'))}{address} ({use.use}): {error}") from error
         return Part(address, entry.spec, entry.owner, config, facts)
