@@ -19,6 +19,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import Distribution, EntryPoint, distribution, distributions
+from types import FunctionType
 from typing import Any, Literal, NamedTuple
 
 import pluggy
@@ -131,7 +132,7 @@ class _Manager(pluggy.PluginManager):
 
     def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
         """Return how an attribute is marked, or None."""
-        if inspect.ismodule(plugin) and not inspect.isroutine(vars(plugin).get(name)):
+        if inspect.ismodule(plugin) and not isinstance(vars(plugin).get(name), FunctionType):
             return None
         return super().parse_hookimpl_opts(plugin, name)
 
