@@ -36,6 +36,7 @@ def plugins_as_data(reports: Iterable[PluginReport]) -> list[dict[str, Any]]:
             "version": report.version,
             "status": report.status,
             "error": report.error,
+            "note": report.note,
             "load_seconds": round(report.load_seconds, 4),
             "components": [
                 {"kind": str(kind), "name": name, "summary": summary, "status": status}

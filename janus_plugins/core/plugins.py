@@ -30,6 +30,7 @@ from janus_plugins.core import hookspecs
 from janus_plugins.core.errors import PluginError
 from janus_plugins.core.hookspecs import PROJECT
 from janus_plugins.core.owner import Owner
+from janus_plugins.core.side_effects import Bystanders
 from janus_plugins.core.specs import CONTRACT_VERSION, ComponentSpec
 from janus_plugins.core.suggest import nearest
 
@@ -179,7 +180,7 @@ class PluginHost:
         if reason:
             return LoadedPlugin(_report(found, "blocked", error=reason), found.owner)
         _trace(f"loading {found.name} ({found.entry.value})")
-        had_torch, started = "torch" in sys.modules, time.perf_counter()
+        had_torch, bystanders, started = "torch" in sys.modules, Bystanders(), time.perf_counter()
         plugin: Any = None
         specs: tuple[ComponentSpec, ...] = ()
         raised: BaseException | None = None
@@ -195,7 +196,7 @@ class PluginHost:
             raised = error
             if self._manager.has_plugin(found.name):
                 self._manager.unregister(name=found.name)
-        seconds = time.perf_counter() - started
+        seconds, changed = time.perf_counter() - started, bystanders.put_back()
         _trace(f"{'failed' if raised else 'loaded'} {found.name} in {seconds:.3f} s")
         report = _report(
             found,
@@ -204,7 +205,7 @@ class PluginHost:
             exception=raised,
             components=tuple(_component_report(spec, raised is not None) for spec in specs),
             load_seconds=seconds,
-            note="; ".join(_notes(plugin, imported_torch="torch" in sys.modules and not had_torch)),
+            note="; ".join(_notes(plugin, "torch" in sys.modules and not had_torch, changed)),
         )
         return LoadedPlugin(report, found.owner, () if raised else specs)
 
@@ -336,9 +337,11 @@ def _unmarked(plugin: Any) -> Iterator[str]:
             yield f"{name}() is not marked with @hookimpl.{guess}"
 
 
-def _notes(plugin: Any, imported_torch: bool) -> Iterator[str]:
+def _notes(plugin: Any, imported_torch: bool, changed: list[str]) -> Iterator[str]:
     if imported_torch:
         yield "imports torch"
+    if changed:
+        yield f"changes {', '.join(changed)} when it is loaded (put back)"
     if plugin is not None:
         yield from _unmarked(plugin)
 
