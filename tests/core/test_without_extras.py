@@ -25,15 +25,17 @@ MODULES = {
 """What each extra's packages are imported as."""
 
 BLOCKER = """
-import importlib.abc, sys
+from importlib.machinery import PathFinder
 
-class Blocker(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {modules!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+find_spec = PathFinder.find_spec.__func__
 
-sys.meta_path.insert(0, Blocker())
+def find_others(cls, name, path=None, target=None):
+    hidden = name.partition(".")[0] in {modules!r}
+    return None if hidden else find_spec(cls, name, path, target)
+
+PathFinder.find_spec = classmethod(find_others)
 """
+"""Hides modules as if they were not installed: finding one answers None, importing it raises."""
 
 
 def extras() -> dict[str, list[str]]:
