@@ -8,6 +8,8 @@ from janus_plugins.adapters.linear.spec import LINEAR
 from janus_plugins.adapters.mlp.spec import MLP
 from janus_plugins.adapters.perceiver.spec import PERCEIVER
 from janus_plugins.adapters.pixel_shuffle.spec import PIXEL_SHUFFLE
+from janus_plugins.callbacks.stop_on_plateau.spec import STOP_ON_PLATEAU
+from janus_plugins.callbacks.time_limit.spec import TIME_LIMIT
 from janus_plugins.core.hookspecs import hookimpl
 from janus_plugins.core.specs import ComponentSpec
 from janus_plugins.encoders.audio.spec import AUDIO
@@ -32,6 +34,9 @@ from janus_plugins.sources.digits.counting_spec import COUNTING
 from janus_plugins.sources.digits.spec import DIGITS
 from janus_plugins.sources.hf_dataset.spec import HF_DATASET
 from janus_plugins.sources.sorting.spec import SORTING
+from janus_plugins.tasks.classified.answers_spec import CLASSIFIED_ANSWERS
+from janus_plugins.tasks.classified.generation_spec import CLASSIFIED_GENERATION
+from janus_plugins.tasks.exact_match.spec import EXACT_MATCH
 
 
 @hookimpl
@@ -68,4 +73,9 @@ def janus_components() -> list[ComponentSpec]:
         DIGITS,
         COUNTING,
         SORTING,
+        EXACT_MATCH,
+        CLASSIFIED_GENERATION,
+        CLASSIFIED_ANSWERS,
+        STOP_ON_PLATEAU,
+        TIME_LIMIT,
     ]

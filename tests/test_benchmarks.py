@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import harness
+from benchmarks import harness, plugins
 from benchmarks.training import padded, usual_loss
 from janus_plugins.data.loader import StepLoader
 from janus_plugins.door import plan as read_plan
@@ -56,3 +56,18 @@ def test_padded_rows_have_the_same_loss_as_packed_ones(tmp_path):
     ours, usual = model(batch, dict.fromkeys(batch.targets(), 1.0)).loss, usual_loss(model, rows)
     assert usual.item() == pytest.approx(ours.item(), rel=1e-5)
     assert torch.isfinite(ours)
+
+
+def test_listing_plugins_finds_every_one_and_costs_little_for_each(tmp_path):
+    few, many = plugins.install(tmp_path / "few", 1), plugins.install(tmp_path / "many", 101)
+    for site in (few, many):
+        plugins.listing(site)  # writes byte code
+    spent = {site: min(plugins.listing(site)[1] for _ in range(2)) for site in (few, many)}
+    assert "listed-100" in plugins.listing(many)[2]
+    # CPU time; 300 within a second leave 3 ms for each, and this machine may be twice as slow as it is alone.
+    assert (spent[many] - spent[few]) / 100 < 0.006
+
+
+def test_the_table_of_listings():
+    text = plugins.table({1: {"wall": [1.0, 3.0], "cpu": [0.5, 0.7]}})
+    assert "| 1 | 2.00 | 1.00 | 0.60 | 0.50 |" in text

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from packaging.utils import canonicalize_name
 
 from janus_plugins.core.errors import PluginError
 from janus_plugins.core.kinds import Kind
-from janus_plugins.core.plan import Owner
-from janus_plugins.core.plugins import PluginHost, PluginReport, host, is_installed
+from janus_plugins.core.owner import Owner
+from janus_plugins.core.plugins import PluginHost, PluginList, PluginReport, host, is_installed
 from janus_plugins.core.specs import ComponentSpec
 from janus_plugins.core.suggest import nearest
+
+if TYPE_CHECKING:
+    from janus_plugins.core.schema import RunConfig
 
 
 @dataclass(frozen=True)
@@ -113,10 +116,16 @@ class Catalogue:
             yield f"({name!r} is a {other}.)"
         if distribution and distribution not in {report.distribution for report in self._reports}:
             yield f"No plugin from {distribution!r} is installed; next: pip install {distribution}"
-        troubled = [report for report in self._reports if report.status != "ok"]
-        for report in troubled:
+        failed = [report for report in self._reports if report.status == "failed"]
+        blocked: dict[str, list[str]] = {}
+        for report in self._reports:
+            if report.status == "blocked":
+                blocked.setdefault(report.error, []).append(report.name)
+        for report in failed:
             yield f"{_outcome(report)}."
-        if troubled:
+        for reason, names in blocked.items():
+            yield _blocked(reason, names)
+        if failed or blocked:
             yield "`janus-plugins plugins` shows more."
 
     def _spellings(self, kind: Kind) -> set[str]:
@@ -127,6 +136,27 @@ class Catalogue:
 def catalogue() -> Catalogue:
     """Return the catalogue of this process's plugin host; `host.cache_clear()` forgets it."""
     return _catalogue_of(host())
+
+
+def catalogue_for(run: RunConfig, locate: Callable[[tuple[str | int, ...]], str] | None = None) -> Catalogue:
+    """Return the catalogue of the plugins that a run's own lists leave, beside the environment's.
+
+    Args:
+        run: the run file.
+        locate: where a path of the file stands, for messages.
+    """
+    return _catalogue_of(host(tuple(_lists_of(run, locate or (lambda path: "")))))
+
+
+def _lists_of(run: RunConfig, locate: Callable[[tuple[str | int, ...]], str]) -> Iterator[PluginList]:
+    if run.plugins.block:
+        yield PluginList("block", run.plugins.block, _place("block", locate))
+    if run.plugins.allow is not None:
+        yield PluginList("allow", run.plugins.allow, _place("allow", locate))
+
+
+def _place(name: str, locate: Callable[[tuple[str | int, ...]], str]) -> str:
+    return f"plugins.{name} of {locate(('plugins', name)) or 'the run file'}"
 
 
 def load_factory(spec: ComponentSpec) -> Callable[..., Any]:
@@ -149,7 +179,7 @@ def load_processor(spec: ComponentSpec) -> Callable[..., Any]:
     return _load_target(spec, "processor", spec.processor)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=8)
 def _catalogue_of(source: PluginHost) -> Catalogue:
     entries = [CatalogueEntry(spec, plugin.owner) for plugin in source.plugins for spec in plugin.specs]
     return Catalogue(entries, source.reports)
@@ -163,6 +193,14 @@ def _split(use: str) -> tuple[str, str]:
     """Split "distribution/name"; the distribution is normalised, and empty for a bare name."""
     distribution, slash, name = use.rpartition("/")
     return (canonicalize_name(distribution) if slash else ""), name
+
+
+def _blocked(reason: str, names: list[str]) -> str:
+    """Say in one sentence which plugins one list blocks: an allow-list may leave out hundreds."""
+    if len(names) == 1:
+        return f"plugin {names[0]} is blocked ({reason})."
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{len(names)} plugins are blocked ({reason}): {', '.join(names[:3])}{more}."
 
 
 def _outcome(report: PluginReport) -> str:

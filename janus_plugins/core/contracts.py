@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from janus_plugins.core.samples import Sample
@@ -341,4 +342,131 @@ class Tokenizer(Protocol):
 
     def save(self, folder: str) -> None:
         """Write the tokenizer's files into a checkpoint folder."""
+        ...
+
+
+class TrainedModel(Protocol):
+    """Be used by an evaluation task: what a composed or loaded model offers. See `inference/session.py`."""
+
+    def ask(self, question: str | Sequence[str], **options: Any) -> Any:
+        """Return the answer to a question, or a list of answers to several.
+
+        Options: items (modality -> a list of values a question), max_new_tokens, temperature, top_p, seed.
+        """
+        ...
+
+    def generate(self, prompts: str | Sequence[str], **options: Any) -> Any:
+        """Return generated items in the order of prompts, each with `prompt`, `artefact` and `codes`.
+
+        Options: modality, items, num_per_prompt, guidance, temperature, seed, max_rows; with `interleaved`
+        answers of text and items, each with `parts` (max_new_tokens, max_items).
+        """
+        ...
+
+    def encode(self, modality: str, items: Sequence[object]) -> Tensor:
+        """Return codes [N, T] or latents [N, T, C] of raw items."""
+        ...
+
+    def decode(self, modality: str, ids: Tensor) -> Any:
+        """Return a list of artefacts of codes [N, T] or latents [N, T, C]."""
+        ...
+
+    def processor(self, modality: str) -> Any:
+        """Return the `GenerationProcessor` of a modality that the model generates."""
+        ...
+
+
+class EvaluationTask(Protocol):
+    """Score a trained model on held-out samples. Built as `factory(config, facts)`."""
+
+    def __call__(
+        self, model: TrainedModel, source: Source, others: Mapping[str, Source]
+    ) -> Mapping[str, Any]:
+        """Return plain data (JSON) about the model, in its own words but for two names.
+
+        "score": a finite number, for what ships a share from 0 to 1. "ceilings" (optional): name -> the
+        number that a perfect model would reach. The rest stands under "details" in evaluation.json.
+
+        Args:
+            model: the model, in eval mode; it must be left as it was.
+            source: held-out samples, read by index.
+            others: the further data entries that `EvaluationFacts.sources` names.
+        """
+        ...
+
+
+@dataclass
+class TrainingRun:
+    """Show callbacks where their run is, and take their requests. One object for the whole run.
+
+    Attributes:
+        out: the run's folder.
+        rank: number of this process over all nodes; 0 is the main one, which prints and writes for all.
+        world_size: number of processes.
+        stage: name of the stage that is being trained.
+        stage_step: optimiser steps done in it.
+        stage_steps: optimiser steps that it is meant to take.
+        step: optimiser steps done in the whole run.
+        model: the model as this process holds it (under ZeRO-3 its parameters are empty outside their
+            modules' `forward`), or None between stages. To be looked at, not changed.
+    """
+
+    out: Path
+    rank: int = 0
+    world_size: int = 1
+    stage: str = ""
+    stage_step: int = 0
+    stage_steps: int = 0
+    step: int = 0
+    model: Any = None
+    stage_end: str | None = None
+    run_stop: str | None = None
+
+    def end_stage(self, reason: str) -> None:
+        """Ask that the stage ends after this step, as if it had taken all of them; the next one begins."""
+        self.stage_end = self.stage_end or reason
+
+    def stop(self, reason: str) -> None:
+        """Ask that the run is saved and stopped after this step; `--resume` goes on from there."""
+        self.run_stop = self.run_stop or reason
+
+
+class Callback(Protocol):
+    """Watch the training of a run, on every rank. Built as `factory(config, facts)`; no method is needed.
+
+    A request counts when any rank makes it, and is heeded before the next step. What a callback draws from
+    global random state is put back. Whatever one raises is reported with its plugin's name, and ends the run
+    after saving.
+    """
+
+    def on_train_start(self, run: TrainingRun) -> None:
+        """Begin, once a launch; what is resumed has its state and `run.step` by now."""
+        ...
+
+    def on_stage_start(self, run: TrainingRun) -> None:
+        """See a stage begin, or go on from a checkpoint inside it: the model is ready to learn."""
+        ...
+
+    def on_step_end(self, run: TrainingRun, metrics: Mapping[str, Any]) -> None:
+        """See a step's numbers: its line of metrics.jsonl, the same on every rank but for the times."""
+        ...
+
+    def on_checkpoint(self, run: TrainingRun, folder: Path) -> None:
+        """See a checkpoint that was just published, complete: `step_N` or `stage_K`."""
+        ...
+
+    def on_stage_end(self, run: TrainingRun) -> None:
+        """See a stage's last step behind it, before its end is saved."""
+        ...
+
+    def on_train_end(self, run: TrainingRun, error: BaseException | None) -> None:
+        """Finish: once a launch, whatever happened. `error` is what ended the training, or None."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain data (JSON) to go on from; the main rank's is saved in every checkpoint."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state of `state_dict`; every rank is given the same, before `on_train_start`."""
         ...

@@ -5,7 +5,8 @@ Wiring is checked from these alone, so that a run file that cannot work is refus
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 CodeForm = Literal["codes", "latents"]
@@ -120,3 +121,29 @@ class SourceFacts:
     tasks: frozenset[str]
     understanding: frozenset[str] = frozenset()
     generation: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class EvaluationFacts:
+    """Describe an evaluation task.
+
+    Attributes:
+        tasks: the tasks ("text", "understanding", "generation", "interleaved") whose samples it scores.
+        sources: names of further data entries that it reads.
+        sampling: `guidance` and `temperature` that it generates with, for the pictures beside its score.
+    """
+
+    tasks: frozenset[str]
+    sources: tuple[str, ...] = ()
+    sampling: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CallbackFacts:
+    """Describe a training callback.
+
+    Attributes:
+        stages: names of stages that its options speak of.
+    """
+
+    stages: tuple[str, ...] = ()

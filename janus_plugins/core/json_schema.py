@@ -15,8 +15,15 @@ _PLACES: dict[str, dict[str, Kind]] = {
 }
 """Which kind of component each field of the frame names."""
 
-_BLOCKS = {"LanguageModelBlock": Kind.LANGUAGE_MODEL, "DataBlock": Kind.SOURCE}
-"""Blocks that are themselves a `use:` with further keys."""
+_BLOCKS = {
+    "LanguageModelBlock": (Kind.LANGUAGE_MODEL, "use"),
+    "DataBlock": (Kind.SOURCE, "use"),
+    "EvaluationBlock": (Kind.EVALUATION_TASK, "task"),
+    "CallbackBlock": (Kind.CALLBACK, "use"),
+}
+"""Blocks that name a component themselves, and the key under which they do."""
+
+_USED = {kind for fields in _PLACES.values() for kind in fields.values()}
 
 
 def run_schema(found: Catalogue | None = None) -> dict[str, Any]:
@@ -27,14 +34,14 @@ def run_schema(found: Catalogue | None = None) -> dict[str, Any]:
     schema["properties"]["base"] = {"type": "string", "description": "a run file that this one overrides"}
     schema["title"] = "janus-plugins run file"
     definitions = schema["$defs"]
-    for kind in Kind:
+    for kind in (each for each in Kind if each in _USED):
         definitions[f"Use.{kind}"] = _use(definitions, found, kind)
     for block, fields in _PLACES.items():
         for field, kind in fields.items():
             definitions[block]["properties"][field] = {"$ref": f"#/$defs/Use.{kind}"}
-    for block, kind in _BLOCKS.items():
-        definitions[block]["properties"]["use"] = {"enum": _spellings(found, kind)}
-        definitions[block]["allOf"] = _choices(definitions, found, kind)
+    for block, (kind, key) in _BLOCKS.items():
+        definitions[block]["properties"][key] = {"enum": _spellings(found, kind)}
+        definitions[block]["allOf"] = _choices(definitions, found, kind, key)
     _allow_share(definitions)
     definitions.pop("Use", None)
     return schema
@@ -67,7 +74,9 @@ def _use(definitions: dict[str, Any], found: Catalogue, kind: Kind) -> dict[str,
     }
 
 
-def _choices(definitions: dict[str, Any], found: Catalogue, kind: Kind) -> list[dict[str, Any]]:
+def _choices(
+    definitions: dict[str, Any], found: Catalogue, kind: Kind, key: str = "use"
+) -> list[dict[str, Any]]:
     choices = []
     for entry in sorted(found.entries(), key=lambda one: (one.spec.name, one.owner.distribution)):
         if entry.spec.kind != kind:
@@ -80,7 +89,7 @@ def _choices(definitions: dict[str, Any], found: Catalogue, kind: Kind) -> list[
         spellings = [entry.spec.name, f"{entry.owner.distribution}/{entry.spec.name}"]
         choices.append(
             {
-                "if": {"properties": {"use": {"enum": spellings}}, "required": ["use"]},
+                "if": {"properties": {key: {"enum": spellings}}, "required": [key]},
                 "then": {"properties": {"options": {"$ref": f"#/$defs/{label}"}}},
             }
         )

@@ -14,3 +14,5 @@ class Kind(StrEnum):
     ADAPTER = "adapter"
     HEAD = "head"
     SOURCE = "source"
+    EVALUATION_TASK = "evaluation_task"
+    CALLBACK = "callback"

@@ -6,28 +6,24 @@ weights and imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from janus_plugins.core.errors import PluginError
 from janus_plugins.core.facts import (
     AdapterFacts,
+    CallbackFacts,
+    EvaluationFacts,
     GenerationFacts,
     HeadFacts,
     LanguageModelFacts,
     SourceFacts,
     UnderstandingFacts,
 )
-from janus_plugins.core.schema import DataBlock, RunConfig
+from janus_plugins.core.owner import Owner
+from janus_plugins.core.schema import DataBlock, EvaluationBlock, RunConfig
 from janus_plugins.core.specs import ComponentConfig, ComponentSpec
-
-
-@dataclass(frozen=True)
-class Owner:
-    """Say which installed distribution offers a component."""
-
-    distribution: str
-    version: str
 
 
 @dataclass(frozen=True)
@@ -132,17 +128,51 @@ class DataPlan:
 
 
 @dataclass(frozen=True)
+class EvaluationPlan:
+    """Hold one resolved evaluation task."""
+
+    block: EvaluationBlock
+    part: Part
+
+    @property
+    def facts(self) -> EvaluationFacts:
+        """Return the task's facts."""
+        return self.part.facts  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
 class RunPlan:
-    """Hold a whole run: the validated file and everything it names."""
+    """Hold a whole run: the validated file and everything it names.
+
+    Attributes:
+        run: the file.
+        model: the model's parts.
+        data: sources by name.
+        evaluation: evaluation tasks by name.
+        callbacks: training callbacks by label; none where a trained model is only used.
+        missing: for a model that is only used, why an evaluation task cannot be had, by name.
+    """
 
     run: RunConfig
     model: ModelPlan
     data: dict[str, DataPlan]
+    evaluation: dict[str, EvaluationPlan] = field(default_factory=dict)
+    callbacks: dict[str, Part] = field(default_factory=dict)
+    missing: Mapping[str, PluginError] = field(default_factory=dict)
+
+    def extras(self) -> Iterator[Part]:
+        """Yield what is resolved beside the model's parts: sources, evaluation tasks, callbacks."""
+        yield from (data.part for data in self.data.values())
+        yield from (test.part for test in self.evaluation.values())
+        yield from self.callbacks.values()
 
 
 __all__ = [
     "AdapterFacts",
+    "CallbackFacts",
     "DataPlan",
+    "EvaluationFacts",
+    "EvaluationPlan",
     "GenerationPlan",
     "HeadFacts",
     "ModelPlan",

@@ -19,6 +19,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import Distribution, EntryPoint, distribution, distributions
+from types import FunctionType
 from typing import Any, Literal, NamedTuple
 
 import pluggy
@@ -28,7 +29,8 @@ from janus_plugins import __version__
 from janus_plugins.core import hookspecs
 from janus_plugins.core.errors import PluginError
 from janus_plugins.core.hookspecs import PROJECT
-from janus_plugins.core.plan import Owner
+from janus_plugins.core.owner import Owner
+from janus_plugins.core.side_effects import Bystanders
 from janus_plugins.core.specs import CONTRACT_VERSION, ComponentSpec
 from janus_plugins.core.suggest import nearest
 
@@ -104,28 +106,55 @@ class LoadedPlugin:
     specs: tuple[ComponentSpec, ...] = ()
 
 
+@dataclass(frozen=True)
+class PluginList:
+    """Bound what is loaded: plugins that are not, or the only ones that are.
+
+    Attributes:
+        does: "block" or "allow" the plugins that it names.
+        names: `distribution` or `distribution:entry` each.
+        where: where it was given, for messages.
+    """
+
+    does: Literal["block", "allow"]
+    names: tuple[str, ...]
+    where: str
+
+    def refusal(self, spellings: Collection[str]) -> str:
+        """Say why a plugin of these (normalised) spellings is not loaded, or nothing where it is."""
+        named = any(_normal(name) in spellings for name in self.names)
+        if self.does == "block":
+            return f"named by {self.where}" if named else ""
+        return "" if named else f"not named by {self.where}"
+
+
+class _Manager(pluggy.PluginManager):
+    """Look for hooks among a module's own functions: pluggy inspects every name that it can reach."""
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        """Return how an attribute is marked, or None."""
+        if inspect.ismodule(plugin) and not isinstance(vars(plugin).get(name), FunctionType):
+            return None
+        return super().parse_hookimpl_opts(plugin, name)
+
+
 class PluginHost:
     """Load plugins one by one and keep what they offer.
 
     Args:
-        blocked: plugins that are not loaded, as `distribution` or `distribution:entry`.
-        allowed: if given, the only plugins that are loaded, in the same spelling.
+        lists: which plugins are loaded; a plugin must pass every one of them.
         entry_points: entries to load instead of the installed ones.
     """
 
     def __init__(
-        self,
-        blocked: Collection[str] = (),
-        allowed: Collection[str] | None = None,
-        entry_points: Iterable[InstalledEntry] | None = None,
+        self, lists: Iterable[PluginList] = (), entry_points: Iterable[InstalledEntry] | None = None
     ) -> None:
-        self._blocked = {_normal(name) for name in blocked}
-        self._allowed = None if allowed is None else {_normal(name) for name in allowed}
+        self._lists = tuple(lists)
         self._entries = entry_points
         self._plugins: tuple[LoadedPlugin, ...] | None = None
         self._loading = False
         self._declared: dict[tuple[str, str, str], str] = {}
-        self._manager = pluggy.PluginManager(PROJECT)
+        self._manager = _Manager(PROJECT)
         self._manager.add_hookspecs(hookspecs)
 
     @property
@@ -151,7 +180,7 @@ class PluginHost:
         if reason:
             return LoadedPlugin(_report(found, "blocked", error=reason), found.owner)
         _trace(f"loading {found.name} ({found.entry.value})")
-        had_torch, started = "torch" in sys.modules, time.perf_counter()
+        had_torch, bystanders, started = "torch" in sys.modules, Bystanders(), time.perf_counter()
         plugin: Any = None
         specs: tuple[ComponentSpec, ...] = ()
         raised: BaseException | None = None
@@ -167,7 +196,7 @@ class PluginHost:
             raised = error
             if self._manager.has_plugin(found.name):
                 self._manager.unregister(name=found.name)
-        seconds = time.perf_counter() - started
+        seconds, changed = time.perf_counter() - started, bystanders.put_back()
         _trace(f"{'failed' if raised else 'loaded'} {found.name} in {seconds:.3f} s")
         report = _report(
             found,
@@ -176,17 +205,13 @@ class PluginHost:
             exception=raised,
             components=tuple(_component_report(spec, raised is not None) for spec in specs),
             load_seconds=seconds,
-            note="; ".join(_notes(plugin, imported_torch="torch" in sys.modules and not had_torch)),
+            note="; ".join(_notes(plugin, "torch" in sys.modules and not had_torch, changed)),
         )
         return LoadedPlugin(report, found.owner, () if raised else specs)
 
     def _why_blocked(self, found: InstalledEntry) -> str:
-        names = {found.owner.distribution, _normal(found.name)}
-        if names & self._blocked:
-            return f"blocked by name ({BLOCK_VARIABLE})"
-        if self._allowed is not None and not names & self._allowed:
-            return f"not among the plugins asked for ({ONLY_VARIABLE})"
-        return ""
+        spellings = (found.owner.distribution, _normal(found.name))
+        return next(filter(None, (each.refusal(spellings) for each in self._lists)), "")
 
     def _register(self, found: InstalledEntry) -> Any:
         if found.problem is not None:
@@ -246,11 +271,11 @@ class PluginHost:
 
 def installed_entries() -> list[InstalledEntry]:
     """Find every entry point of our group; of a distribution found twice, the first on the path."""
-    names = {canonicalize_name(each.metadata["Name"]) for each in distributions() if _declares(each)}
+    names = {canonicalize_name(_header(each, "Name")) for each in distributions() if _declares(each)}
     found: list[InstalledEntry] = []
     for name in names:
         first = distribution(name)
-        owner = Owner(name, first.version)
+        owner = Owner(name, _header(first, "Version"))
         try:
             found += [InstalledEntry(owner, entry) for entry in first.entry_points.select(group=PROJECT)]
         except Exception as problem:  # a malformed entry_points.txt raises whatever the parser trips on
@@ -261,12 +286,13 @@ def installed_entries() -> list[InstalledEntry]:
 
 
 @cache
-def host() -> PluginHost:
-    """Return this process's plugin host. `host.cache_clear()` forgets it (for tests)."""
-    return PluginHost(
-        blocked=_listed(BLOCK_VARIABLE),
-        allowed=_listed(ONLY_VARIABLE) or None,
-    )
+def host(lists: tuple[PluginList, ...] = ()) -> PluginHost:
+    """Return this process's plugin host. `host.cache_clear()` forgets it (for tests).
+
+    Args:
+        lists: a run's own lists, which bound what is loaded beside the environment's.
+    """
+    return PluginHost([*_environment_lists(), *lists])
 
 
 def plugins() -> list[PluginReport]:
@@ -285,6 +311,18 @@ def _declares(found: Distribution) -> bool:
     return any(line.strip() == f"[{PROJECT}]" for line in lines)
 
 
+def _header(found: Distribution, name: str) -> str:
+    """Return one line of a distribution's metadata, of which the e-mail parser would read the whole text."""
+    for line in (found.read_text("METADATA") or "").splitlines():
+        key, _, value = line.partition(":")
+        if key == name:
+            return value.strip()
+        if not line:  # a description follows
+            break
+    return str(found.metadata[name])
+
+
+@cache
 def _hook_names() -> list[str]:
     marked = f"{PROJECT}_spec"
     return [name for name, value in vars(hookspecs).items() if hasattr(value, marked)]
@@ -299,9 +337,11 @@ def _unmarked(plugin: Any) -> Iterator[str]:
             yield f"{name}() is not marked with @hookimpl.{guess}"
 
 
-def _notes(plugin: Any, imported_torch: bool) -> Iterator[str]:
+def _notes(plugin: Any, imported_torch: bool, changed: list[str]) -> Iterator[str]:
     if imported_torch:
         yield "imports torch"
+    if changed:
+        yield f"changes {', '.join(changed)} when it is loaded (put back)"
     if plugin is not None:
         yield from _unmarked(plugin)
 
@@ -351,8 +391,12 @@ def _normal(name: str) -> str:
     return canonicalize_name(owner) + colon + entry
 
 
-def _listed(variable: str) -> list[str]:
-    return [name for name in os.environ.get(variable, "").split(",") if name.strip()]
+def _environment_lists() -> Iterator[PluginList]:
+    variables: dict[str, Literal["block", "allow"]] = {BLOCK_VARIABLE: "block", ONLY_VARIABLE: "allow"}
+    for variable, does in variables.items():
+        names = tuple(name for name in os.environ.get(variable, "").split(",") if name.strip())
+        if names:
+            yield PluginList(does, names, variable)
 
 
 def _trace(message: str) -> None:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from janus_plugins.core.frame import below, is_union, members, model_of
 from janus_plugins.core.nodes import KeyPath, Node
-from janus_plugins.core.schema import RunConfig, Use
+from janus_plugins.core.schema import Named, RunConfig
 from janus_plugins.core.suggest import nearest
 
 _COMPONENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)?[a-z0-9]+(-[a-z0-9]+)*")
@@ -38,7 +38,7 @@ def _walk(root: Node, node: Node, path: KeyPath, annotation: Any) -> Iterator[st
     if isinstance(node.value, bool) and bool not in kinds and (int in kinds or float in kinds):
         yield _line(root, path, f"should be a number (got {str(node.value).lower()})")
     model = model_of(annotation)
-    use = node.child("use") if model is not None and issubclass(model, Use) else None
+    use = node.child("use") if model is not None and issubclass(model, Named) else None
     if use is not None and isinstance(use.value, str) and not _COMPONENT.fullmatch(use.value):
         yield _line(root, (*path, "use"), _not_a_component(use.value))
     inside: Any = ()
@@ -104,7 +104,7 @@ def _unknown_key(path: KeyPath) -> str:
     model = model_of(annotation)
     known = list(model.model_fields) if model else []
     guess = nearest(str(path[-1]), known)
-    if not guess and model is not None and issubclass(model, Use):
+    if not guess and model is not None and issubclass(model, Named):
         guess = " A component's own settings go under 'options'."
     return f"unknown key.{guess or ' Known keys: ' + ', '.join(known)}"
 

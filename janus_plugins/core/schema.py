@@ -21,14 +21,20 @@ Count = Annotated[int, Field(ge=1)]
 class Strict(BaseModel):
     """Refuse unknown keys, NaN and infinity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # Built at first use: listing plugins validates no run file.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
-class Use(Strict):
-    """Name a component and give its options."""
+class Named(Strict):
+    """Name a component that has no weights, and give its options."""
 
     use: str = Field(description="component name, or distribution/name where two plugins offer it")
     options: dict[str, Any] = Field(default_factory=dict, description="the component's own options")
+
+
+class Use(Named):
+    """Name a component and give its options."""
+
     weights: str | None = Field(
         default=None, description="published weights to start from: a folder, a file or a hub id"
     )
@@ -313,9 +319,33 @@ class EngineBlock(Strict):
 class EvaluationBlock(Strict):
     """Name a test to run after training: a task on a held-out source."""
 
-    task: str = Field(description="evaluation task, e.g. exact-match or generation-accuracy")
+    task: str = Field(description="component name, or distribution/name where two plugins offer it")
     source: str = Field(description="name of a data entry with split: test")
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict, description="the task's own options")
+
+
+class CallbackBlock(Named):
+    """Name a callback that watches the training."""
+
+    name: str | None = Field(
+        default=None, description="keeps its state in checkpoints apart from others' (default: `use`)"
+    )
+
+    @property
+    def label(self) -> str:
+        """Return what tells it from the run's other callbacks."""
+        return self.name or self.use
+
+
+class PluginLists(Strict):
+    """Choose among the installed plugins for this run alone, beside what the environment says."""
+
+    allow: tuple[str, ...] | None = Field(
+        default=None,
+        description="the only plugins that are loaded: distribution or distribution:entry "
+        "(janus-plugins holds the shipped components)",
+    )
+    block: tuple[str, ...] = Field(default=(), description="plugins that are not loaded, in that spelling")
 
 
 class Published(Strict):
@@ -337,15 +367,20 @@ class RunConfig(Strict):
     data: dict[str, DataBlock] = Field(default_factory=dict)
     stages: tuple[StageBlock, ...] = ()
     engine: EngineBlock = Field(default_factory=EngineBlock)
+    callbacks: tuple[CallbackBlock, ...] = ()
     evaluation: dict[str, EvaluationBlock] = Field(default_factory=dict)
     published: Published | None = Field(
         default=None, description="what the recipe's source says of its own training"
     )
+    plugins: PluginLists = Field(default_factory=PluginLists)
 
     @model_validator(mode="after")
     def _named_once(self) -> RunConfig:
-        names = [stage.name for stage in self.stages]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two stages are called {twice[0]!r}; each needs its own name")
+        for what, names in (
+            ("stages", [stage.name for stage in self.stages]),
+            ("callbacks", [callback.label for callback in self.callbacks]),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"two {what} are called {twice[0]!r}; each needs its own name")
         return self

@@ -30,11 +30,13 @@ class ComponentConfig(BaseModel):
     adds the options as fields and a `facts` method whose arguments depend on the kind:
 
     - language model, understanding encoder, generation encoder, source: `facts()`
+    - evaluation task, callback: `facts()`
     - adapter: `facts(source, model)`: the encoder's facts and the language model's
     - head: `facts(target, model)`: the generation encoder's facts (None for text) and the model's
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # Built at first use: most of what is listed is not validated.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     def facts(self, *neighbours: Any) -> Any:
         """Answer what wiring needs to know, without weights. See the class's own text."""

@@ -11,42 +11,56 @@ from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic.errors import PydanticUserError
 
-from janus_plugins.core.catalogue import Catalogue, catalogue
+from janus_plugins.core.catalogue import Catalogue, catalogue_for
 from janus_plugins.core.errors import PluginError, RunFileError, WiringError
 from janus_plugins.core.facts import GenerationFacts, HeadFacts, LanguageModelFacts
 from janus_plugins.core.kinds import Kind
+from janus_plugins.core.nodes import KeyPath
 from janus_plugins.core.plan import (
     DataPlan,
+    EvaluationPlan,
     GenerationPlan,
     ModelPlan,
     Part,
     RunPlan,
     UnderstandingPlan,
 )
-from janus_plugins.core.schema import RunConfig, StageBlock, Use
+from janus_plugins.core.schema import Named, RunConfig, StageBlock, Use
 from janus_plugins.core.suggest import nearest
 
-Locate = Callable[[tuple[str | int, ...]], str]
+Locate = Callable[[KeyPath], str]
 """Answer where a path of the run file stands ("run.yaml:12"), or an empty string."""
 
 
-def resolve(run: RunConfig, found: Catalogue | None = None, locate: Locate | None = None) -> RunPlan:
+def resolve(
+    run: RunConfig,
+    found: Catalogue | None = None,
+    locate: Locate | None = None,
+    *,
+    trains: bool = True,
+) -> RunPlan:
     """Resolve every component that a run names, and check the wiring.
 
     Args:
         run: a validated run file.
-        found: the installed components (default: this process's catalogue).
+        found: the installed components (default: this process's, but for those that the run blocks).
         locate: where a path of the file stands, for messages.
+        trains: False where a trained model is only used: it needs no callbacks, and an evaluation task that
+            cannot be had is kept as `missing` until it is asked for.
 
     Raises:
         RunFileError: a component's options do not validate.
         WiringError: parts that do not fit one another, with both addresses and both numbers.
         PluginError: a component that is not installed, or whose plugin is broken.
     """
-    builder = _Builder(found or catalogue(), locate or (lambda path: ""))
-    plan = RunPlan(run, builder.model(run), builder.data(run))
-    problems = [*_model_problems(plan), *_data_problems(plan)]
+    builder = _Builder(found or catalogue_for(run, locate), locate or (lambda path: ""))
+    model, data = builder.model(run), builder.data(run)
+    evaluation, missing = builder.evaluation(run, lenient=not trains)
+    plan = RunPlan(run, model, data, evaluation, builder.callbacks(run) if trains else {}, missing)
+    problems = [*_model_problems(plan), *_data_problems(plan), *_evaluation_problems(plan)]
+    problems += _callback_problems(plan)
     for position, stage in enumerate(run.stages):
         problems += [f"stages[{position}] ({stage.name}): {text}" for text in _stage_problems(plan, stage)]
     if problems:
@@ -61,25 +75,33 @@ class _Builder:
         self.found = found
         self.locate = locate
 
-    def part(self, address: str, kind: Kind, use: Use, path: tuple[str, ...], *neighbours: Any) -> Part:
+    def part(self, address: str, kind: Kind, use: Use, path: KeyPath, *neighbours: Any) -> Part:
+        return replace(self.named(address, kind, use, path, *neighbours), weights=use.weights)
+
+    def named(
+        self, address: str, kind: Kind, use: Named, path: KeyPath, *neighbours: Any, key: str = "use"
+    ) -> Part:
+        """Return the part that a block names under `key`, its options validated."""
         try:
             entry = self.found.get(kind, use.use)
         except PluginError as error:
-            raise PluginError(f"{self._where((*path, 'use'))}{address}: {error}") from error.__cause__
+            raise PluginError(f"{self._where((*path, key))}{address}: {error}") from error.__cause__
         try:
             config = entry.spec.config.model_validate(use.options)
             facts = config.facts(*neighbours)
         except ValidationError as error:
             raise RunFileError(self._explain(error, entry.spec.config, use.use, path)) from None
+        except PydanticUserError as error:  # fields that pydantic cannot make anything of
+            raise PluginError(f"{address}: the options of {entry.full_name} are broken: {error}") from error
         except RunFileError as error:
             raise type(error)(f"{self._where((*path, 'options'))}{address} ({use.use}): {error}") from error
-        return Part(address, entry.spec, entry.owner, config, facts, use.weights)
+        return Part(address, entry.spec, entry.owner, config, facts)
 
-    def _where(self, path: tuple[str | int, ...]) -> str:
+    def _where(self, path: KeyPath) -> str:
         place = self.locate(path)
         return f"{place}: " if place else ""
 
-    def _explain(self, error: ValidationError, config: Any, use: str, path: tuple[str, ...]) -> str:
+    def _explain(self, error: ValidationError, config: Any, use: str, path: KeyPath) -> str:
         lines = []
         for problem in error.errors():
             where = (*path, "options", *problem["loc"])
@@ -151,6 +173,31 @@ class _Builder:
         return {
             name: DataPlan(block, self.part(f"data.{name}", Kind.SOURCE, block, ("data", name)))
             for name, block in run.data.items()
+        }
+
+    def evaluation(
+        self, run: RunConfig, lenient: bool
+    ) -> tuple[dict[str, EvaluationPlan], dict[str, PluginError]]:
+        """Return the evaluation tasks and, where that is allowed, why others cannot be had."""
+        tests: dict[str, EvaluationPlan] = {}
+        missing: dict[str, PluginError] = {}
+        for name, block in run.evaluation.items():
+            use, path = Named(use=block.task, options=block.options), ("evaluation", name)
+            try:
+                part = self.named(f"evaluation.{name}", Kind.EVALUATION_TASK, use, path, key="task")
+            except PluginError as error:
+                if not lenient:
+                    raise
+                missing[name] = error
+            else:
+                tests[name] = EvaluationPlan(block, part)
+        return tests, missing
+
+    def callbacks(self, run: RunConfig) -> dict[str, Part]:
+        """Return the training callbacks by label, in the order of the file."""
+        return {
+            block.label: self.named(f"callbacks.{block.label}", Kind.CALLBACK, block, ("callbacks", position))
+            for position, block in enumerate(run.callbacks)
         }
 
 
@@ -320,6 +367,36 @@ def _data_problems(plan: RunPlan) -> list[str]:
                 f"evaluation.{name}: data.{test.source} has split: train; use one with split: test"
             )
     return problems
+
+
+def _evaluation_problems(plan: RunPlan) -> list[str]:
+    """Check what tasks need against the data; whether the source exists is known by now."""
+    problems = []
+    for name, test in plan.evaluation.items():
+        here = f"evaluation.{name}: {test.block.task}"
+        source = plan.data.get(test.block.source)
+        if source is not None and source.block.task not in test.facts.tasks:
+            problems.append(
+                f"{here} scores {sorted(test.facts.tasks)}, but data.{test.block.source} has task "
+                f"{source.block.task!r}; choose another source or another task"
+            )
+        problems += [
+            f"{here} reads data entry {other!r}, which there is not.{nearest(other, plan.data)}"
+            for other in test.facts.sources
+            if other not in plan.data
+        ]
+    return problems
+
+
+def _callback_problems(plan: RunPlan) -> list[str]:
+    names = [stage.name for stage in plan.run.stages]
+    return [
+        f"{part.address}: {part.spec.name} speaks of a stage {stage!r}, but the run's stages are "
+        f"{names}.{nearest(stage, names)}"
+        for part in plan.callbacks.values()
+        for stage in part.facts.stages
+        if stage not in names
+    ]
 
 
 def _stage_problems(plan: RunPlan, stage: StageBlock) -> list[str]:

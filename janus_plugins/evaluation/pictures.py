@@ -69,10 +69,7 @@ def picture_grids(model: UnifiedModel, out: Path) -> dict[str, Path]:
 
 def _guidance(plan: RunPlan) -> dict[str, Any]:
     """Return how the run's own evaluation generates, where it says so."""
-    for block in plan.run.evaluation.values():
-        if block.task == "classified-generation":
-            return {key: block.options[key] for key in ("guidance", "temperature") if key in block.options}
-    return {}
+    return next((dict(test.facts.sampling) for test in plan.evaluation.values() if test.facts.sampling), {})
 
 
 def _grid(images: list[Any], columns: int) -> Any:

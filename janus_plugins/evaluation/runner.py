@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from janus_plugins.core.errors import RunFileError
+from janus_plugins.core.catalogue import load_factory
+from janus_plugins.core.errors import DataError, JanusPluginsError, PluginError, RunFileError
 from janus_plugins.core.suggest import nearest
-from janus_plugins.evaluation.tasks import TASKS
+from janus_plugins.data.sources import is_streaming, open_source, size_of
 
 if TYPE_CHECKING:
-    from janus_plugins.core.plan import RunPlan
+    from janus_plugins.core.contracts import Source
+    from janus_plugins.core.plan import EvaluationPlan, RunPlan
     from janus_plugins.model.unified import UnifiedModel
 
 
@@ -35,7 +37,9 @@ def evaluate_model(
         The score of each entry by its name, with "ceilings", "details" and "seconds_per_stage".
 
     Raises:
-        RunFileError: no such entry or task.
+        RunFileError: no such entry.
+        PluginError: a task's plugin is missing, or the task raised or answered something else.
+        DataError: a source cannot be opened, or is read in order.
     """
     blocks = model.plan.run.evaluation
     unknown = [name for name in names if name not in blocks]
@@ -47,10 +51,7 @@ def evaluate_model(
     ceilings: dict[str, float] = {}
     details: dict[str, Any] = {}
     for name in names or tuple(blocks):
-        block = blocks[name]
-        if block.task not in TASKS:
-            raise RunFileError(f"evaluation.{name}: no task {block.task!r}.{nearest(block.task, TASKS)}")
-        answer = TASKS[block.task](model, block.source, block.options)
+        answer = _run_task(model, name)
         result[name] = answer.pop("score")
         ceilings.update(answer.pop("ceilings", {}))
         details[name] = answer
@@ -59,6 +60,45 @@ def evaluate_model(
         out.mkdir(parents=True, exist_ok=True)
         (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
+
+
+def _run_task(model: UnifiedModel, name: str) -> dict[str, Any]:
+    """Run one evaluation task and return what it answered, as plain data with a "score"."""
+    plan = model.plan
+    if name in plan.missing:
+        raise plan.missing[name]
+    test = plan.evaluation[name]
+    source = _held_out(plan, test.block.source)
+    others = {other: _held_out(plan, other) for other in test.facts.sources}
+    try:
+        task = load_factory(test.part.spec)(test.part.config, test.facts)
+        answer: dict[str, Any] = json.loads(json.dumps(dict(task(model, source, others)), allow_nan=False))
+    except JanusPluginsError:
+        raise
+    except Exception as error:
+        raise PluginError(f"{_who(test)}: {type(error).__name__}: {error}") from error
+    if isinstance(answer.get("score"), bool) or not isinstance(answer.get("score"), int | float):
+        raise PluginError(f'{_who(test)}: answered no number under "score", but {answer!r:.200}')
+    return answer
+
+
+def _who(test: EvaluationPlan) -> str:
+    owner = test.part.owner
+    return (
+        f"{test.part.address}: {test.part.spec.kind}/{test.part.spec.name} of {owner.distribution} "
+        f"{owner.version}"
+    )
+
+
+def _held_out(plan: RunPlan, name: str) -> Source:
+    source = open_source(plan.data[name].part)
+    if is_streaming(source):
+        raise DataError(
+            f"data.{name} is read in order; evaluation needs a source that is read by index (for hf-dataset: "
+            "streaming: false)"
+        )
+    size_of(name, source)
+    return cast("Source", source)
 
 
 def train_and_evaluate(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import janus_plugins
 from janus_plugins.core.errors import CheckpointError, PluginError
-from janus_plugins.core.runfile import dump_run, load_run
+from janus_plugins.core.runfile import dump_run, load_run, locator
 from janus_plugins.core.wiring import resolve
 from janus_plugins.model.empty import Filler, compose_empty
 from janus_plugins.model.tensor_file import TensorFile
@@ -147,7 +147,7 @@ def load_native(folder: str | Path, device: torch.device | str = "cpu") -> Unifi
     made_by = json.loads((source / "provenance.json").read_text(encoding="utf-8"))
     run = load_run(source / "config.yaml")
     try:
-        plan = resolve(run)
+        plan = resolve(run, locate=locator(run), trains=False)
     except PluginError as error:
         raise PluginError(f"{source}: {error}\n{_install_hint(made_by)}") from error
     model = compose_empty(plan, load_tokenizer(str(source)))

@@ -25,7 +25,16 @@ SUMMARIES = {
     Kind.HEAD: "an MLP over codes",
     Kind.SOURCE: "a text task, words to be reversed",
     Kind.LANGUAGE_MODEL: "a small GPT",
+    Kind.EVALUATION_TASK: "the share of an answer's words that are said",
+    Kind.CALLBACK: "an end to stages whose loss stays low",
 }
+
+BUILDS = {
+    Kind.SOURCE: "opens it",
+    Kind.EVALUATION_TASK: "is the task",
+    Kind.CALLBACK: "is the callback",
+}
+"""What the module of a component's factory does, where it is no `nn.Module`."""
 
 _FILES = {
     "pyproject.toml": "common/pyproject.toml",
@@ -101,7 +110,7 @@ def _values(name: str, kind: Kind) -> dict[str, str]:
         "words": str(kind).replace("_", " "),
         "title": "".join(word.capitalize() for word in name.split("-")),
         "summary": SUMMARIES[kind],
-        "builds": "opens it" if kind == Kind.SOURCE else "is the `nn.Module`",
+        "builds": BUILDS.get(kind, "is the `nn.Module`"),
     }
     return {**values, "usage": _filled(f"{kind}/usage.yaml", values)}
 

@@ -15,6 +15,8 @@ from janus_plugins.core.catalogue import load_processor
 from janus_plugins.core.errors import JanusPluginsError
 from janus_plugins.core.facts import (
     AdapterFacts,
+    CallbackFacts,
+    EvaluationFacts,
     GenerationFacts,
     HeadFacts,
     LanguageModelFacts,
@@ -41,6 +43,8 @@ FACTS: Mapping[Kind, type] = {
     Kind.ADAPTER: AdapterFacts,
     Kind.HEAD: HeadFacts,
     Kind.SOURCE: SourceFacts,
+    Kind.EVALUATION_TASK: EvaluationFacts,
+    Kind.CALLBACK: CallbackFacts,
 }
 NO_ITEMS = (
     "no raw items are known for modality {!r}: pass items=[...], or give the processor a method "
@@ -102,6 +106,8 @@ class Case:
             Kind.ADAPTER: f"{side}.{self.modality}.adapter",
             Kind.HEAD: "language_model.text_head" if self.path == "text" else f"{side}.{self.modality}.head",
             Kind.SOURCE: "data.checked",
+            Kind.EVALUATION_TASK: "evaluation.checked",
+            Kind.CALLBACK: "callbacks.checked",
         }[self.kind]
 
     def build(self, seed: int = 0, device: str = "cpu") -> nn.Module:

@@ -139,6 +139,19 @@ class PartnerCodec(nn.Module):
         return latents.flatten(1).to(self.directions.dtype) @ self.directions.T
 
 
+class PartnerPictures(PartnerCodec):
+    """Do the same with {"pixels": [N, 1, 8, 8]}."""
+
+    def encode(self, items: dict[str, Tensor]) -> Tensor:
+        """Return codes [N, T] or latents [N, T, C]."""
+        return super().encode({"values": items["pixels"].flatten(1)})
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return pictures [N, 1, 8, 8] of codes [N, T] or latents [N, T, C]."""
+        side = int(NUMBERS**0.5)
+        return super().decode(codes).view(-1, 1, side, side)
+
+
 class PartnerAdapter(nn.Module):
     """Map features, codes or latents to the language model's width."""
 
@@ -210,6 +223,11 @@ def build_understanding_encoder(config: Any, facts: UnderstandingFacts) -> Partn
 def build_generation_encoder(config: PartnerCodecConfig, facts: GenerationFacts) -> PartnerCodec:
     """Build the partner generation encoder."""
     return PartnerCodec(facts)
+
+
+def build_pictures(config: PartnerCodecConfig, facts: GenerationFacts) -> PartnerPictures:
+    """Build the partner that makes pictures."""
+    return PartnerPictures(facts)
 
 
 def build_adapter(config: Any, facts: AdapterFacts) -> PartnerAdapter:

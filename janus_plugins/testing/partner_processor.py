@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from janus_plugins.core.errors import BadSample
+from janus_plugins.core.media import ImageProcessor
 from janus_plugins.testing.partners import NUMBERS
 
 
@@ -41,6 +42,11 @@ class PartnerProcessor:
         """Write the text, the metadata in front of it."""
         lines = [f"# {key}: {text}" for key, text in metadata.items()]
         Path(path).write_text("\n".join([*lines, artefact]), encoding="utf-8")
+
+
+def build_pictures(config: Any) -> ImageProcessor:
+    """Make a processor of grey pictures of 64 pixels."""
+    return ImageProcessor(int(NUMBERS**0.5), channels=1, tokens=int(config.facts().tokens))
 
 
 def _numbers(value: object) -> np.ndarray:

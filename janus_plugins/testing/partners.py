@@ -108,6 +108,16 @@ def _spec(kind: Kind, config: type[ComponentConfig], processor: str | None = Non
 
 _PROCESSOR = "janus_plugins.testing.partner_processor:PartnerProcessor"
 
+PICTURES = ComponentSpec(
+    kind=Kind.GENERATION_ENCODER,
+    name="partner-pictures",
+    config=PartnerCodecConfig,
+    factory="janus_plugins.testing.partner_models:build_pictures",
+    contract=CONTRACT_VERSION,
+    processor="janus_plugins.testing.partner_processor:build_pictures",
+    summary="makes pictures, for evaluation tasks under test",
+)
+
 PARTNERS = (
     _spec(Kind.LANGUAGE_MODEL, PartnerModelConfig),
     _spec(Kind.UNDERSTANDING_ENCODER, PartnerEncoderConfig, _PROCESSOR),

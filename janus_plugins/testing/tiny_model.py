@@ -35,7 +35,7 @@ from janus_plugins.sequence.templates import resolve_template, special_tokens
 from janus_plugins.sequence.tokenizers import TextTokenizer, build_tokenizer
 from janus_plugins.testing.case import OWNER, Case
 from janus_plugins.testing.items import vectors
-from janus_plugins.testing.partners import PARTNERS
+from janus_plugins.testing.partners import PARTNERS, PICTURES
 
 if TYPE_CHECKING:
     from janus_plugins.core.contracts import Arrays
@@ -188,7 +188,7 @@ def _checked(case: Case) -> dict[str, Any]:
 
 def partners_and(case: Case) -> Catalogue:
     """Return a catalogue of the partners and the component under test, and nothing else."""
-    entries = [CatalogueEntry(spec, PARTNER_OWNER) for spec in PARTNERS]
+    entries = [CatalogueEntry(spec, PARTNER_OWNER) for spec in (*PARTNERS, PICTURES)]
     return Catalogue([*entries, CatalogueEntry(case.spec, OWNER)])
 
 
@@ -222,7 +222,9 @@ def _modalities(case: Case, side: str) -> list[str]:
     """Name the modalities that the model needs on one side."""
     if case.kind == Kind.SOURCE:
         return sorted(getattr(case.facts, side))
-    if case.kind == Kind.LANGUAGE_MODEL:
+    if case.kind == Kind.EVALUATION_TASK:
+        return ["image"]
+    if case.kind in (Kind.LANGUAGE_MODEL, Kind.CALLBACK):
         return ["thing"]
     if case.kind == Kind.HEAD and case.path == "text":
         return ["thing"] if side == "generation" else []
@@ -243,6 +245,8 @@ def _understanding(case: Case, name: str) -> dict[str, Any]:
 def _generation(case: Case, name: str) -> dict[str, Any]:
     beside = case.neighbour
     encoder = _partner(modality=name)
+    if case.kind == Kind.EVALUATION_TASK:
+        encoder["use"] = f"{PARTNER_OWNER.distribution}/{PICTURES.name}"
     if isinstance(beside, GenerationFacts):
         size = {"codebook_size": beside.codebook_size}
         encoder = _partner(modality=name, form=beside.form, grid=beside.grid, width=beside.width, **size)

@@ -73,8 +73,8 @@ class Checkpoints:
 
     def save_step(
         self, position: Position, engine: Engine, loader_state: Mapping[str, Any], facts: Mapping[str, Any]
-    ) -> None:
-        """Publish a checkpoint in the middle of a stage. Collective."""
+    ) -> Path:
+        """Publish a checkpoint in the middle of a stage and return its folder. Collective."""
         rank, name = self._world.rank, f"step_{position.total}"
 
         def write(folder: Path) -> None:
@@ -85,9 +85,13 @@ class Checkpoints:
 
         publish.publish(self._world, self.root, name, write, self._facts("step", position, facts))
         self._world.from_main(self._prune)
+        return self.root / name
 
-    def save_stage(self, position: Position, model: nn.Module | None, facts: Mapping[str, Any]) -> None:
-        """Publish the full weights at the end of a stage. Collective; the main rank gives the model."""
+    def save_stage(self, position: Position, model: nn.Module | None, facts: Mapping[str, Any]) -> Path:
+        """Publish the full weights at the end of a stage and return the folder. Collective.
+
+        The main rank gives the model.
+        """
 
         def write(folder: Path) -> None:
             if model is not None:
@@ -95,6 +99,7 @@ class Checkpoints:
 
         name = f"stage_{position.stage}"
         publish.publish(self._world, self.root, name, write, self._facts("stage", position, facts))
+        return self.root / name
 
     def _facts(self, kind: str, position: Position, facts: Mapping[str, Any]) -> dict[str, Any]:
         return {

@@ -10,14 +10,15 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from janus_plugins.core.errors import DataError, Interrupted, JanusPluginsError
+from janus_plugins.core.errors import DataError, Interrupted, JanusPluginsError, PluginError
 from janus_plugins.core.schema import StageBlock
+from janus_plugins.training.callbacks import Callbacks, Wishes
 from janus_plugins.training.checkpoint import Checkpoints, Position
 from janus_plugins.training.engine import Engine, StepOutcome, add_counts, step_counts
 from janus_plugins.training.guard import StopSignals
@@ -51,14 +52,37 @@ class Run:
     signals: StopSignals
     bad_steps: BadSteps
     tally: Tally
+    callbacks: Callbacks
 
     def facts(self) -> dict[str, Any]:
         """Return what every checkpoint records beside its position."""
         return {
             "tally": dataclasses.asdict(self.tally),
             "bad_steps": {"total": self.bad_steps.total, "in_a_row": self.bad_steps.in_a_row},
+            "callbacks": self.callbacks.state(),
             "provenance": dict(self.recipe.provenance),
         }
+
+    def settle(self, over: bool = False) -> None:
+        """Let every rank stop alike between stages where a callback failed or asks for it. Collective.
+
+        Args:
+            over: whether training is over, so that there is nothing left to stop.
+        """
+        if self.callbacks:
+            everyone = self.world.gather(self.callbacks.wishes())
+            self.raise_failure(everyone)
+            stop = next((each.run_stop for each in everyone if each.run_stop), None)
+            if stop and not over:
+                raise stopped_by(stop, self.callbacks.run.step)
+
+    def raise_failure(self, everyone: Sequence[Wishes]) -> None:
+        """Raise where a callback of any rank failed: its own error on its own rank."""
+        if self.callbacks.failure is not None:
+            raise self.callbacks.failure
+        for rank, wishes in enumerate(everyone):
+            if wishes.failure is not None:
+                raise PluginError(f"rank {rank} stopped: {wishes.failure}")
 
 
 @dataclass(frozen=True)
@@ -70,6 +94,7 @@ class Ready:
     bad: list[dict[str, Any]]
     signal: int
     error: str | None
+    wishes: Wishes
 
 
 class StageLoop:
@@ -85,17 +110,17 @@ class StageLoop:
             self._batches: Iterator[Any] = iter(run.recipe.loader(self._stage, run.world, state or None))
 
     def finish(self) -> Position:
-        """Take every remaining step and return the position after the last.
+        """Take every remaining step, or end early where a callback asks; return the position after the last.
 
         Raises:
-            Interrupted: a signal arrived; a checkpoint was saved.
+            Interrupted: a signal arrived, or a callback stopped the run; a checkpoint was saved.
+            PluginError: a callback failed; a checkpoint was saved.
             NonFiniteError: too many bad steps in a row.
             DataError: the data cannot be read, or too much of it.
         """
         started = time.perf_counter()
         before = self._run.tally.seconds.get(self._stage.name, 0.0)
-        while self._position.step < self._stage.last_step:
-            self._one_step()
+        while self._position.step < self._stage.last_step and self._one_step():
             self._run.tally.seconds[self._stage.name] = before + time.perf_counter() - started
             every = self._block.save_every
             last = self._position.step == self._stage.last_step
@@ -103,11 +128,15 @@ class StageLoop:
                 self._save()
         return self._position
 
-    def _one_step(self) -> None:
+    def _one_step(self) -> bool:
+        """Take a step, unless a callback ends the stage before it; answer whether it was taken."""
         began = time.perf_counter()
         batch, error = self._next()
         waited = time.perf_counter() - began
-        counts = self._agree(batch, error)
+        everyone = self._run.world.gather(self._ready(batch, error))
+        if self._heed(everyone):
+            return False
+        counts = self._agree(everyone, error)
         self._position = Position(self._position.stage, self._position.step + 1, self._position.total + 1)
         self._state = batch.state
         outcome = None
@@ -119,6 +148,7 @@ class StageLoop:
             self._run.bad_steps.note(applied, self._position.total, self._run.world.rank, batch.micro)
         self._record(parts, time.perf_counter() - began)
         self._sample()
+        return True
 
     def _next(self) -> tuple[Any, JanusPluginsError | None]:
         try:
@@ -129,19 +159,35 @@ class StageLoop:
         except JanusPluginsError as error:
             return None, error
 
-    def _agree(self, batch: Any, error: JanusPluginsError | None) -> dict[str, int]:
-        """Exchange what every rank holds; stop alike, or return the targets of the whole step."""
-        run = self._run
-        number = run.signals.received
-        mine = Ready({}, 0, [], number, str(error))
-        if batch is not None:
-            samples = sum(sum(part.num_samples.values()) for part in batch.micro)
-            bad = [dataclasses.asdict(record) for record in batch.bad]
-            mine = Ready(step_counts(batch.micro, self._stage.reconstruct), samples, bad, number, None)
-        everyone = run.world.gather(mine)
+    def _ready(self, batch: Any, error: JanusPluginsError | None) -> Ready:
+        """Return what this rank brings to the step."""
+        number, wishes = self._run.signals.received, self._run.callbacks.wishes()
+        if batch is None:
+            return Ready({}, 0, [], number, str(error), wishes)
+        samples = sum(sum(part.num_samples.values()) for part in batch.micro)
+        bad = [dataclasses.asdict(record) for record in batch.bad]
+        return Ready(step_counts(batch.micro, self._stage.reconstruct), samples, bad, number, None, wishes)
+
+    def _heed(self, everyone: list[Ready]) -> bool:
+        """Stop alike where a signal or a callback says so; answer whether a callback ends the stage."""
         stopping = max(ready.signal for ready in everyone)
         if stopping:
             self._interrupt(stopping)
+        wishes = [ready.wishes for ready in everyone]
+        if any(each.failure for each in wishes):
+            self._save()
+            self._run.raise_failure(wishes)
+        stop = next((each.run_stop for each in wishes if each.run_stop), None)
+        if stop:
+            self._save()
+            raise stopped_by(stop, self._position.total)
+        end = next((each.stage_end for each in wishes if each.stage_end), None)
+        if end:
+            self._run.metrics.say(f"stage {self._stage.name} ends after step {self._position.step}: {end}")
+        return end is not None
+
+    def _agree(self, everyone: list[Ready], error: JanusPluginsError | None) -> dict[str, int]:
+        """Stop alike where a rank has no data, or return the targets of the whole step."""
         if error is not None:
             raise error
         for rank, ready in enumerate(everyone):
@@ -177,34 +223,38 @@ class StageLoop:
         fresh = self._position.step == 0 and self._position.stage > 0
         if fresh or (self._position == self._saved and self._position.total > 0):
             return
-        self._run.checkpoints.save_step(self._position, self._engine, self._state, self._run.facts())
+        run = self._run
+        folder = run.checkpoints.save_step(self._position, self._engine, self._state, run.facts())
         self._saved = self._position
+        run.callbacks.tell("on_checkpoint", folder)
 
     def _record(self, parts: list[tuple[StepOutcome | None, int, int, float]], seconds: float) -> None:
         outcomes = [part[0] for part in parts if part[0] is not None]
         tokens, slots = sum(part[1] for part in parts), sum(part[2] for part in parts)
         steps = self._stage.last_step
-        self._run.metrics.record(
-            {
-                "step": self._position.total,
-                "stage": self._stage.name,
-                "stage_step": self._position.step,
-                "stage_steps": steps,
-                "loss": mean_losses(outcomes),
-                "applied": all(outcome.applied for outcome in outcomes),
-                "grad_norm": _number(outcomes[0].grad_norm) if outcomes else None,
-                "rate": outcomes[0].rate if outcomes else None,
-                "skipped_steps": self._run.bad_steps.total,
-                "samples": self._run.tally.samples,
-                "bad_samples": self._run.tally.bad_samples,
-                "tokens": tokens,
-                "tokens_per_second": tokens / seconds,
-                "packing": tokens / slots if slots else 0.0,
-                "data_wait": max(part[3] for part in parts) / seconds,
-                "seconds": seconds,
-                "seconds_left": self._seconds_left(seconds),
-            }
-        )
+        row = {
+            "step": self._position.total,
+            "stage": self._stage.name,
+            "stage_step": self._position.step,
+            "stage_steps": steps,
+            "loss": mean_losses(outcomes),
+            "applied": all(outcome.applied for outcome in outcomes),
+            "grad_norm": _number(outcomes[0].grad_norm) if outcomes else None,
+            "rate": outcomes[0].rate if outcomes else None,
+            "skipped_steps": self._run.bad_steps.total,
+            "samples": self._run.tally.samples,
+            "bad_samples": self._run.tally.bad_samples,
+            "tokens": tokens,
+            "tokens_per_second": tokens / seconds,
+            "packing": tokens / slots if slots else 0.0,
+            "data_wait": max(part[3] for part in parts) / seconds,
+            "seconds": seconds,
+            "seconds_left": self._seconds_left(seconds),
+        }
+        self._run.metrics.record(row)
+        shown = self._run.callbacks.run
+        shown.stage_step, shown.step = self._position.step, self._position.total
+        self._run.callbacks.step_ended(row)
 
     def _seconds_left(self, latest: float) -> float:
         spent = self._run.tally.seconds.get(self._stage.name, 0.0) + latest
@@ -221,6 +271,13 @@ class StageLoop:
         for name, part in module.named_modules():
             part.training = modes[name]
         self._run.metrics.pictures(pictures, self._position.total)
+
+
+def stopped_by(reason: str, step: int) -> Interrupted:
+    """Return the error of a run that a callback stopped: saved, to be resumed, as after SIGTERM."""
+    return Interrupted(
+        f"stopped by {reason}, after step {step}; everything is saved: go on with --resume", signal.SIGTERM
+    )
 
 
 def mean_losses(outcomes: list[StepOutcome]) -> dict[str, float | None]:

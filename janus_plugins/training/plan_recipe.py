@@ -73,6 +73,7 @@ def plan_recipe(plan: RunPlan, sampler: Sampler | None = None, start: Start | No
         },
         provenance=provenance(plan),
         encoders=tuple(encoder.address for encoder in encoders),
+        callbacks=tuple(plan.callbacks.values()),
     )
 
 
@@ -80,7 +81,7 @@ def provenance(plan: RunPlan) -> dict[str, Any]:
     """Return which distributions a run is made with: plugins by part, and the libraries below us."""
     parts = {
         part.address: f"{part.owner.distribution}=={part.owner.version} {part.spec.kind}/{part.spec.name}"
-        for part in [*plan.model.parts(), *(data.part for data in plan.data.values())]
+        for part in [*plan.model.parts(), *plan.extras()]
     }
     libraries = ("janus-plugins", "torch", "deepspeed", "transformers", "datasets")
     return {"parts": parts, "libraries": {name: version(name) for name in libraries}}

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from janus_plugins.core.plan import Part
 from janus_plugins.core.schema import EngineBlock, StageBlock
 from janus_plugins.training.metrics import Sampler
 from janus_plugins.training.world import World
@@ -30,6 +31,7 @@ class Recipe:
         identity: plain data that a resumed run must share ("stages" is added by stage).
         provenance: plain data to record in each checkpoint: plugin owners and versions.
         encoders: module names that only run backwards when they learn; in eval mode while frozen.
+        callbacks: what watches the training; built on every rank.
     """
 
     stages: tuple[StageBlock, ...]
@@ -43,3 +45,4 @@ class Recipe:
     identity: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     encoders: tuple[str, ...] = ()
+    callbacks: tuple[Part, ...] = ()

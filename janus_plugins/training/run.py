@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import platform
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from janus_plugins.core.catalogue import catalogue
+from janus_plugins.core.catalogue import catalogue_for
+from janus_plugins.core.contracts import TrainingRun
 from janus_plugins.core.errors import PluginError, RunFileError
 from janus_plugins.core.plan import RunPlan
-from janus_plugins.training.checkpoint import Checkpoints, Found
+from janus_plugins.training.callbacks import Callbacks
+from janus_plugins.training.checkpoint import Checkpoints, Found, Position
 from janus_plugins.training.ds_config import deepspeed_config
 from janus_plugins.training.guard import StopSignals, locked
 from janus_plugins.training.loop import Run, Tally
@@ -75,7 +78,7 @@ def train(
         RunFileError, CheckpointError, DataError, NonFiniteError, Interrupted: see each.
     """
     world = open_world()
-    _compare_catalogues(world)
+    _compare_catalogues(world, plan)
     result = run_recipe(
         plan_recipe(plan, sampler, start), out, world, only_stage=only_stage, resume=resume, console=console
     )
@@ -83,8 +86,8 @@ def train(
     return result
 
 
-def _compare_catalogues(world: World) -> None:
-    digests = world.gather((platform.node(), catalogue().digest()))
+def _compare_catalogues(world: World, plan: RunPlan) -> None:
+    digests = world.gather((platform.node(), catalogue_for(plan.run).digest()))
     for rank, (node, digest) in enumerate(digests):
         if digest != digests[0][1]:
             raise PluginError(
@@ -118,12 +121,27 @@ def run_recipe(
         )
         signals = stack.enter_context(StopSignals().watching())
         run = _open_run(recipe, out, world, checkpoints, metrics, signals, found)
-        position = train_stages(run, out, chosen, found)
+        position = _watched(run, lambda: train_stages(run, out, chosen, found))
     model = out / "model" if recipe.save_native else None
     tally = run.tally
     return TrainResult(
         out, model, position.total, run.bad_steps.total, tally.bad_samples, tally.seconds, world.is_main
     )
+
+
+def _watched(run: Run, work: Callable[[], Position]) -> Position:
+    """Do the work between the callbacks' first moment and their last, whatever happens in it."""
+    error: BaseException | None = None
+    try:
+        run.callbacks.tell("on_train_start")
+        run.settle()
+        return work()
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        for problem in run.callbacks.train_ended(error):
+            run.metrics.say(f"warning: {problem}")
 
 
 def _chosen(recipe: Recipe, only_stage: str | None) -> list[int]:
@@ -148,5 +166,11 @@ def _open_run(
 ) -> Run:
     facts = found.manifest if found else {}
     bad_steps = BadSteps(recipe.engine.nonfinite_limit, out / "nonfinite", **facts.get("bad_steps", {}))
-    metrics.start(found.position.total if found else 0)
-    return Run(recipe, world, checkpoints, metrics, signals, bad_steps, Tally(**facts.get("tally", {})))
+    step = found.position.total if found else 0
+    callbacks = Callbacks(
+        recipe.callbacks, TrainingRun(out, rank=world.rank, world_size=world.size, step=step)
+    )
+    callbacks.load(facts.get("callbacks", {}), inside_stage=found is not None and found.kind == "step")
+    metrics.start(step)
+    tally = Tally(**facts.get("tally", {}))
+    return Run(recipe, world, checkpoints, metrics, signals, bad_steps, tally, callbacks)

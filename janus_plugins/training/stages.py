@@ -34,6 +34,7 @@ def train_stages(run: Run, out: Path, chosen: list[int], found: Found | None) ->
             continue
         inside = found if found and found.kind == "step" and found.position.stage == index else None
         position = _train_stage(run, out, Position(index, position.step, position.total), inside)
+        run.settle(over=index == chosen[-1])
     return position
 
 
@@ -57,15 +58,28 @@ def _train_stage(run: Run, out: Path, start: Position, found: Found | None) -> P
     seed_all(recipe.seed, stage.name, world.rank)
     run.metrics.begin_stage(stage, start.step)
     state = run.checkpoints.load_step(found, engine) if found else None
+    _show_stage(run, stage, start, engine.module)
     end = StageLoop(run, engine, start, state).finish()
+    run.callbacks.run.stage_end = None
+    run.callbacks.tell("on_stage_end")
     weights, average = _final_weights(engine, world, kept, stage, updates)
     engine.close()
+    run.callbacks.run.model = None
     if average is not None:
         _write_native(run, out / "model-ema", _rebuilt(run, stage, average) if world.is_main else None)
     finished = _rebuilt(run, stage, weights) if world.is_main else None
-    run.checkpoints.save_stage(end, finished, run.facts())
+    folder = run.checkpoints.save_stage(end, finished, run.facts())
     _write_native(run, out / "model", finished)
+    run.callbacks.tell("on_checkpoint", folder)
     return Position(end.stage + 1, 0, end.total)
+
+
+def _show_stage(run: Run, stage: StageBlock, start: Position, model: nn.Module) -> None:
+    """Show the callbacks a stage that begins, or is gone on with."""
+    shown = run.callbacks.run
+    shown.stage, shown.stage_step, shown.stage_steps = stage.name, start.step, stage.last_step
+    shown.step, shown.model = start.total, model
+    run.callbacks.tell("on_stage_start")
 
 
 def _final_weights(

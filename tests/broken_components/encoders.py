@@ -79,6 +79,34 @@ class Hidden(Encoder):
         return super().forward(items) + self.shift.to(self.layer.weight.dtype)
 
 
+class Unsaveable(Encoder):
+    """Puts into its state dict what no safetensors file can hold."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 2}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+class Doubling(Encoder):
+    """Computes in float64, whatever it was cast to."""
+
+    def forward(self, items: dict[str, Tensor]) -> Tensor:
+        return super().forward(items).double()
+
+
+class HalfCut(Encoder):
+    """Detaches the one layer that a gradient must pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, items: dict[str, Tensor]) -> Tensor:
+        return self.last(super().forward(items).detach())
+
+
 class Constant(Encoder):
     def forward(self, items: dict[str, Tensor]) -> Tensor:
         return super().forward({"signal": torch.ones_like(items["signal"])})
@@ -98,6 +126,18 @@ class OutOfRange(Codec):
 class Floats(Codec):
     def encode(self, items: dict[str, Tensor]) -> Tensor:
         return super().encode(items).float()
+
+
+class Dicing(Codec):
+    """Draws codes anew each time, so that targets change from step to step."""
+
+    def encode(self, items: dict[str, Tensor]) -> Tensor:
+        return torch.randint_like(super().encode(items), CODES)
+
+
+class Negative(Codec):
+    def encode(self, items: dict[str, Tensor]) -> Tensor:
+        return super().encode(items) - 1
 
 
 class Short(Codec):

@@ -38,6 +38,15 @@ class Pooling(Adapter):
         return super().forward(source)[:, ::2]
 
 
+class Upcasting(Adapter):
+    def forward(self, source: Tensor) -> Tensor:
+        return super().forward(source).float()
+
+
+def build_upcasting(config: Any, facts: AdapterFacts) -> nn.Module:
+    return Upcasting(facts)
+
+
 def build_clipping(config: Any, facts: AdapterFacts) -> nn.Module:
     return Clipping(facts)
 

@@ -13,7 +13,7 @@ from janus_plugins.core.catalogue import Catalogue, CatalogueEntry, catalogue, l
 from janus_plugins.core.errors import PluginError
 from janus_plugins.core.kinds import Kind
 from janus_plugins.core.plan import Owner
-from janus_plugins.core.plugins import PluginHost, host
+from janus_plugins.core.plugins import PluginHost, PluginList, host
 from janus_plugins.core.specs import CONTRACT_VERSION, ComponentConfig, ComponentSpec
 
 HEAVY = "janus-test-heavy"
@@ -42,7 +42,7 @@ def found(plugin_site: Path, monkeypatch: pytest.MonkeyPatch) -> Catalogue:
     """The shipped components and those of tests/plugins."""
     monkeypatch.setattr(sys, "path", [str(plugin_site), *sys.path])
     importlib.invalidate_caches()
-    return catalogue_of(PluginHost(blocked=[HEAVY]))
+    return catalogue_of(PluginHost([PluginList("block", (HEAVY,), "the test")]))
 
 
 def refusal(found: Catalogue, kind: Kind, use: str) -> PluginError:

@@ -1,6 +1,7 @@
 """As a script: one rank of a toy run in which something befalls rank 1 alone at its third step.
 
-Arguments: folder, ZeRO stage, what happens: "nan", "signal", "error", "nothing", "resume" (nothing either).
+Arguments: folder, ZeRO stage, what happens: "nan", "signal", "error", "callback-" and what it does, "nothing",
+"resume" (nothing either).
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from janus_plugins.core.errors import DataError, Interrupted
+from janus_plugins.core.errors import DataError, Interrupted, PluginError
 from janus_plugins.sequence.batch import Batch
 from janus_plugins.training.run import run_recipe
 from janus_plugins.training.world import World, close_world, open_world
 
 from .toys import ToyBadRecord, ToyRecipe, toy_run, zero
+from .watchers import Acting, watcher
 
 
 class Mishap(ToyRecipe):
@@ -42,9 +44,11 @@ class Mishap(ToyRecipe):
 def main(out: str, zero_stage: str, what: str) -> int:
     world = open_world()
     try:
-        recipe = toy_run(data=Mishap(what), engine=zero(int(zero_stage)))
+        _, watches, does = what.partition("callback-")
+        watching = (watcher(Acting, at=3, rank=1, does=does),) if watches else ()
+        recipe = toy_run(data=Mishap(what), engine=zero(int(zero_stage)), callbacks=watching)
         run_recipe(recipe, Path(out), world, resume=what == "resume")
-    except (Interrupted, DataError) as error:
+    except (Interrupted, DataError, PluginError) as error:
         (Path(out) / f"rank_{world.rank}.txt").write_text(str(error))
         return error.exit_code
     finally:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from janus_plugins.core.kinds import Kind
 from janus_plugins.testing.rules import (
     built,
+    callbacks,
     composed,
     declared,
     encoders,
@@ -18,6 +19,7 @@ from janus_plugins.testing.rules import (
     language,
     processing,
     sources,
+    tasks,
 )
 from janus_plugins.testing.rules.rule import Rule
 
@@ -96,6 +98,21 @@ RULES: Mapping[Kind, tuple[Rule, ...]] = {
         Rule("texts", sources.texts),
         Rule("wiring", composed.wiring, first=True),
         Rule("trains-on", composed.trains_on),
+    ),
+    Kind.EVALUATION_TASK: (
+        *_DECLARED,
+        Rule("callable", tasks.callable_task, first=True),
+        Rule("scores", tasks.scores, first=True),
+        Rule("same-score", tasks.same_score),
+        Rule("leaves-model", tasks.leaves_model),
+    ),
+    Kind.CALLBACK: (
+        *_DECLARED,
+        Rule("moments", callbacks.moments, first=True),
+        Rule("whole-run", callbacks.whole_run, first=True),
+        Rule("state", callbacks.state),
+        Rule("goes-on", callbacks.goes_on),
+        Rule("ranks-alike", callbacks.ranks_alike),
     ),
 }  # fmt: skip
 """What is checked of each kind. A rule that is `first` ends the check where it fails."""

@@ -16,6 +16,8 @@ CONTRACTS = {
     Kind.ADAPTER: "Adapter",
     Kind.HEAD: "Head",
     Kind.SOURCE: "Source",
+    Kind.EVALUATION_TASK: "EvaluationTask",
+    Kind.CALLBACK: "Callback",
 }
 
 

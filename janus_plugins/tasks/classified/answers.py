@@ -10,55 +10,47 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field
 
 from janus_plugins.core.errors import DataError
+from janus_plugins.core.facts import EvaluationFacts
 from janus_plugins.core.samples import Item, Part, Sample
-from janus_plugins.evaluation.entries import Options, columns, parsed, samples_of
-from janus_plugins.evaluation.judge import Judge
+from janus_plugins.tasks.classified.answers_spec import ClassifiedAnswersConfig
+from janus_plugins.tasks.classified.judge import Judge, samples_of
 
 if TYPE_CHECKING:
-    from janus_plugins.inference.artefacts import Generated
-    from janus_plugins.model.unified import UnifiedModel
+    from janus_plugins.core.contracts import Source, TrainedModel
 
-    Said = Sequence[str | Generated]
-
-
-class ClassifiedAnswers(Options):
-    """Set `classified-answers`: a classifier must read in an answer's items what it reads in the sample's."""
-
-    train_source: str = Field(description="data entry whose real items train the classifier")
-    limit: int | None = Field(default=None, ge=1, description="score so many samples, spread evenly")
-    guidance: float = Field(default=5.0, ge=0)
-    temperature: float = Field(default=1.0, ge=0)
-    seed: int = 0
-    max_new_tokens: int = Field(default=32, ge=1)
-    max_items: int = Field(default=8, ge=1)
-    max_rows: int = Field(default=256, ge=2)
+Said = Sequence[Any]
+"""Text, and generated items."""
 
 
-def classified_answers(model: UnifiedModel, source: str, options: Mapping[str, Any]) -> dict[str, Any]:
+class ClassifiedAnswers:
     """Answer the prompts of a source; score the share of answers that are right in every part.
 
     Beside it stand the share of answers whose text is right and holds its items at the right places
     ("text"), and of items that are at their place and are read as the sample's own ("items").
     """
-    settings = parsed(ClassifiedAnswers, options, source)
-    samples = samples_of(model, source)
-    if settings.limit is not None:
-        samples = samples[:: max(1, len(samples) // settings.limit)][: settings.limit]
-    wanted = [_answer(sample) for sample in samples]
-    judge = Judge.of(model, samples_of(model, settings.train_source))
-    said = _said(model, samples, settings)
-    texts = [_shape(one) == _shape(other) for one, other in zip(said, wanted, strict=True)]
-    items = [_items_right(judge, one, other) for one, other in zip(said, wanted, strict=True)]
-    right = [text and all(each) for text, each in zip(texts, items, strict=True)]
-    return {
-        "score": float(np.mean(right)),
-        "samples": len(samples),
-        "text": float(np.mean(texts)),
-        "items": float(np.mean([hit for each in items for hit in each])),
-    }
+
+    def __init__(self, config: ClassifiedAnswersConfig, facts: EvaluationFacts) -> None:
+        self._config = config
+
+    def __call__(self, model: TrainedModel, source: Source, others: Mapping[str, Source]) -> dict[str, Any]:
+        """Return the score, and text and items apart; see `core.contracts.EvaluationTask`."""
+        settings, samples = self._config, samples_of(source)
+        if settings.limit is not None:
+            samples = samples[:: max(1, len(samples) // settings.limit)][: settings.limit]
+        wanted = [_answer(sample) for sample in samples]
+        judge = Judge.of(model, samples_of(others[settings.train_source]))
+        said = _said(model, samples, settings)
+        texts = [_shape(one) == _shape(other) for one, other in zip(said, wanted, strict=True)]
+        items = [_items_right(judge, one, other) for one, other in zip(said, wanted, strict=True)]
+        right = [text and all(each) for text, each in zip(texts, items, strict=True)]
+        return {
+            "score": float(np.mean(right)),
+            "samples": len(samples),
+            "text": float(np.mean(texts)),
+            "items": float(np.mean([hit for each in items for hit in each])),
+        }
 
 
 def _answer(sample: Sample) -> Sequence[Part]:
@@ -68,10 +60,10 @@ def _answer(sample: Sample) -> Sequence[Part]:
     return parts
 
 
-def _said(model: UnifiedModel, samples: Sequence[Sample], settings: ClassifiedAnswers) -> list[Said]:
+def _said(model: TrainedModel, samples: Sequence[Sample], settings: ClassifiedAnswersConfig) -> list[Said]:
     asked = [[part for turn in one.turns if turn.role == "user" for part in turn.parts] for one in samples]
     prompts = ["".join(part for part in parts if isinstance(part, str)) for parts in asked]
-    items = columns([[part for part in parts if isinstance(part, Item)] for parts in asked])
+    items = _columns([[part for part in parts if isinstance(part, Item)] for parts in asked])
     common: dict[str, Any] = {
         "items": items,
         "guidance": settings.guidance,
@@ -84,6 +76,14 @@ def _said(model: UnifiedModel, samples: Sequence[Sample], settings: ClassifiedAn
         return [one.parts for one in model.generate(prompts, interleaved=True, **limits, **common)]
     (item,) = {part.modality for part in _answer(samples[0]) if isinstance(part, Item)}
     return [[one] for one in model.generate(prompts, modality=item, **common)]
+
+
+def _columns(items: Sequence[Sequence[Item]]) -> dict[str, list[list[object]]] | None:
+    """Turn a list of items a question into, by modality, a list of values a question."""
+    names = sorted({item.modality for row in items for item in row})
+    return {
+        name: [[item.value for item in row if item.modality == name] for row in items] for name in names
+    } or None
 
 
 def _shape(parts: Sequence[Any]) -> list[object]:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sklearn.svm import SVC
 
-from janus_plugins.core.errors import DataError, PluginError
+from janus_plugins.core.errors import DataError
 from janus_plugins.core.samples import Item, Sample
 
 if TYPE_CHECKING:
-    from janus_plugins.model.unified import UnifiedModel
+    from janus_plugins.core.contracts import Source, TrainedModel
 
 
 class Judge:
@@ -23,19 +24,13 @@ class Judge:
         samples: real pictures to learn from; the prompt of each is its class.
     """
 
-    def __init__(self, model: UnifiedModel, modality: str, samples: Sequence[Sample]) -> None:
-        try:
-            from sklearn.svm import SVC
-        except ImportError as error:
-            raise PluginError(
-                f"judging pictures needs scikit-learn ({error}): pip install 'janus-plugins[demo]'"
-            ) from error
+    def __init__(self, model: TrainedModel, modality: str, samples: Sequence[Sample]) -> None:
         self._processor = model.processor(modality)
         prompts, items = zip(*map(generated, samples), strict=True)
         self._machine = SVC(C=10.0).fit(np.stack([self._real(item.value) for item in items]), prompts)
 
     @staticmethod
-    def of(model: UnifiedModel, samples: Sequence[Sample]) -> Judge:
+    def of(model: TrainedModel, samples: Sequence[Sample]) -> Judge:
         """Make the judge of the modality that the samples generate."""
         return Judge(model, generated(samples[0])[1].modality, samples)
 
@@ -51,6 +46,11 @@ class Judge:
 
     def _real(self, value: object) -> np.ndarray:
         return features(self._processor.restore(self._processor(value)["pixels"]))
+
+
+def samples_of(source: Source) -> list[Sample]:
+    """Return every sample of a source."""
+    return [source[index] for index in range(len(source))]
 
 
 def generated(sample: Sample) -> tuple[str, Item]:

@@ -1,0 +1,1 @@
+"""Training callbacks that ship with janus-plugins, one folder each."""

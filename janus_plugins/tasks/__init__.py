@@ -1,0 +1,1 @@
+"""Evaluation tasks that ship with janus-plugins, one folder each."""
