@@ -65,7 +65,7 @@ class Vae(nn.Module):
     def reconstruction_loss(self, items: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the losses of taking pictures to latents and back.
 
-        Latents are drawn around their means with torch's own random numbers; in evaluation they are the means.
+        Latents are drawn around their means by torch's random numbers; in evaluation they are the means.
         "loss" is "reconstruction", the weighted error of a pixel, and the weighted "kl" of a latent's number
         times how many of these there are for each number of the picture. "deviation" is that of all latents
         before they are scaled.
@@ -117,7 +117,7 @@ class Vae(nn.Module):
         return pixels
 
     def _joined(self, latents: Tensor) -> Tensor:
-        """Return [N, T, C p p] of [N, C, side p, side p]: the places of a patch one after another, by channel."""
+        """Return [N, T, C p p] of [N, C, side p, side p]: a patch's places one after another, by channel."""
         joined = functional.pixel_unshuffle(latents, self.config.patch)
         return joined.flatten(2).transpose(1, 2)
 

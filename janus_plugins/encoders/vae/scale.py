@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_SLOWEST = 0.01
-"""Least weight of a new batch in a measured statistic: it forgets what lies some 100 batches back."""
+_SLOWEST = 0.05
+"""Least weight of a new batch in a measured statistic: it forgets what lies some 20 batches back."""
 
 _LEAST = 1e-6
 """Least deviation that is divided by."""
@@ -18,8 +18,8 @@ _LEAST = 1e-6
 class LatentScale(nn.Module):
     """Map latents z [N, C, H, W] to `(z - shift) * scale`, and back.
 
-    Numbers that the options give hold for all channels and never change. Else shift and scale are a channel's
-    own: published ones, or the statistics of the latents that were seen in training, which a checkpoint keeps.
+    Numbers that the options give hold for all channels and never change. Else shift and scale are a
+    channel's own: published ones, or the statistics of latents seen in training, which a checkpoint keeps.
 
     Args:
         channels: C.
@@ -63,7 +63,7 @@ class LatentScale(nn.Module):
             self._write(self._read().lerp(fresh, weight))
 
     def publish(self, description: Mapping[str, Any]) -> None:
-        """Take what diffusers' config.json says: `scaling_factor`, and shift or statistics where it has any."""
+        """Take what diffusers' config.json says: `scaling_factor`, a shift or statistics if there are any."""
         if self.fixed is not None:
             return
         mean = self._by_channel(description.get("latents_mean") or description.get("shift_factor") or 0.0)

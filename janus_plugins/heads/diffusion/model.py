@@ -1,8 +1,8 @@
 """The head over continuous latents: a small network that makes one latent out of noise for each position.
 
-Source: MAR, "Autoregressive image generation without vector quantization" (Li et al. 2024, arXiv 2406.11838),
-sections 3.2 and 3.3. The language model says, by its hidden state, which distribution the next latent has; the
-network, trained with it, is the distribution.
+Source: MAR, "Autoregressive image generation without vector quantization" (Li et al. 2024, arXiv
+2406.11838), sections 3.2 and 3.3. The language model says, by its hidden state, which distribution the next
+latent has; the network, trained with it, is the distribution.
 """
 
 from __future__ import annotations

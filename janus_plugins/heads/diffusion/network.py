@@ -1,6 +1,7 @@
 """The denoising network: an MLP that is told the time and the condition by adaptive norms.
 
-Source: MAR (arXiv 2406.11838), section 3.2 and `SimpleMLPAdaLN` of its code; the norms are DiT's (2212.09748).
+Source: MAR (arXiv 2406.11838), section 3.2 and `SimpleMLPAdaLN` of its code; the norms are those of DiT
+(2212.09748).
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ class Diffusion:
         return size * (1 + self.learn_variance)
 
     def losses(self, denoise: Denoise, latents: Tensor) -> Tensor:
-        """Return the squared error of the noise, and the variational bound's part where variance is learnt."""
+        """Return the squared error of the noise; with a learnt variance, its part of the bound beside it."""
         steps = chain(self.train_steps, self.train_steps)
         times = torch.randint(self.train_steps, latents.shape[:-1], device=latents.device)
         noise = torch.randn_like(latents)
@@ -156,12 +156,14 @@ class Diffusion:
         """
         steps = chain(self.train_steps, self.sample_steps)
         number, size = len(steps.times), start.shape[-1]
+        alpha, pull = steps.alpha.tolist(), steps.pull.tolist()
         x = start if noise is None else noise[:, 0]
         for index in reversed(range(number)):
-            answer = denoise(x, start.new_full((1,), steps.times[index]))
-            x = x / math.sqrt(steps.alpha[index]) - steps.pull[index] * answer[:, :size]
+            answer = denoise(x, start.new_full((1,), float(steps.times[index])))
+            x = x / math.sqrt(alpha[index]) - pull[index] * answer[:, :size]
             if noise is not None and index > 0:
-                log_variance = self._log_variance(answer[:, size:], steps.log_least[index], steps.log_most[index])
+                bounds = float(steps.log_least[index]), float(steps.log_most[index])
+                log_variance = self._log_variance(answer[:, size:], *bounds)
                 x = x + temperature * (log_variance / 2).exp() * noise[:, number - index]
         return x
 

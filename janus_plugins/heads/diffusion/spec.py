@@ -1,4 +1,4 @@
-"""Declare `diffusion`: a head over continuous latents, by a small denoising network (MAR's diffusion loss)."""
+"""Declare `diffusion`: a head over continuous latents, by a small denoising network (MAR's)."""
 
 from __future__ import annotations
 
