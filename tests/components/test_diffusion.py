@@ -19,7 +19,7 @@ MODEL = LanguageModelFacts(
     width=8, vocab_size=10, max_positions=16, num_layers=1, num_heads=1, num_key_value_heads=1
 )
 OBJECTIVES = ["diffusion", "flow"]
-STEPS = 700
+STEPS = 450
 
 
 def latents(width=2):
@@ -42,16 +42,14 @@ def test_facts_and_refusals():
         DiffusionConfig(train_steps=50)
 
 
-def test_the_schedule_is_the_cosine_of_diffusers():
-    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-
-    scheduler = DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2")
-    whole = chain(1000, 1000)
-    np.testing.assert_allclose(whole.beta, scheduler.betas.numpy(), rtol=1e-4)
-    np.testing.assert_allclose(whole.kept, scheduler.alphas_cumprod.numpy(), rtol=1e-3)
+def test_the_schedule_is_the_cosine():
+    """Nichol and Dhariwal 2021, equation 17; the numbers are those of diffusers' squaredcos_cap_v2."""
+    whole = chain(1000)
+    np.testing.assert_allclose(whole.beta[[0, 499, 999]], [4.1284e-5, 3.1459e-3, 0.999], rtol=1e-4)
+    np.testing.assert_allclose(whole.kept[[0, 499, 999]], [0.99995872, 0.49384359, 2.4287e-9], rtol=1e-4)
     few = chain(1000, 100)
-    assert (few.times[0], few.times[-1], len(few.times)) == (0, 999, 100)
-    assert set(np.diff(few.times)) <= {10.0, 11.0}
+    assert (few.times[0], few.times[-1], len(few.times)) == (0, 978, 100)
+    assert set(np.diff(few.times)) <= {9.0, 10.0}
     np.testing.assert_array_equal(few.kept, whole.kept[few.times.astype(int)])
     np.testing.assert_allclose(np.cumprod(few.alpha), few.kept)
     assert (few.log_least <= few.log_most).all()
@@ -71,7 +69,7 @@ def test_a_step_back_is_the_posterior_of_the_papers():
 
 def test_a_learnt_variance_is_right_at_its_bounds():
     """Knowing the noise, the least variance is the true one; it costs nothing. A wrong mean asks for more."""
-    steps, times = chain(1000, 1000), torch.tensor([1, 500, 900])
+    steps, times = chain(1000), torch.tensor([1, 500, 900])
     nothing, spread = torch.zeros(3, 2), torch.full((3, 2), -1.0)
     assert torch.allclose(Diffusion._bound(steps, times, nothing, spread), torch.zeros(3), atol=1e-5)
     assert (Diffusion._bound(steps, times, nothing, -spread) > 0).all()
@@ -111,7 +109,7 @@ class Recovered:
 
     def __init__(self, objective):
         self.module = head(objective=objective, sample_steps=25, repeats=1)
-        optimizer = torch.optim.Adam(self.module.parameters(), lr=3e-3)
+        optimizer = torch.optim.Adam(self.module.parameters(), lr=4e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
         self.losses = []
         torch.manual_seed(4)

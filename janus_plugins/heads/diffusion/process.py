@@ -23,6 +23,8 @@ Doubles = NDArray[np.float64]
 
 _OFFSET = 0.008
 _LARGEST_BETA = 0.999
+_LEAST_KEPT = 1e-3
+"""Share of a latent's variance that is left where making one begins: step 978 of 1000."""
 
 
 class Process(Protocol):
@@ -86,18 +88,28 @@ class Chain:
 
 
 @cache
-def chain(train_steps: int, steps: int) -> Chain:
-    """Return the cosine schedule of `train_steps`, thinned out to `steps` of them."""
+def chain(train_steps: int, steps: int | None = None) -> Chain:
+    """Return the cosine schedule: all of its `train_steps`, or `steps` of them to make latents by."""
     at = (np.arange(train_steps + 1) / train_steps + _OFFSET) / (1 + _OFFSET)
     ideal = np.cos(at * np.pi / 2) ** 2
     whole = np.cumprod(1 - np.minimum(1 - ideal[1:] / ideal[:-1], _LARGEST_BETA))
-    times = np.unique(np.round(np.linspace(0, train_steps - 1, steps)).astype(np.int64))
+    times = np.arange(train_steps) if steps is None else _spaced(whole, steps)
     kept = whole[times]
     before = np.append(1.0, kept[:-1])
     beta = 1 - kept / before
     least = beta * (1 - before) / (1 - kept)
     least[0] = least[1]  # the first is 0: nothing is left to draw
     return Chain(times.astype(np.float64), kept, beta, np.log(least), np.log(beta))
+
+
+def _spaced(kept: Doubles, steps: int) -> NDArray[np.int64]:
+    """Return about `steps` evenly spaced times, up to the last that keeps something of the latent.
+
+    Beyond, a latent with noise is noise, and a step back multiplies each error of the network a hundredfold:
+    pictures are clipped there, latents have no bounds.
+    """
+    last = int(np.flatnonzero(kept >= _LEAST_KEPT)[-1])
+    return np.unique(np.round(np.linspace(0, last, steps)).astype(np.int64))
 
 
 class Diffusion:
@@ -119,7 +131,7 @@ class Diffusion:
 
     def losses(self, denoise: Denoise, latents: Tensor) -> Tensor:
         """Return the squared error of the noise; with a learnt variance, its part of the bound beside it."""
-        steps = chain(self.train_steps, self.train_steps)
+        steps = chain(self.train_steps)
         times = torch.randint(self.train_steps, latents.shape[:-1], device=latents.device)
         noise = torch.randn_like(latents)
         kept = _at(steps.kept, times)

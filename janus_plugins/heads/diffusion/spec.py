@@ -30,7 +30,7 @@ class DiffusionConfig(ComponentConfig):
     repeats: Count = Field(
         default=4, description="times and noises of a position in one step (MAR: diffusion_batch_mul)"
     )
-    train_steps: Annotated[int, Field(ge=2)] = Field(
+    train_steps: Annotated[int, Field(ge=10)] = Field(
         default=1000, description="steps of the process in training"
     )
     sample_steps: Annotated[int, Field(ge=2)] = Field(
