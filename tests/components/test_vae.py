@@ -85,14 +85,14 @@ def test_drawn_latents_lie_around_the_mean_and_are_the_same_each_time():
     assert abs(np.corrcoef(noise[0].flatten(), noise[1].flatten())[0, 1]) < 0.4
 
 
-def learnt(options, steps=40, rate=3e-3):
+def learnt(options, steps=30, rate=3e-3):
     tokenizer = made(VAE, {**TINY, **options}).train()
     optimizer = torch.optim.Adam(tokenizer.parameters(), lr=rate)
     losses = []
     torch.manual_seed(1)
     for _ in range(steps):
         optimizer.zero_grad()
-        parts = tokenizer.reconstruction_loss({"pixels": pixels(16)})
+        parts = tokenizer.reconstruction_loss({"pixels": pixels(8)})
         parts["loss"].backward()
         optimizer.step()
         losses.append({name: float(value.detach()) for name, value in parts.items()})
@@ -126,14 +126,16 @@ def test_a_strong_pull_brings_latents_to_a_normal():
 
 
 def test_a_trained_scale_is_measured_and_kept(trained, tmp_path):
-    tokenizer = trained[0].eval()
+    tokenizer = trained[0].train()
     with torch.no_grad():
-        latents = tokenizer.encode({"pixels": pixels(16)}).view(16, 4, 4, 4)  # [N, T, C, places]
-        raw = tokenizer._posterior(pixels(16))[0]
+        for _ in range(60):  # as at the end of a schedule, where the weights stand still
+            tokenizer.reconstruction_loss({"pixels": pixels(8)})
+        tokenizer.eval()
+        latents = tokenizer.encode({"pixels": pixels(8)}).view(8, 4, 4, 4)  # [N, T, C, places]
+        raw = tokenizer._posterior(pixels(8))[0]
     assert (raw.std((0, 2, 3)) - 1).abs().max() > 0.2
-    # Measured while the weights moved: about 0 and 1, channel by channel.
-    assert latents.mean((0, 1, 3)).abs().max() < 0.25
-    assert (latents.std((0, 1, 3)) - 1).abs().max() < 0.35
+    assert latents.mean((0, 1, 3)).abs().max() < 0.1
+    assert (latents.std((0, 1, 3)) - 1).abs().max() < 0.1
     before = {name: each.clone() for name, each in tokenizer.state_dict().items()}
     tokenizer.reconstruction_loss({"pixels": pixels()})
     assert all(torch.equal(each, before[name]) for name, each in tokenizer.state_dict().items())
@@ -141,12 +143,12 @@ def test_a_trained_scale_is_measured_and_kept(trained, tmp_path):
     other = made(VAE, TINY, 7)
     other.load_state_dict(load_file(tmp_path / "vae.safetensors"))
     with torch.no_grad():
-        assert torch.equal(other.encode({"pixels": pixels(16)}).view(16, 4, 4, 4), latents)
+        assert torch.equal(other.encode({"pixels": pixels(8)}).view(8, 4, 4, 4), latents)
         half = other.to(torch.bfloat16)
         assert torch.equal(half.scale._read(), tokenizer.scale._read())
-        near = half.encode({"pixels": pixels(16)}).view(16, 4, 4, 4)
+        near = half.encode({"pixels": pixels(8)}).view(8, 4, 4, 4)
         assert (near - latents).abs().mean() < 0.05
-        assert half.decode(near.view(16, 4, 16)).dtype == torch.bfloat16
+        assert half.decode(near.view(8, 4, 16)).dtype == torch.bfloat16
 
 
 def test_a_running_mean_does_not_stand_still_in_16_bits():

@@ -124,7 +124,7 @@ class Vae(nn.Module):
     def _parted(self, joined: Tensor) -> Tensor:
         """Undo `_joined`."""
         side = self.config.side
-        grid = joined.transpose(1, 2).unflatten(2, (side, side))
+        grid = joined.transpose(1, 2).reshape(len(joined), -1, side, side)
         return functional.pixel_shuffle(grid, self.config.patch)
 
 

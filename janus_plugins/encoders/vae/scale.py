@@ -43,7 +43,8 @@ class LatentScale(nn.Module):
     def forward(self, latents: Tensor, *, back: bool = False) -> Tensor:
         """Return scaled latents, or with `back` the autoencoder's own (float32)."""
         shift, scale = self._shift_and_scale()
-        return latents.float() / scale + shift if back else (latents.float() - shift) * scale
+        scaled: Tensor = latents.float() / scale + shift if back else (latents.float() - shift) * scale
+        return scaled
 
     def measure(self, means: Tensor, variances: Tensor | None) -> None:
         """Take note of a batch of latents, unless the scale is fixed.

@@ -137,11 +137,12 @@ class Diffusion:
         kept = _at(steps.kept, times)
         noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
         answer = denoise(noisy, times.float())
-        guess, spread = answer.split(latents.shape[-1], -1) if self.learn_variance else (answer, None)
-        losses = (noise - guess).square().mean(-1)
-        if spread is None:
+        size = latents.shape[-1]
+        error = noise - answer[..., :size]
+        losses = error.square().mean(-1)
+        if not self.learn_variance:
             return losses
-        return losses + self._bound(steps, times, (noise - guess).detach(), spread)
+        return losses + self._bound(steps, times, error.detach(), answer[..., size:])
 
     @staticmethod
     def _bound(steps: Chain, times: Tensor, error: Tensor, spread: Tensor) -> Tensor:
