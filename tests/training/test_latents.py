@@ -192,7 +192,7 @@ def test_foreign_layouts_have_no_place_for_latents(model, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_digits_are_learnt(tmp_path: Path) -> None:
-    """Measured: see docs/latents.md; the bound lies well below."""
+    """Measured: 97 % (docs/latents.md); the bound lies well below."""
     from janus_plugins.evaluation.runner import evaluate_model
 
     plan = read_plan("digits_latents")
@@ -200,4 +200,4 @@ def test_digits_are_learnt(tmp_path: Path) -> None:
     assert result.model is not None
     report = evaluate_model(load(result.model))
     assert report["ceilings"]["reconstructed"] > 0.9
-    assert report["generation"] > 0.7
+    assert report["generation"] > 0.85
