@@ -12,7 +12,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev,lora,audio,points,eeg,movqgan]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev,lora,audio,points,eeg,diffusers]'
 	touch $(STAMP)
 
 demo: setup

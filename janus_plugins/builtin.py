@@ -25,9 +25,11 @@ from janus_plugins.encoders.tactile.series_spec import TACTILE_SERIES
 from janus_plugins.encoders.towers.eva_spec import EVA_CLIP
 from janus_plugins.encoders.towers.open_clip_spec import OPEN_CLIP
 from janus_plugins.encoders.towers.timm_spec import TIMM
+from janus_plugins.encoders.vae.spec import VAE
 from janus_plugins.encoders.vq.semantic_spec import SEMANTIC_READER, SEMANTIC_VQ
 from janus_plugins.encoders.vq.spec import VQ
 from janus_plugins.heads.code_mlp.spec import CODE_MLP_HEAD
+from janus_plugins.heads.diffusion.spec import DIFFUSION
 from janus_plugins.heads.text.spec import TEXT
 from janus_plugins.language_models.spec import CAUSAL_LM, LLAMA
 from janus_plugins.sources.digits.counting_spec import COUNTING
@@ -58,6 +60,7 @@ def janus_components() -> list[ComponentSpec]:
         EEG,
         VQ,
         MOVQGAN,
+        VAE,
         ENCODEC,
         SEMANTIC_VQ,
         SEMANTIC_READER,
@@ -69,6 +72,7 @@ def janus_components() -> list[ComponentSpec]:
         CODE_MLP_ADAPTER,
         TEXT,
         CODE_MLP_HEAD,
+        DIFFUSION,
         HF_DATASET,
         DIGITS,
         COUNTING,

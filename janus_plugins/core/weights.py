@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from janus_plugins.core.errors import CheckpointError
 
@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
-_PICKLES = (".bin", ".pt", ".pth")
+_FILES = (
+    "model.safetensors",
+    "open_clip_model.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "pytorch_model.bin",
+)
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_DESCRIPTION = "config.json"
 
 
 def read_weights(source: str) -> dict[str, Tensor]:
@@ -33,6 +39,27 @@ def read_weights(source: str) -> dict[str, Tensor]:
     for file in [path] if path.is_file() else _files(path):
         tensors.update(_read_file(file))
     return tensors
+
+
+def read_description(source: str) -> dict[str, Any]:
+    """Return the `config.json` that lies beside the weights of a file, a folder or a hub id; {} without one.
+
+    Raises:
+        CheckpointError: it is there and cannot be read.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        path = _download(source)
+    file = (path.parent if path.is_file() else path) / _DESCRIPTION
+    if not file.is_file():
+        return {}
+    try:
+        described = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    if not isinstance(described, dict):
+        raise CheckpointError(f"{file} does not hold a mapping")
+    return described
 
 
 def load_exactly(
@@ -135,7 +162,7 @@ def _download(source: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = [*_INDEXES, *_FILES, "*.safetensors"]
+        patterns = [*_INDEXES, *_FILES, _DESCRIPTION, "*.safetensors"]
         return Path(snapshot_download(source, allow_patterns=patterns))
     except Exception as error:  # unknown id, no network, no access
         raise CheckpointError(f"there is no file or folder {source!r}, nor such a hub id: {error}") from error

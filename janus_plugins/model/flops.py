@@ -85,6 +85,7 @@ class SampleFlops:
         self._plan, self._model = plan, model
         self.estimated: tuple[str, ...] = ()
         self._encoders: dict[str, float] = {}
+        self._heads: dict[str, float] = {}
         self._bytes: dict[tuple[str, str, bool], float] = {}
         for name, path in plan.model.understanding.items():
             reads = _reads(path)
@@ -93,6 +94,7 @@ class SampleFlops:
             )
         for name, made in plan.model.generation.items():
             self._encoders[f"generation.{name}"] = self._encoder(made.encoder, "encode", made.facts.tokens)
+            self._heads[name] = self._head(made)
 
     def tokens(self, shape: Shape) -> int:
         """Return the slots that a sample takes, its item's two special tokens included."""
@@ -116,7 +118,7 @@ class SampleFlops:
             made = self._plan.model.generation[shape.generation]
             costs[made.encoder.address] = self._encoders[f"generation.{shape.generation}"]
             costs[made.adapter.address] = self._linear(made.adapter, made.facts.tokens)
-            costs[made.head.address] = self._linear(made.head, made.facts.tokens)
+            costs[made.head.address] = self._heads[shape.generation]
         return costs
 
     def training(self, shape: Shape, stage: StageBlock) -> float:
@@ -147,7 +149,10 @@ class SampleFlops:
         return transformer_flops(0, facts.width, facts.num_layers, self.tokens(shape))
 
     def encoder_bytes(self, stage: StageBlock) -> float:
-        """Return the bytes that encoders hold for one item: to learn from it, or while it passes."""
+        """Return the bytes that encoders, and heads over latents, hold for one item.
+
+        What learns keeps it for its backward pass; the rest holds it while the item passes.
+        """
         model = self._plan.model
         if stage.reconstruct is not None:
             return self._held(model.generation[stage.reconstruct].encoder, "decode", True)
@@ -158,6 +163,8 @@ class SampleFlops:
             kept, passing = (kept + held, passing) if learns else (kept, max(passing, held))
         for made in model.generation.values():
             passing = max(passing, self._held(made.encoder, "encode", False))
+            if made.facts.form == "latents":
+                kept += self._held(made.head, "loss", True)
         return kept + passing
 
     def _held(self, part: Part, method: str, learns: bool) -> float:
@@ -169,10 +176,12 @@ class SampleFlops:
 
     def _measured_bytes(self, part: Part, method: str, learns: bool) -> float:
         module: Any = self._part(part.address)
-        items, _ = self._dummy(part)
+        items = self._answers(part.address) if method == "loss" else self._dummy(part)[0]
         bf16 = self._plan.run.engine.precision == "bf16"
 
         def run() -> object:
+            if method == "loss":
+                return module.loss(**items)
             if method == "decode":
                 return module.decode(module.encode(items))
             return getattr(module, method)(items)
@@ -239,6 +248,21 @@ class SampleFlops:
         arrays = processor.dummy()
         items = {name: tensor.to("meta") for name, tensor in collate_items([arrays]).items()}
         return items, processor.num_tokens(arrays)
+
+    def _head(self, made: GenerationPlan) -> float:
+        """Return the operations of answering for one item; over latents a head may run more than once."""
+        if made.facts.form == "codes":
+            return self._linear(made.head, made.facts.tokens)
+        module = cast(Any, self._part(made.head.address))
+        items = self._answers(made.head.address)
+        return self._measured(made.head, lambda given: module.loss(**given), items, made.facts.tokens)
+
+    def _answers(self, address: str) -> dict[str, Tensor]:
+        """Return, on the meta device, what a head over latents is given for one item."""
+        model = self._plan.model
+        facts = next(made.facts for made in model.generation.values() if made.head.address == address)
+        shapes = {"hidden": (facts.tokens, model.facts.width), "targets": (facts.tokens, facts.width)}
+        return {name: torch.zeros(shape, device="meta") for name, shape in shapes.items()}
 
     def _decoder(self, made: GenerationPlan) -> float:
         """Return the operations of decoding one item."""

@@ -101,5 +101,5 @@ MOVQGAN = ComponentSpec(
     processor="janus_plugins.encoders.movqgan.processor:MovqganProcessor",
     summary="MoVQGAN picture tokenizer (diffusers), spatially conditioned decoder: picture <-> codes",
     requires=("diffusers",),
-    extra="janus-plugins[movqgan]",
+    extra="janus-plugins[diffusers]",
 )
