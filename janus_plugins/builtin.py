@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from janus_plugins.adapters.code_mlp.spec import CODE_MLP_ADAPTER
+from janus_plugins.adapters.code_sum.spec import CODE_SUM
 from janus_plugins.adapters.conv.spec import CONV
 from janus_plugins.adapters.linear.spec import LINEAR
 from janus_plugins.adapters.mlp.spec import MLP
@@ -26,6 +27,7 @@ from janus_plugins.encoders.towers.timm_spec import TIMM
 from janus_plugins.encoders.vq.semantic_spec import SEMANTIC_READER, SEMANTIC_VQ
 from janus_plugins.encoders.vq.spec import VQ
 from janus_plugins.heads.code_mlp.spec import CODE_MLP_HEAD
+from janus_plugins.heads.depth.spec import DEPTH
 from janus_plugins.heads.text.spec import TEXT
 from janus_plugins.language_models.spec import CAUSAL_LM, LLAMA
 from janus_plugins.sources.digits.spec import DIGITS
@@ -61,8 +63,10 @@ def janus_components() -> list[ComponentSpec]:
         PERCEIVER,
         CONV,
         CODE_MLP_ADAPTER,
+        CODE_SUM,
         TEXT,
         CODE_MLP_HEAD,
+        DEPTH,
         HF_DATASET,
         DIGITS,
         SORTING,

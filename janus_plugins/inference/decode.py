@@ -61,12 +61,12 @@ def decode_loop(
     steps: int,
     finished: Callable[[Tensor], bool] | None = None,
 ) -> Tensor:
-    """Return what was picked, step by step: [B, steps] or [B, steps, C].
+    """Return what was picked, step by step: [B, steps], or [B, steps, Q or C].
 
     Args:
         stream: rows whose given slots have run.
-        pick: hidden states [B', M] -> ids [B] or latents [B, C].
-        embed: all that was picked so far [B, t] or [B, t, C] -> input embeddings [B', M].
+        pick: hidden states [B', M] -> ids [B], codes [B, Q] or latents [B, C].
+        embed: all that was picked so far [B, t, ...] -> input embeddings [B', M].
         steps: most steps to take.
         finished: all that was picked so far -> whether to stop early.
     """
@@ -89,7 +89,9 @@ def generate_items(
     max_rows: int | None = None,
     linears: Linears = "packed",
 ) -> Tensor:
-    """Return codes [N, T] (int64) or latents [N, T, C] of every seed of every prompt, in order, on the CPU.
+    """Return what every seed of every prompt makes, in order, on the CPU.
+
+    Codes [N, T] or, of Q codebooks, [N, T, Q] (int64); latents [N, T, C].
 
     Classifier-free guidance as in the reference: `u + s (c - u)` of a head's answers (Janus, section
     3.4). At a guidance of 1 that is `c`, and no unconditional rows run.

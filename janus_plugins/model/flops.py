@@ -116,7 +116,7 @@ class SampleFlops:
             made = self._plan.model.generation[shape.generation]
             costs[made.encoder.address] = self._encoders[f"generation.{shape.generation}"]
             costs[made.adapter.address] = self._linear(made.adapter, made.facts.tokens)
-            costs[made.head.address] = self._linear(made.head, made.facts.tokens)
+            costs[made.head.address] = self._head(made)
         return costs
 
     def training(self, shape: Shape, stage: StageBlock) -> float:
@@ -226,6 +226,16 @@ class SampleFlops:
     def _linear(self, part: Part, tokens: int) -> float:
         return 2.0 * num_matrix_parameters(self._part(part.address)) * tokens
 
+    def _head(self, made: GenerationPlan) -> float:
+        """Return the operations of answering for one item; a head may pass its weights Q times a slot."""
+        facts, module = made.facts, cast(Any, self._part(made.head.address))
+        if facts.codebooks == 1:
+            return self._linear(made.head, facts.tokens)
+        hidden = torch.zeros(facts.tokens, self._plan.model.facts.width, device="meta")
+        targets = torch.zeros(facts.shape, dtype=torch.long, device="meta")
+        items = {"hidden": hidden, "targets": targets}
+        return self._measured(made.head, lambda given: module.loss(**given), items, facts.tokens)
+
     def _encoder(self, part: Part, method: str, tokens: int) -> float:
         """Return the operations of encoding one item of `tokens` tokens."""
         items, short = self._dummy(part)
@@ -243,9 +253,8 @@ class SampleFlops:
     def _decoder(self, made: GenerationPlan) -> float:
         """Return the operations of decoding one item."""
         facts, module = made.facts, cast(Any, self._part(made.encoder.address))
-        shape = (1, facts.tokens) if facts.form == "codes" else (1, facts.tokens, facts.width)
         dtype = torch.long if facts.form == "codes" else torch.float32
-        items = {"codes": torch.zeros(shape, dtype=dtype, device="meta")}
+        items = {"codes": torch.zeros(1, *facts.shape, dtype=dtype, device="meta")}
         return self._measured(made.encoder, lambda given: module.decode(given["codes"]), items, facts.tokens)
 
     def _measured(
