@@ -12,8 +12,11 @@ from janus_plugins.adapters.pixel_shuffle.spec import PIXEL_SHUFFLE
 from janus_plugins.core.hookspecs import hookimpl
 from janus_plugins.core.specs import ComponentSpec
 from janus_plugins.encoders.audio.spec import AUDIO
+from janus_plugins.encoders.codecs.dac_spec import DAC
+from janus_plugins.encoders.codecs.encodec_spec import ENCODEC
+from janus_plugins.encoders.codecs.mimi_spec import MIMI
+from janus_plugins.encoders.codecs.rvq_spec import RVQ
 from janus_plugins.encoders.eeg.spec import EEG
-from janus_plugins.encoders.encodec.spec import ENCODEC
 from janus_plugins.encoders.internvit.spec import INTERNVIT
 from janus_plugins.encoders.movqgan.spec import MOVQGAN
 from janus_plugins.encoders.point_cloud.spec import POINT_CLOUD
@@ -55,6 +58,9 @@ def janus_components() -> list[ComponentSpec]:
         VQ,
         MOVQGAN,
         ENCODEC,
+        DAC,
+        MIMI,
+        RVQ,
         SEMANTIC_VQ,
         SEMANTIC_READER,
         MLP,
