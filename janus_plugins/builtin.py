@@ -36,6 +36,7 @@ from janus_plugins.language_models.spec import CAUSAL_LM, LLAMA
 from janus_plugins.sources.digits.spec import DIGITS
 from janus_plugins.sources.hf_dataset.spec import HF_DATASET
 from janus_plugins.sources.sorting.spec import SORTING
+from janus_plugins.sources.tones.spec import TONES
 
 
 @hookimpl
@@ -76,4 +77,5 @@ def janus_components() -> list[ComponentSpec]:
         HF_DATASET,
         DIGITS,
         SORTING,
+        TONES,
     ]

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from janus_plugins.core.errors import DataError, PluginError, RunFileError
 from janus_plugins.core.samples import Item, Sample
 from janus_plugins.data.sources import open_source
+from janus_plugins.evaluation.pitch import pitch_of
 
 if TYPE_CHECKING:
     from janus_plugins.core.contracts import Source
@@ -43,6 +44,17 @@ class ClassifiedGeneration(Options):
     train_source: str = Field(description="data entry whose real items train the classifier")
     num_per_prompt: int = Field(default=20, ge=1)
     guidance: float = Field(default=5.0, ge=0)
+    temperature: float = Field(default=1.0, ge=0)
+    seed: int = 0
+    max_rows: int = Field(default=256, ge=2)
+
+
+class PitchMatch(Options):
+    """Set `pitch`: a made sound's pitch must be that of the real sounds of its caption."""
+
+    within: float = Field(default=0.03, gt=0, lt=1, description="share by which a pitch may be off")
+    num_per_prompt: int = Field(default=4, ge=1)
+    guidance: float = Field(default=1.0, ge=0)
     temperature: float = Field(default=1.0, ge=0)
     seed: int = 0
     max_rows: int = Field(default=256, ge=2)
@@ -121,13 +133,51 @@ def classified_generation(model: UnifiedModel, source: str, options: Mapping[str
     return {"score": float(np.mean(hits)), "samples": len(hits), "ceilings": ceilings, "by_prompt": by_prompt}
 
 
+def pitch(model: UnifiedModel, source: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Generate sounds of every distinct caption of a source; score the share whose pitch is right.
+
+    Right is the median pitch of the real sounds of the same caption, measured in the same way. The share of
+    real sounds, and of their reconstructions through the generation encoder, that are right, are the
+    ceilings beside the score. A sound without a pitch counts as wrong.
+    """
+    settings = _options(PitchMatch, options, source)
+    samples = _samples(model, source)
+    labels, items = zip(*(_generated(one) for one in samples), strict=True)
+    modality, values = items[0].modality, [item.value for item in items]
+    processor = model.processor(modality)
+    real = [pitch_of(processor.restore(processor(value)["samples"])) for value in values]
+    rebuilt = [pitch_of(one) for one in model.decode(modality, model.encode(modality, values))]
+    wanted = {
+        label: float(np.median([seen for seen, own in zip(real, labels, strict=True) if own == label]))
+        for label in sorted(set(labels))
+    }
+    made = model.generate(
+        list(wanted), modality=modality, num_per_prompt=settings.num_per_prompt, guidance=settings.guidance,
+        temperature=settings.temperature, seed=settings.seed, max_rows=settings.max_rows,
+    )  # fmt: skip
+
+    def right(label: str, seen: float) -> bool:
+        return bool(abs(seen / wanted[label] - 1) <= settings.within)
+
+    hits = [right(one.prompt, pitch_of(one.artefact)) for one in made]
+    by_prompt = {
+        label: float(np.mean([hit for one, hit in zip(made, hits, strict=True) if one.prompt == label]))
+        for label in wanted
+    }
+    ceilings = {
+        "real_pitch": float(np.mean([right(*each) for each in zip(labels, real, strict=True)])),
+        "reconstructed_pitch": float(np.mean([right(*each) for each in zip(labels, rebuilt, strict=True)])),
+    }
+    return {"score": float(np.mean(hits)), "samples": len(hits), "ceilings": ceilings, "by_prompt": by_prompt}
+
+
 def _generated(sample: Sample) -> tuple[str, Item]:
     prompt = "".join(
         part for turn in sample.turns if turn.role == "user" for part in turn.parts if isinstance(part, str)
     )
     items = [part for turn in sample.turns for part in turn.parts if isinstance(part, Item) and part.learn]
     if len(items) != 1:
-        raise DataError(f"{sample.key}: classified-generation needs samples that generate one item each")
+        raise DataError(f"{sample.key}: this task needs samples that generate one item each")
     return prompt, items[0]
 
 
@@ -158,4 +208,8 @@ def _options(kind: type[Settings], options: Mapping[str, Any], source: str) -> S
 
 Task = Callable[["UnifiedModel", str, Mapping[str, Any]], dict[str, Any]]
 
-TASKS: dict[str, Task] = {"exact-match": exact_match, "classified-generation": classified_generation}
+TASKS: dict[str, Task] = {
+    "exact-match": exact_match,
+    "classified-generation": classified_generation,
+    "pitch": pitch,
+}
