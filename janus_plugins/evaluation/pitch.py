@@ -1,8 +1,8 @@
 """The pitch of sounds, and a task that compares that of made sounds with what their captions ask for.
 
 Pitch is measured on the signal itself, in cycles a sample, so that no rate needs to be known: the shortest
-delay at which a sound is about as much like itself as at any. Source: McLeod and Wyvill, "A smarter way to find
-pitch" (2005), its normalised square difference, here at a quarter of a sample.
+delay at which a sound is about as much like itself as at any. Source: McLeod and Wyvill, "A smarter way to
+find pitch" (2005), its normalised square difference, here at a quarter of a sample.
 """
 
 from __future__ import annotations
@@ -12,11 +12,8 @@ import numpy as np
 FINER = 4
 """Delays tried between one sample and the next."""
 
-SHORTEST = 4
-"""Samples of the shortest period that is looked for."""
-
 AS_GOOD = 0.85
-"""Share of the highest likeness from which on a shorter period is taken: multiples of a period are alike, too."""
+"""Share of the highest likeness that a shorter period needs to be taken: its multiples are as much alike."""
 
 
 def pitch_of(sound: np.ndarray, clarity: float = 0.5) -> float:
@@ -29,7 +26,8 @@ def pitch_of(sound: np.ndarray, clarity: float = 0.5) -> float:
     alike = _likeness(np.asarray(sound, np.float64))
     inner = alike[1:-1]
     peaks = 1 + np.flatnonzero((inner >= alike[:-2]) & (inner > alike[2:]))
-    peaks = peaks[peaks >= SHORTEST * FINER]
+    # Within a period a sound becomes unlike itself; before that its peaks are ripples.
+    peaks = peaks[np.minimum.accumulate(alike)[peaks] < 0]
     if not len(peaks) or alike[peaks].max() < clarity:
         return float("nan")
     first = peaks[alike[peaks] >= AS_GOOD * alike[peaks].max()][0]

@@ -1,7 +1,7 @@
 """Bring generated codes or latents back into the language model, one at a time.
 
-A generation adapter learns from whole items [N, T] or [N, T, Q]; decoding has only what was made so far. Where
-the adapter treats every code alike (checked, not assumed) the embedding of one code is all that is
+A generation adapter learns from whole items [N, T] or [N, T, Q]; decoding has only what was made so far.
+Where the adapter treats every code alike (checked, not assumed) the embedding of one code is all that is
 needed, and with few codes and many items a table of all of them is computed once. Otherwise the
 adapter reads everything made so far and its last embedding counts.
 """
@@ -30,9 +30,8 @@ class CodeEmbedder:
         device = next((value.device for value in adapter.parameters()), torch.device("cpu"))
         self.alike = self._treats_alike(facts, device)
         self.table: Tensor | None = None
-        size = facts.codebook_size
-        listed = size is not None and facts.codebooks == 1  # all frames of several codes are too many
-        if self.alike and listed and size <= num_items * facts.tokens:
+        size = facts.codebook_size if facts.codebooks == 1 else None  # all frames of codes are too many
+        if self.alike and size is not None and size <= num_items * facts.tokens:
             self.table = self._adapter(torch.arange(size, device=device)[None])[0]
 
     def __call__(self, made: Tensor) -> Tensor:

@@ -70,9 +70,7 @@ class PartnerCodecConfig(ComponentConfig):
         for side in self.grid:
             tokens *= side
         size = self.codebook_size if self.form == "codes" else None
-        return GenerationFacts(
-            self.modality, self.form, tokens, self.width, size, self.grid, self.codebooks
-        )
+        return GenerationFacts(self.modality, self.form, tokens, self.width, size, self.grid, self.codebooks)
 
 
 class PartnerAdapterConfig(ComponentConfig):

@@ -19,7 +19,7 @@ def alive(spec, seed=0, **options):
     codec = made(spec, {**spec.config.tiny(), **options}, seed)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for name, each in codec.codec.named_parameters():
+        for each in codec.codec.parameters():
             if each.ndim > 1:
                 each.normal_(std=each[0].numel() ** -0.5, generator=draw)
         for name, each in codec.codec.named_buffers():

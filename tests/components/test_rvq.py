@@ -84,7 +84,7 @@ def test_sixteen_bits_are_too_coarse_to_learn_in():
     codec = made(RVQ, TINY).to(torch.bfloat16)
     items = {"samples": torch.randn(2, 1, codec.config.samples)}
     codec.eval().reconstruction_loss(items)
-    with pytest.raises(RunFileError, match="engine.precision: fp32"):
+    with pytest.raises(RunFileError, match=r"engine\.precision: fp32"):
         codec.train().reconstruction_loss(items)
 
 

@@ -1,5 +1,7 @@
-"""The Descript Audio Codec through transformers. Source: High-Fidelity Audio Compression with Improved RVQGAN
-(2306.06546), section 3: codes are looked up in few dimensions, at length 1."""
+"""The Descript Audio Codec through transformers: codes are looked up in few dimensions, at length 1.
+
+Source: High-Fidelity Audio Compression with Improved RVQGAN (2306.06546), section 3.
+"""
 
 from __future__ import annotations
 

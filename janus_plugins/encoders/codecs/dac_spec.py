@@ -16,8 +16,9 @@ from janus_plugins.encoders.codecs.options import Count, SoundConfig, in_use, po
 class DacConfig(SoundConfig):
     """Set the codec's sizes. The defaults are descript/dac_24khz's, of whose 32 codebooks 8 are used.
 
-    descript/dac_16khz has {rate: 16000, codebooks: 12, ratios: [2, 4, 5, 8]}, descript/dac_44khz {rate: 44100,
-    codebooks: 9, ratios: [2, 4, 8, 8]}. The codec is used as published; it brings no loss of its own.
+    descript/dac_16khz has {rate: 16000, codebooks: 12, ratios: [2, 4, 5, 8]}, descript/dac_44khz
+    {rate: 44100, codebooks: 9, ratios: [2, 4, 8, 8]}. The codec is used as published; it brings no loss
+    of its own.
     """
 
     codebooks: Count = Field(default=32, description="residual codebooks that the weights hold")
@@ -53,7 +54,8 @@ class DacConfig(SoundConfig):
     @property
     def width(self) -> int:
         """Return the width of a frame."""
-        return self.encoder_width * 2 ** len(self.ratios)
+        width: int = self.encoder_width * 2 ** len(self.ratios)
+        return width
 
     def facts(self, *neighbours: object) -> GenerationFacts:
         """Answer frames of codes."""

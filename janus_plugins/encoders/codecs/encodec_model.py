@@ -18,7 +18,7 @@ _ENDS = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametri
 
 
 class Encodec(nn.Module):
-    """Turn sound [N, 1, S] into codes and back: [N, frames * codebooks] in a line, [N, frames, codebooks] in frames."""
+    """Turn sound [N, 1, S] into codes [N, frames * codebooks], or frames [N, frames, codebooks], and back."""
 
     def __init__(self, config: EncodecConfig) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Encodec(nn.Module):
         assert made == config.codebooks, f"transformers made {made} codebooks of {config.codebooks}"
 
     def codebook(self) -> Tensor:
-        """Return the vectors of the codebooks in use [Q, K, width]; in a line one after the other [Q * K, width]."""
+        """Return the vectors of the codebooks in use [Q, K, width]; of a line all together [Q * K, width]."""
         vectors = torch.stack([layer.codebook.embed for layer in self._layers()])
         return vectors.flatten(0, 1) if self.config.facts().codebooks == 1 else vectors
 

@@ -106,7 +106,10 @@ class Mimi(nn.Module):
     def _quantizers(self) -> Iterator[tuple[Any, Any]]:
         """Yield the semantic and the acoustic quantizer with those of its layers that are in use."""
         split, count = self.codec.quantizer, self.config.num_codebooks
-        semantic, acoustic = split.semantic_residual_vector_quantizer, split.acoustic_residual_vector_quantizer
+        semantic, acoustic = (
+            split.semantic_residual_vector_quantizer,
+            split.acoustic_residual_vector_quantizer,
+        )
         yield semantic, semantic.layers
         if count > 1:
             yield acoustic, acoustic.layers[: count - 1]
@@ -117,7 +120,8 @@ class Mimi(nn.Module):
 
 
 def _vectors(layer: Any) -> Tensor:
-    """Return a codebook's vectors [K, c]. transformers keeps a copy of them, which outlives a change of dtype."""
+    """Return a codebook's vectors [K, c]."""
+    # transformers' own property keeps a copy of them, which outlives a change of the dtype.
     book = layer.codebook
     vectors: Tensor = book.embed_sum / book.cluster_usage.clamp(min=_EPSILON)[:, None]
     return vectors

@@ -17,13 +17,16 @@ HALVING = 2
 
 
 class MimiConfig(SoundConfig):
-    """Set the codec's sizes. The defaults are kyutai/mimi's, of whose 32 codebooks Moshi uses 8: 12.5 frames a second.
+    """Set the codec's sizes. The defaults are kyutai/mimi's, of whose 32 codebooks Moshi uses 8.
 
-    The first code of a frame is semantic (distilled from speech), quantised apart from the others, which are
-    residuals of one another. The codec is used as published; it brings no loss of its own.
+    That is 12.5 frames a second. The first code of a frame is semantic (distilled from speech), quantised
+    apart from the others, which are residuals of one another. The codec is used as published; it
+    brings no loss of its own.
     """
 
-    codebooks: int = Field(default=32, ge=2, description="codebooks that the weights hold, the semantic one included")
+    codebooks: int = Field(
+        default=32, ge=2, description="codebooks that the weights hold, the semantic one included"
+    )
     codebook_size: int = Field(default=2048, ge=2)
     code_width: Count = Field(default=256, description="width in which vectors and codes are compared")
     ratios: tuple[Count, ...] = Field(default=(8, 6, 5, 4), min_length=1, description="strides, last first")
@@ -41,7 +44,9 @@ class MimiConfig(SoundConfig):
         if self.width % (2 * self.num_heads):
             raise ValueError(f"width {self.width} is no multiple of twice num_heads {self.num_heads}")
         if self.rate % math.prod(self.ratios):
-            raise ValueError(f"rate {self.rate} is no multiple of the strides' product {math.prod(self.ratios)}")
+            raise ValueError(
+                f"rate {self.rate} is no multiple of the strides' product {math.prod(self.ratios)}"
+            )
         return self
 
     @staticmethod

@@ -34,7 +34,8 @@ class SoundProcessor:
 
     def num_tokens(self, arrays: Mapping[str, np.ndarray]) -> int:
         """Answer how many slots a sound takes."""
-        return self.config.facts().tokens
+        tokens: int = self.config.facts().tokens
+        return tokens
 
     def dummy(self) -> dict[str, np.ndarray]:
         """Return silence."""

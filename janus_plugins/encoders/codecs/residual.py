@@ -44,7 +44,7 @@ class ResidualQuantizer(nn.Module):
         """
         if learn and self.vectors.dtype != torch.float32:
             raise RunFileError(
-                f"the codec's codebooks learn as running means, which {self.vectors.dtype} is too coarse for; "
+                f"the codec's codebooks learn as running means, too fine for {self.vectors.dtype}; "
                 "train it with engine.precision: fp32, and load it into other runs by weights"
             )
         left = frames.detach().to(self.vectors.dtype)
@@ -62,11 +62,13 @@ class ResidualQuantizer(nn.Module):
 
     def summed(self, codes: Tensor) -> Tensor:
         """Return the sum of the vectors [P, C] of codes [P, Q]."""
-        return torch.stack([self.vectors[place][codes[:, place]] for place in range(len(self.vectors))]).sum(0)
+        return torch.stack([self.vectors[place][codes[:, place]] for place in range(len(self.vectors))]).sum(
+            0
+        )
 
     @torch.no_grad()
     def _restart(self, place: int, frames: Tensor) -> None:
-        """Put codes that are hardly chosen, at first all, onto frames of the batch, the same on every rank."""
+        """Put codes that are hardly chosen, at first all, onto frames of the batch, on all ranks the same."""
         drawn = frames[torch.randint(len(frames), (self.vectors.shape[1],), device=frames.device)]
         if _ranks():
             torch.distributed.broadcast(drawn, 0)

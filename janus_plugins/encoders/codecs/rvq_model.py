@@ -37,9 +37,11 @@ class Rvq(nn.Module):
         self.config, self.shape = config, facts.shape
         width, stride, blocks = config.width, config.stride, range(config.num_blocks)
         # Windows of two frames, half overlapping.
-        sides = {"kernel_size": 2 * stride, "stride": stride, "padding": stride // 2}
+        kernel, padding = 2 * stride, stride // 2
         self.encoder = nn.Sequential(
-            nn.Conv1d(1, width, **sides), *(Block(width) for _ in blocks), nn.Conv1d(width, width, 1)
+            nn.Conv1d(1, width, kernel, stride, padding),
+            *(Block(width) for _ in blocks),
+            nn.Conv1d(width, width, 1),
         )
         self.quantizer = ResidualQuantizer(
             config.num_codebooks, config.codebook_size, width, config.decay, config.restart_below
@@ -47,7 +49,7 @@ class Rvq(nn.Module):
         self.decoder = nn.Sequential(
             nn.Conv1d(width, width, 3, padding=1),
             *(Block(width) for _ in blocks),
-            nn.ConvTranspose1d(width, 1, **sides),
+            nn.ConvTranspose1d(width, 1, kernel, stride, padding),
         )
 
     def codebook(self) -> Tensor:
@@ -58,7 +60,7 @@ class Rvq(nn.Module):
     def encode(self, items: dict[str, Tensor]) -> Tensor:
         """Return codes [N, T, Q] (int64) of {"samples": [N, 1, S]}."""
         samples = self._cast(items["samples"])
-        codes, _ = self.quantizer(self._frames(samples))
+        codes: Tensor = self.quantizer(self._frames(samples))[0]
         return codes.view(len(samples), *self.shape)
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -114,10 +116,9 @@ class Rvq(nn.Module):
         losses = []
         for size in self.config.loss.windows:
             window = torch.hann_window(size, device=made.device)
-            both = torch.stft(
-                torch.cat((made, wanted)), size, size // 4, window=window, return_complex=True
-            ).abs()
-            losses.append(functional.l1_loss(*both.chunk(2)) * 2 / size**0.5)
+            both = torch.cat((made, wanted))
+            one, other = torch.stft(both, size, size // 4, window=window, return_complex=True).abs().chunk(2)
+            losses.append(functional.l1_loss(one, other) * 2 / size**0.5)
         return torch.stack(losses).mean()
 
 

@@ -28,8 +28,8 @@ class RvqLoss(ComponentConfig):
 class RvqConfig(SoundConfig):
     """Set the codec's sizes.
 
-    A stage with `reconstruct: audio` trains it. The codebooks learn as running means of the frames that chose
-    them (SoundStream, 2107.03312, section III-C); a code that too few frames choose starts again at one of them.
+    A stage with `reconstruct: audio` trains it. The codebooks learn as running means of the frames that
+    chose them (SoundStream, 2107.03312, section III-C); a code that too few choose starts again at one.
     """
 
     seconds: Annotated[float, Field(gt=0, le=600)] = Field(
@@ -38,7 +38,9 @@ class RvqConfig(SoundConfig):
     rate: Count = Field(default=8_000, description="samples a second")
     num_codebooks: Count = Field(default=4, description="residual codebooks")
     codebook_size: int = Field(default=256, ge=2)
-    stride: Annotated[int, Field(ge=2, multiple_of=2)] = Field(default=128, description="samples of one frame")
+    stride: Annotated[int, Field(ge=2, multiple_of=2)] = Field(
+        default=128, description="samples of one frame"
+    )
     width: Count = Field(default=128, description="width of a frame, and of a code's vector")
     num_blocks: Count = Field(default=2, description="residual blocks, in the encoder as in the decoder")
     decay: Annotated[float, Field(gt=0, lt=1)] = Field(

@@ -2,7 +2,7 @@
 
 Code q is predicted from the language model's hidden state and the codes before it in the frame, so that the
 codes agree with one another, and the language model takes one slot a frame. Source: RQ-Transformer
-(2203.01941), section 3.2; Moshi (2410.00037), section 3.4, whose states receive the hidden state at every code.
+(2203.01941), section 3.2; Moshi (2410.00037), section 3.4, where every code sees the hidden state anew.
 """
 
 from __future__ import annotations
@@ -107,9 +107,10 @@ class Depth(nn.Module):
         config, number = self.config, len(hidden)
         # Both kinds of rows in one product: the weight is read once.
         rows = hidden if unconditional is None else torch.cat((hidden, unconditional))
-        entered, pasts = self._enter(rows), [[] for _ in self.blocks]  # type: list[Past]
+        entered = self._enter(rows)
+        pasts: list[Past] = [[] for _ in self.blocks]
         chosen: list[Tensor] = []
-        for place in range(self.codebooks):
+        for _ in range(self.codebooks):
             logits, *other = torch.split(self._next(entered, pasts, chosen), number)
             guided = guide(logits, other[0] if other else None, guidance)
             chosen.append(
@@ -122,7 +123,7 @@ class Depth(nn.Module):
         return entered
 
     def _next(self, entered: Tensor, pasts: list[Past], chosen: list[Tensor]) -> Tensor:
-        """Return logits [rows, K] of the code after the chosen ones [B] each, which all rows of an item share."""
+        """Return logits [rows, K] of the code after the chosen ones [B] each, which an item's rows share."""
         place = len(chosen)
         stream = entered + self.places(torch.tensor(place, device=entered.device))
         if chosen:

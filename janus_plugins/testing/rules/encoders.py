@@ -99,7 +99,9 @@ def codes(case: Case) -> None:
         if facts.form == "latents":
             shape_is(made, (len(items), facts.tokens, facts.width), "latents [N, facts.tokens, facts.width]")
             continue
-        shape_is(made, (len(items), *facts.shape), "codes [N, facts.tokens], or with facts.codebooks [N, T, Q]")
+        shape_is(
+            made, (len(items), *facts.shape), "codes [N, facts.tokens], or with facts.codebooks [N, T, Q]"
+        )
         expect(made.dtype == torch.int64, "codes as int64", made.dtype)
         seen = (int(made.min()), int(made.max()))
         wanted = f"codes from 0 to {facts.codebook_size - 1}"
