@@ -186,7 +186,7 @@ class PartnerHead(nn.Module):
             return (made - targets.float()).square().mean(-1)
         if self.codebooks == 1:
             return functional.cross_entropy(made, targets, reduction="none")
-        apart = made.view(*targets.shape, -1).transpose(1, 2)
+        apart = made.unflatten(-1, (self.codebooks, -1)).transpose(1, 2)
         return functional.cross_entropy(apart, targets, reduction="none").sum(-1)
 
     def sample(
