@@ -2,7 +2,11 @@
 
 Protocols, not base classes: a component is any object (for models: any `torch.nn.Module`) with
 these methods. Shapes: N items, T tokens of one item, C width of a feature, code or latent,
-M width of the language model, B rows, S slots of a row, P positions that a head answers for.
+Q codes of one token, M width of the language model, B rows, S slots of a row, P positions that a
+head answers for.
+
+Codes are [N, T], one a slot of the language model, unless an encoder's facts say `codebooks: Q` above
+one: then they are [N, T, Q], each slot holding the Q codes of one frame of a residual quantizer.
 
 Two rules hold for every model component:
 
@@ -92,11 +96,11 @@ class GenerationEncoder(Protocol):
     """Turn items into codes or latents and back. An `nn.Module`."""
 
     def encode(self, items: Tensors) -> Tensor:
-        """Return codes [N, T] (int64) or latents [N, T, C] of collated items."""
+        """Return codes [N, T] or [N, T, Q] (int64), or latents [N, T, C], of collated items."""
         ...
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Return decoded items [N, ...] from codes [N, T] or latents [N, T, C]."""
+        """Return decoded items [N, ...] from codes [N, T] or [N, T, Q], or latents [N, T, C]."""
         ...
 
     def reconstruction_loss(self, items: Tensors) -> dict[str, Tensor]:
@@ -127,7 +131,7 @@ class Adapter(Protocol):
     """Bring an encoder's output to the language model's width. An `nn.Module`."""
 
     def forward(self, source: Tensor) -> Tensor:
-        """Return embeddings [N, T', M] of features [N, T, C], codes [N, T] or latents [N, T, C]."""
+        """Return embeddings [N, T', M] of features or latents [N, T, C], or codes [N, T] or [N, T, Q]."""
         ...
 
 
@@ -147,11 +151,11 @@ class Head(Protocol):
     """Answer for hidden states: a loss in training, a sample in generation. An `nn.Module`."""
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of each position [P] (float32).
+        """Return the loss of each position [P] (float32); of Q codes, one loss of them all.
 
         Args:
             hidden: hidden states [P, M].
-            targets: token ids or codes [P], or latents [P, C].
+            targets: token ids or codes [P], codes of several codebooks [P, Q], or latents [P, C].
         """
         ...
 
@@ -164,7 +168,7 @@ class Head(Protocol):
         temperature: float,
         draws: Draws,
     ) -> Tensor:
-        """Return the next ids [B] or latents [B, C].
+        """Return the next ids [B], codes of several codebooks [B, Q], or latents [B, C].
 
         Args:
             hidden: last hidden state of each conditional row [B, M].

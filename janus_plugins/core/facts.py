@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 CodeForm = Literal["codes", "latents"]
-"""How a generated item crosses the model: integer codes [T] or continuous latents [T, C]."""
+"""How a generated item crosses the model: integer codes [T] or [T, Q], or continuous latents [T, C]."""
 
 AdapterInput = Literal["features", "codes", "latents"]
 
@@ -57,15 +57,17 @@ class UnderstandingFacts:
 
 @dataclass(frozen=True)
 class GenerationFacts:
-    """Describe a generation encoder: item -> codes [T] or latents [T, width], and back.
+    """Describe a generation encoder: item -> codes [T] or [T, Q], or latents [T, width], and back.
 
     Attributes:
         modality: what it writes ("image", "audio", ...).
         form: "codes" or "latents".
-        tokens: codes or latents of one item (T).
+        tokens: slots of one item (T), each a code, a frame of codes or a latent.
         width: size of one code's vector in the codebook, or of one latent.
-        codebook_size: number of distinct codes; None for latents.
+        codebook_size: number of distinct codes (of each codebook); None for latents.
         grid: how the T tokens lie, row-major; the product is T.
+        codebooks: codes of one slot (Q), as of a residual quantizer, coarse to fine, each in
+            [0, codebook_size). With one, items are [T]; with more, [T, Q].
     """
 
     modality: str
@@ -74,6 +76,14 @@ class GenerationFacts:
     width: int
     codebook_size: int | None
     grid: tuple[int, ...]
+    codebooks: int = 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of one item: [T], [T, Q] or [T, width]."""
+        if self.form == "latents":
+            return (self.tokens, self.width)
+        return (self.tokens,) if self.codebooks == 1 else (self.tokens, self.codebooks)
 
 
 @dataclass(frozen=True)
@@ -81,16 +91,18 @@ class AdapterFacts:
     """Describe an adapter between an encoder and the language model.
 
     Attributes:
-        accepts: "features" [N, T, in_width], "codes" [N, T] or "latents" [N, T, in_width].
+        accepts: "features" [N, T, in_width], "codes" [N, T] or [N, T, Q], or "latents" [N, T, in_width].
         in_width: width that it reads (for codes: of its table's vectors).
         out_width: width that it writes; must be the language model's.
-        codebook_size: rows of the code table, for codes.
+        codebook_size: rows of the code table (of each), for codes.
+        codebooks: codes of one slot that it reads (Q).
     """
 
     accepts: AdapterInput
     in_width: int
     out_width: int
     codebook_size: int | None = None
+    codebooks: int = 1
 
 
 @dataclass(frozen=True)
@@ -100,12 +112,14 @@ class HeadFacts:
     Attributes:
         predicts: "text", "codes" or "latents".
         in_width: width of the hidden states that it reads.
-        size: number of classes, or width of a latent.
+        size: number of classes (of each codebook), or width of a latent.
+        codebooks: codes of one position that it answers for (Q).
     """
 
     predicts: Literal["text", "codes", "latents"]
     in_width: int
     size: int
+    codebooks: int = 1
 
 
 @dataclass(frozen=True)

@@ -275,6 +275,7 @@ def _code_problems(made: GenerationPlan, model: LanguageModelFacts) -> list[str]
         f"{made.head.address}: size", made.head.facts.size, f"{made.encoder.address}: codes", size,
         "a head answers for exactly the encoder's codes",
     )  # fmt: skip
+    problems += _codebook_problems(made)
     problems += _differ(
         f"{made.adapter.address}: rows of the code table",
         made.adapter.facts.codebook_size,
@@ -288,6 +289,21 @@ def _code_problems(made: GenerationPlan, model: LanguageModelFacts) -> list[str]
     return problems + _differ(
         f"{made.encoder.address}: tokens", facts.tokens, "the size of its grid", count, "correct its facts"
     )
+
+
+def _codebook_problems(made: GenerationPlan) -> list[str]:
+    """Compare how many codes a slot has, to the encoder, to the adapter and to the head."""
+    facts, here = made.facts, f"{made.encoder.address} ({made.encoder.spec.name}): codes of one slot"
+    if facts.form == "latents":
+        return _differ(here, facts.codebooks, "latents have", 1, "correct its facts")
+    problems = []
+    for part, several in ((made.adapter, "code-sum"), (made.head, "depth")):
+        fix = f"several, such as {several}" if facts.codebooks > 1 else "one, such as code-mlp"
+        problems += _differ(
+            f"{part.address} ({part.spec.name}): codes of one slot", part.facts.codebooks, here,
+            facts.codebooks, f"choose one that knows {fix}",
+        )  # fmt: skip
+    return problems
 
 
 def _head_problems(head: Part, predicts: str, model: LanguageModelFacts) -> list[str]:

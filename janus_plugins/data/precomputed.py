@@ -68,7 +68,7 @@ class Store:
     encoder: str
 
     def get(self, index: int, item: int, key: str) -> np.ndarray:
-        """Return codes [T] (int64), latents or features [T, C] (float32) of one item.
+        """Return codes [T] or [T, Q] (int64), latents or features [T, C] (float32) of one item.
 
         Args:
             index: the sample's index in its source.

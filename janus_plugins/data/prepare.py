@@ -44,7 +44,7 @@ class _Reader:
         """Return what stands in for an answer of the encoder where a batch has none."""
         facts = self.plan.facts
         if isinstance(facts, GenerationFacts) and facts.form == "codes":
-            return {PRECOMPUTED: np.zeros(facts.tokens, np.int64)}
+            return {PRECOMPUTED: np.zeros(facts.shape, np.int64)}
         return {PRECOMPUTED: np.zeros((facts.tokens or 0, facts.width), np.float32)}
 
 

@@ -28,7 +28,7 @@ class Generated:
         seed: seed of the call; with `prompt` and `index` it gives this item again.
         index: which item of its prompt this is.
         artefact: what the processor made of it (for images a PIL image).
-        codes: its codes [T] (int64) or latents [T, C], on the CPU.
+        codes: its codes [T] or [T, Q] (int64), or latents [T, C], on the CPU.
         modality: the generation path that made it.
         guidance: guidance it was made with.
         temperature: temperature it was made with.

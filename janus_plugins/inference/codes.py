@@ -1,7 +1,7 @@
 """Bring generated codes or latents back into the language model, one at a time.
 
-A generation adapter learns from whole items [N, T]; decoding has only what was made so far. Where
-the adapter treats every code alike (checked, not assumed) the embedding of one code is all that is
+A generation adapter learns from whole items [N, T] or [N, T, Q]; decoding has only what was made so far.
+Where the adapter treats every code alike (checked, not assumed) the embedding of one code is all that is
 needed, and with few codes and many items a table of all of them is computed once. Otherwise the
 adapter reads everything made so far and its last embedding counts.
 """
@@ -31,12 +31,12 @@ class CodeEmbedder:
         device = next((value.device for value in adapter.parameters()), torch.device("cpu"))
         self.alike = self._treats_alike(facts, device)
         self.table: Tensor | None = None
-        size = facts.codebook_size
+        size = facts.codebook_size if facts.codebooks == 1 else None  # all frames of codes are too many
         if self.alike and size is not None and size <= num_items * facts.tokens:
             self.table = self._adapter(torch.arange(size, device=device)[None])[0]
 
     def __call__(self, made: Tensor) -> Tensor:
-        """Return the embedding [B, M] of the last of the codes [B, t] (or latents [B, t, C])."""
+        """Return the embedding [B, M] of the last of the codes [B, t] or [B, t, Q] (or latents [B, t, C])."""
         if self.table is not None:
             return self.table[made[:, -1]]
         source = made[:, -1:] if self.alike else made
@@ -65,8 +65,9 @@ class CodeEmbedder:
 
 
 def _probe(facts: GenerationFacts, device: torch.device) -> Tensor:
-    """Return one item's worth of codes [T] or latents [T, C] that differ from one another."""
+    """Return one item's worth of codes [T] or [T, Q], or latents [T, C], that differ from one another."""
     if facts.codebook_size is not None:
-        return torch.arange(facts.tokens, device=device) * 7919 % facts.codebook_size
+        numbers = torch.arange(facts.tokens * facts.codebooks, device=device)
+        return (numbers * 7919 % facts.codebook_size).view(facts.shape)
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(facts.tokens, facts.width, generator=generator).to(device)
+    return torch.randn(facts.shape, generator=generator).to(device)

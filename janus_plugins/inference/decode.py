@@ -44,7 +44,7 @@ class ItemPrompt:
 
 
 Pick = Callable[[Tensor, Draws], Tensor]
-"""Hidden states [B', M] and random numbers -> ids [B] or latents [B, C]."""
+"""Hidden states [B', M] and random numbers -> ids [B], codes [B, Q] or latents [B, C]."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Loop:
 
     Attributes:
         pick: see `Pick`.
-        embed: all that was picked so far [B, t] or [B, t, C] -> input embeddings [B', M].
+        embed: all that was picked so far [B, t, ...] -> input embeddings [B', M].
         steps: most picks.
         finished: all that was picked so far -> whether to stop early.
         compiled: the step as one graph; None for the eager one.
@@ -94,7 +94,9 @@ def generate_items(
     decoding: Decoding = "steps",
     window: int | None = None,
 ) -> Tensor:
-    """Return codes [N, T] (int64) or latents [N, T, C] of every seed of every prompt, in order, on the CPU.
+    """Return what every seed of every prompt makes, in order, on the CPU.
+
+    Codes [N, T] or, of Q codebooks, [N, T, Q] (int64); latents [N, T, C].
 
     Classifier-free guidance as in the reference: `u + s (c - u)` of a head's answers (Janus, section
     3.4). At a guidance of 1 that is `c`, and no unconditional rows run.

@@ -90,14 +90,14 @@ def _identity(value: object) -> object:
 
 @torch.no_grad()
 def encode_items(model: UnifiedModel, modality: str, arrays: Sequence[Arrays]) -> Tensor:
-    """Return codes [N, T] or latents [N, T, C] of read items, on the CPU."""
+    """Return codes [N, T] or [N, T, Q], or latents [N, T, C], of read items, on the CPU."""
     encoder = cast(Any, model.generation[modality]).encoder
     return torch.stack([codes.cpu() for codes in _in_groups(arrays, model.device, encoder.encode)])
 
 
 @torch.no_grad()
 def decode_items(model: UnifiedModel, modality: str, codes: Tensor) -> list[Any]:
-    """Return artefacts (for images: PIL images) of codes [N, T] or latents [N, T, C]."""
+    """Return artefacts (for images: PIL images) of codes [N, T] or [N, T, Q], or latents [N, T, C]."""
     part = generation_path(model, modality).encoder
     processor = processor_of(part)
     encoder = cast(Any, model.generation[modality]).encoder

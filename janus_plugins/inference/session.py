@@ -79,7 +79,8 @@ def generate(
 
     Returns:
         A flat list: `num_per_prompt` items of the first prompt, then of the second ... With
-        `return_codes` their codes alone, [N, T] (int64), or latents [N, T, C], on the CPU.
+        `return_codes` their codes alone, [N, T] or of Q codebooks [N, T, Q] (int64), or latents [N, T, C],
+        on the CPU.
 
     Raises:
         RunFileError: an argument out of range, an unknown modality, or a prompt that is too long.
@@ -197,7 +198,9 @@ def ask(
 
 
 def encode(model: UnifiedModel, modality: str, items: Sequence[object]) -> Tensor:
-    """Return what the generation encoder makes of raw items: codes [N, T] or latents [N, T, C], on the CPU.
+    """Return what the generation encoder makes of raw items, on the CPU.
+
+    Codes [N, T] or, of Q codebooks, [N, T, Q] (int64); latents [N, T, C].
 
     Raises:
         RunFileError: an unknown modality, or no items.
@@ -212,16 +215,15 @@ def encode(model: UnifiedModel, modality: str, items: Sequence[object]) -> Tenso
 
 
 def decode(model: UnifiedModel, modality: str, ids: Tensor) -> list[Any]:
-    """Return artefacts (for images: PIL images) of codes [N, T] or latents [N, T, C].
+    """Return artefacts (for images: PIL images) of codes [N, T] or [N, T, Q], or latents [N, T, C].
 
     Raises:
         RunFileError: an unknown modality, another shape, or a code outside the codebook.
     """
     facts = paths.generation_path(model, modality).facts
     codes = torch.as_tensor(ids)
-    wanted = (facts.tokens,) if facts.form == "codes" else (facts.tokens, facts.width)
-    if codes.shape[1:] != wanted or not len(codes):
-        shape = ", ".join(map(str, ("N", *wanted)))
+    if codes.shape[1:] != facts.shape or not len(codes):
+        shape = ", ".join(map(str, ("N", *facts.shape)))
         raise RunFileError(f"{modality}: decode takes [{shape}], got {list(codes.shape)}")
     if facts.codebook_size is not None:
         _check_codes(codes, facts.codebook_size, modality)

@@ -129,20 +129,24 @@ def shapes(plan: RunPlan, part: Part) -> str:
     if part.address == "language_model":
         return f"[S, {facts.width}] -> [S, {facts.width}] -> {facts.vocab_size} tokens"
     if role == "head":
-        return f"[{facts.in_width}] -> {facts.size} {facts.predicts}"
+        several = f"{facts.codebooks} x " if facts.codebooks > 1 else ""
+        return f"[{facts.in_width}] -> {several}{facts.size} {facts.predicts}"
     if role == "encoder":
         return _encoder_shapes(facts)
     kind, _, modality = path.partition(".")
     tokens = getattr(plan.model, kind)[modality].facts.tokens
     leaving = "T" if tokens is None else str(part.config.output_tokens(tokens))
-    inner = "" if facts.accepts == "codes" else f", {facts.in_width}"
+    inner = f", {facts.in_width}"
+    if facts.accepts == "codes":
+        inner = f", {facts.codebooks}" if facts.codebooks > 1 else ""
     return f"[{tokens or 'T'}{inner}] -> [{leaving}, {facts.out_width}]"
 
 
 def _encoder_shapes(facts: Any) -> str:
     if hasattr(facts, "form"):
         kind = f"codes of {facts.codebook_size}" if facts.form == "codes" else f"latents [{facts.width}]"
-        return f"{facts.modality} <-> {facts.tokens} {kind}"
+        several = f" x {facts.codebooks}" if facts.codebooks > 1 else ""
+        return f"{facts.modality} <-> {facts.tokens}{several} {kind}"
     tokens = facts.tokens if facts.tokens is not None else f"up to {facts.max_tokens}"
     return f"{facts.modality} -> [{tokens}, {facts.width}]"
 

@@ -250,26 +250,28 @@ class SampleFlops:
         return items, processor.num_tokens(arrays)
 
     def _head(self, made: GenerationPlan) -> float:
-        """Return the operations of answering for one item; over latents a head may run more than once."""
-        if made.facts.form == "codes":
+        """Return the operations of answering for one item; a head may pass its weights more than once."""
+        if made.facts.form == "codes" and made.facts.codebooks == 1:
             return self._linear(made.head, made.facts.tokens)
         module = cast(Any, self._part(made.head.address))
         items = self._answers(made.head.address)
         return self._measured(made.head, lambda given: module.loss(**given), items, made.facts.tokens)
 
     def _answers(self, address: str) -> dict[str, Tensor]:
-        """Return, on the meta device, what a head over latents is given for one item."""
+        """Return, on the meta device, what a head is given for one item."""
         model = self._plan.model
         facts = next(made.facts for made in model.generation.values() if made.head.address == address)
-        shapes = {"hidden": (facts.tokens, model.facts.width), "targets": (facts.tokens, facts.width)}
-        return {name: torch.zeros(shape, device="meta") for name, shape in shapes.items()}
+        kind = torch.long if facts.form == "codes" else torch.float32
+        return {
+            "hidden": torch.zeros(facts.tokens, model.facts.width, device="meta"),
+            "targets": torch.zeros(facts.shape, dtype=kind, device="meta"),
+        }
 
     def _decoder(self, made: GenerationPlan) -> float:
         """Return the operations of decoding one item."""
         facts, module = made.facts, cast(Any, self._part(made.encoder.address))
-        shape = (1, facts.tokens) if facts.form == "codes" else (1, facts.tokens, facts.width)
         dtype = torch.long if facts.form == "codes" else torch.float32
-        items = {"codes": torch.zeros(shape, dtype=dtype, device="meta")}
+        items = {"codes": torch.zeros(1, *facts.shape, dtype=dtype, device="meta")}
         return self._measured(made.encoder, lambda given: module.decode(given["codes"]), items, facts.tokens)
 
     def _measured(

@@ -87,7 +87,7 @@ class GenerationPath(nn.Module):
         self.encoder, self.adapter, self.head = encoder, adapter, head
 
     def forward(self, items: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return codes [N, T] (or latents [N, T, C]) and their embeddings [N, T, M].
+        """Return codes [N, T] or [N, T, Q] (or latents [N, T, C]) and their embeddings [N, T, M].
 
         Codes that were computed before are taken as they are.
         """
@@ -222,11 +222,11 @@ class UnifiedModel(nn.Module):
         return session.ask(self, question, **options)
 
     def encode(self, modality: str, items: Sequence[object]) -> Tensor:
-        """Return the codes [N, T] of raw items. See `inference.session.encode`."""
+        """Return the codes [N, T] or [N, T, Q] of raw items. See `inference.session.encode`."""
         return session.encode(self, modality, items)
 
     def decode(self, modality: str, ids: Tensor) -> Any:
-        """Return the artefacts of codes [N, T]. See `inference.session.decode`."""
+        """Return the artefacts of codes [N, T] or [N, T, Q]. See `inference.session.decode`."""
         return session.decode(self, modality, ids)
 
     def save(self, folder: str) -> None:
@@ -253,7 +253,7 @@ def _place(embeds: Tensor, values: Tensor, items: ItemBatch) -> Tensor:
 
 
 def _predicted(items: ItemBatch, codes: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the slots that predict codes [P], and the codes [P] (or latents [P, C])."""
+    """Return the slots that predict codes [P], and the codes [P] or [P, Q] (or latents [P, C])."""
     flat = codes.reshape(-1, *codes.shape[2:])
     if items.predict_at is None or items.targets is None or items.absent:
         return torch.empty(0, dtype=torch.long, device=device), flat[:0]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 PRECOMPUTED = "precomputed"
-"""The one array of an item that its encoder has answered already: codes [T], latents or features [T, C]."""
+"""The one array of an item that its encoder has answered already: codes [T] or [T, Q], or vectors [T, C]."""
 
 
 @dataclass(frozen=True)

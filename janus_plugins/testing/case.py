@@ -193,14 +193,22 @@ def cases(
 
 def _paths(kind: Kind, neighbour: Neighbour) -> Iterator[tuple[str, Neighbour]]:
     if neighbour is not None:
-        yield neighbour.form if isinstance(neighbour, GenerationFacts) else "features", neighbour
+        yield _path(neighbour), neighbour
         return
     if kind == Kind.ADAPTER:
         yield "features", PartnerEncoderConfig(tokens=16).facts()
     else:
         yield "text", None
     yield "codes", PartnerCodecConfig(grid=(4, 4)).facts()
+    yield "codebooks", PartnerCodecConfig(grid=(4, 4), codebooks=3).facts()
     yield "latents", PartnerCodecConfig(form="latents", grid=(4, 4)).facts()
+
+
+def _path(beside: UnderstandingFacts | GenerationFacts) -> str:
+    """Name what an adapter or a head is tried on: codes of several codebooks are a path of their own."""
+    if isinstance(beside, UnderstandingFacts):
+        return "features"
+    return "codebooks" if beside.codebooks > 1 else beside.form
 
 
 def _refusal(config: ComponentConfig, kind: Kind, path: str, beside: Neighbour) -> str:
@@ -213,6 +221,8 @@ def _refusal(config: ComponentConfig, kind: Kind, path: str, beside: Neighbour) 
         return f"facts() raised {type(error).__name__}: {error}"
     _check_type(facts, kind)
     form = facts.accepts if kind == Kind.ADAPTER else facts.predicts
+    if form == "codes" and facts.codebooks > 1:
+        form = "codebooks"
     return "" if form == path else f"its facts say {form}"
 
 

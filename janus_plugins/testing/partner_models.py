@@ -119,22 +119,23 @@ class PartnerCodec(nn.Module):
         super().__init__()
         self.facts = facts
         draw = torch.Generator().manual_seed(0)
-        shape = (NUMBERS, facts.tokens * facts.width)
+        shape = (NUMBERS, facts.tokens * facts.codebooks * facts.width)
         directions = torch.randn(shape, generator=draw, device="cpu") / NUMBERS**0.5
         vectors = torch.randn(facts.codebook_size or 1, facts.width, generator=draw, device="cpu")
         self.register_buffer("directions", directions.to(torch.get_default_device()))
         self.register_buffer("vectors", vectors.to(torch.get_default_device()))
 
     def encode(self, items: dict[str, Tensor]) -> Tensor:
-        """Return codes [N, T] or latents [N, T, C]."""
+        """Return codes [N, T] or [N, T, Q], or latents [N, T, C]."""
         values = items["values"].to(self.directions.dtype)
-        latents = (values @ self.directions).view(-1, self.facts.tokens, self.facts.width)
+        latents = (values @ self.directions).view(len(values), -1, self.facts.width)
         if self.facts.form == "latents":
             return latents
-        return torch.cdist(latents.float(), self.vectors.float()[None]).argmin(-1)
+        codes = torch.cdist(latents.float(), self.vectors.float()[None]).argmin(-1)
+        return codes.view(len(values), *self.facts.shape)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Return [N, 64] of codes [N, T] or latents [N, T, C]."""
+        """Return [N, 64] of codes [N, T] or [N, T, Q], or latents [N, T, C]."""
         latents = codes if self.facts.form == "latents" else self.vectors[codes]
         return latents.flatten(1).to(self.directions.dtype) @ self.directions.T
 
@@ -159,30 +160,35 @@ class PartnerAdapter(nn.Module):
         super().__init__()
         codes = facts.accepts == "codes"
         self.table = nn.Embedding(facts.codebook_size or 1, facts.in_width) if codes else None
+        self.codebooks = facts.codebooks
         self.layer = nn.Linear(facts.in_width, facts.out_width)
 
     def forward(self, source: Tensor) -> Tensor:
         """Return embeddings [N, T, M]."""
         if self.table is not None:
             source = self.table(source)
+            source = source if self.codebooks == 1 else source.sum(-2)
         embeddings: Tensor = self.layer(source.to(self.layer.weight.dtype))
         return embeddings
 
 
 class PartnerHead(nn.Module):
-    """Predict classes by cross-entropy, or a latent by squared error and a normal of width 0.1."""
+    """Predict classes by cross-entropy, or a latent by squared error and a normal of width 0.1.
+
+    The codes of several codebooks are predicted side by side, none knowing of the others.
+    """
 
     def __init__(self, facts: HeadFacts) -> None:
         super().__init__()
-        self.latents = facts.predicts == "latents"
-        self.output = nn.Linear(facts.in_width, facts.size, bias=False)
+        self.latents, self.codebooks = facts.predicts == "latents", facts.codebooks
+        self.output = nn.Linear(facts.in_width, facts.codebooks * facts.size, bias=False)
 
     def output_layer(self) -> nn.Linear:
         """Return the layer whose weight a language model may tie."""
         return self.output
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return logits [P, V], or the mean latent [P, C]."""
+        """Return logits [P, V] (of Q codebooks, one after the other), or the mean latent [P, C]."""
         logits: Tensor = self.output(hidden.to(self.output.weight.dtype))
         return logits
 
@@ -191,7 +197,10 @@ class PartnerHead(nn.Module):
         made = self.logits(hidden).float()
         if self.latents:
             return (made - targets.float()).square().mean(-1)
-        return functional.cross_entropy(made, targets, reduction="none")
+        if self.codebooks == 1:
+            return functional.cross_entropy(made, targets, reduction="none")
+        apart = made.unflatten(-1, (self.codebooks, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
+        return functional.cross_entropy(apart, targets, reduction="none").sum(-1)
 
     def sample(
         self,
@@ -202,11 +211,13 @@ class PartnerHead(nn.Module):
         temperature: float,
         draws: Draws,
     ) -> Tensor:
-        """Return the next ids [B] or latents [B, C]; see `core.contracts.Head`."""
+        """Return the next ids [B] or [B, Q], or latents [B, C]; see `core.contracts.Head`."""
         other = None if unconditional is None else self.logits(unconditional)
         made = guide(self.logits(hidden), other, guidance)
         if not self.latents:
-            return choose(made, temperature=temperature, draws=draws)
+            apart = made.chunk(self.codebooks, dim=-1)
+            picked = [choose(each, temperature=temperature, draws=draws) for each in apart]
+            return picked[0] if self.codebooks == 1 else torch.stack(picked, 1)
         return made + 0.1 * temperature * draws.normal(made.shape[-1]).to(made.device)
 
 

@@ -62,6 +62,7 @@ class PartnerCodecConfig(ComponentConfig):
     grid: tuple[int, ...] = (2, 2)
     width: int = 6
     codebook_size: int | None = 16
+    codebooks: int = 1
 
     def facts(self, *neighbours: Any) -> GenerationFacts:
         """Answer codes or latents on the grid."""
@@ -69,21 +70,22 @@ class PartnerCodecConfig(ComponentConfig):
         for side in self.grid:
             tokens *= side
         size = self.codebook_size if self.form == "codes" else None
-        return GenerationFacts(self.modality, self.form, tokens, self.width, size, self.grid)
+        return GenerationFacts(self.modality, self.form, tokens, self.width, size, self.grid, self.codebooks)
 
 
 class PartnerAdapterConfig(ComponentConfig):
-    """Fit any encoder: a linear layer, with a table in front of it for codes."""
+    """Fit any encoder: a linear layer, with a table in front of it for codes, summed over a slot's."""
 
     def facts(self, *neighbours: Any) -> AdapterFacts:
         """Answer for `facts(source, model)`."""
         source, model = neighbours
         form = source.form if isinstance(source, GenerationFacts) else "features"
-        return AdapterFacts(form, source.width, model.width, getattr(source, "codebook_size", None))
+        size, several = getattr(source, "codebook_size", None), getattr(source, "codebooks", 1)
+        return AdapterFacts(form, source.width, model.width, size, several)
 
 
 class PartnerHeadConfig(ComponentConfig):
-    """Fit any target: a linear layer to classes, or to a latent."""
+    """Fit any target: a linear layer to classes, of each codebook its own, or to a latent."""
 
     def facts(self, *neighbours: Any) -> HeadFacts:
         """Answer for `facts(target, model)`."""
@@ -91,7 +93,7 @@ class PartnerHeadConfig(ComponentConfig):
         if target is None:
             return HeadFacts("text", model.width, model.vocab_size)
         size = target.codebook_size if target.form == "codes" else target.width
-        return HeadFacts(target.form, model.width, size)
+        return HeadFacts(target.form, model.width, size, target.codebooks)
 
 
 def _spec(kind: Kind, config: type[ComponentConfig], processor: str | None = None) -> ComponentSpec:

@@ -127,12 +127,13 @@ class Adapter(_Base):
         return beside.max_tokens if beside else 0
 
     def source(self, item: int, tokens: int) -> Tensor:
-        """Return what an encoder would make of one item: [T, C], or codes [T]."""
+        """Return what an encoder would make of one item: [T, C], or codes [T] or [T, Q]."""
         draw = torch.Generator().manual_seed(item)
         beside = self.case.neighbour
         assert beside is not None
         if isinstance(beside, GenerationFacts) and beside.form == "codes":
-            return torch.randint(beside.codebook_size or 1, (tokens,), generator=draw)
+            shape = (tokens, *beside.shape[1:])
+            return torch.randint(beside.codebook_size or 1, shape, generator=draw)
         return torch.randn(tokens, beside.width, generator=draw)
 
     def run(self, module: nn.Module, inputs: Inputs) -> Tensor:
@@ -155,12 +156,13 @@ class Head(_Base):
         return {"hidden": torch.stack(hidden), "targets": torch.stack(targets)}
 
     def target(self, item: int) -> Tensor:
-        """Return one token id, code or latent."""
+        """Return one token id, code or latent, or the Q codes of a slot."""
         draw = torch.Generator().manual_seed(100 + item)
         size = self.case.facts.size
         if self.case.path == "latents":
             return torch.randn(size, generator=draw)
-        return torch.randint(size, (), generator=draw)
+        several = self.case.facts.codebooks
+        return torch.randint(size, () if several == 1 else (several,), generator=draw)
 
     def run(self, module: Any, inputs: Inputs) -> Tensor:
         """Return the component's answer."""

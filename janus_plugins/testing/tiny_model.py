@@ -248,7 +248,7 @@ def _generation(case: Case, name: str) -> dict[str, Any]:
     if case.kind == Kind.EVALUATION_TASK:
         encoder["use"] = f"{PARTNER_OWNER.distribution}/{PICTURES.name}"
     if isinstance(beside, GenerationFacts):
-        size = {"codebook_size": beside.codebook_size}
+        size = {"codebook_size": beside.codebook_size, "codebooks": beside.codebooks}
         encoder = _partner(modality=name, form=beside.form, grid=beside.grid, width=beside.width, **size)
     return {
         "encoder": _checked(case) if case.kind == Kind.GENERATION_ENCODER else encoder,

@@ -33,7 +33,7 @@ class Encoder:
 
     @torch.no_grad()
     def answer(self, arrays: Sequence[Any]) -> list[np.ndarray]:
-        """Return codes [T] (int32), latents or features [T, C] (float32) of processed items."""
+        """Return codes [T] or [T, Q] (int32), latents or features [T, C] (float32) of processed items."""
         items = {name: value.to(self.device) for name, value in collate_items(list(arrays)).items()}
         path, _ = self.address
         made: Any = self.module.encode(items) if path == "generation" else self.module(items)  # type: ignore[operator]

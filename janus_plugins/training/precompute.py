@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,8 +214,8 @@ def _entry(
 def _item_bytes(plan: RunPlan, at: Address) -> int:
     path, modality = at
     facts: Any = getattr(plan.model, path)[modality].facts
-    width = 1 if path == "generation" and facts.form == "codes" else facts.width
-    return int(facts.tokens * width * 4)
+    shape = facts.shape if path == "generation" else (facts.tokens, facts.width)
+    return int(math.prod(shape) * 4)
 
 
 def _describe(folder: Path, wanted: Description) -> None:

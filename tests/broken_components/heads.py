@@ -57,6 +57,21 @@ class Mute(PartnerHead):
         return self.output(hidden).argmax(-1)
 
 
+class OneCode(PartnerHead):
+    """Forgets that a slot has several codes when it samples."""
+
+    def sample(self, hidden: Tensor, unconditional: Tensor | None, **options: Any) -> Tensor:
+        return super().sample(hidden, unconditional, **options)[:, 0]
+
+
+class EachCode(PartnerHead):
+    """Gives a loss for each code instead of one for each position."""
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        made = self.logits(hidden).float().unflatten(-1, (self.codebooks, -1))
+        return nn.functional.cross_entropy(made.flatten(0, 1), targets.flatten(), reduction="none")
+
+
 def __getattr__(name: str) -> Any:
     """Let a spec name a class as its factory: `build_Mean` builds `Mean(facts)`."""
     made = globals().get(name.removeprefix("build_"))

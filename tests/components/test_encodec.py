@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from janus_plugins.core.errors import BadSample, CheckpointError
-from janus_plugins.encoders.encodec.spec import ENCODEC, EncodecConfig
+from janus_plugins.encoders.codecs.encodec_spec import ENCODEC, EncodecConfig
 from tests.components.keeps import made, processor_of
 
 TINY = EncodecConfig.tiny()

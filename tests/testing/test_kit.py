@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from janus_plugins import Kind
 from janus_plugins.testing import CheckReport, ContractBroken, check_component
+from janus_plugins.testing.partners import PARTNERS, PartnerCodecConfig
 
 from ..broken_components import configs, heavy, spec
 
@@ -141,3 +144,23 @@ def test_options_that_do_not_validate_are_a_failed_rule() -> None:
     report = check_component(spec.variation(ADAPTER), options={"depth": 3}, raises=False)
     assert failed(report) == {"options"}
     assert "depth" in report.failures[0].seen
+
+
+def test_several_codes_a_slot_are_a_path_of_their_own() -> None:
+    beside = PartnerCodecConfig(codebooks=3).facts()
+    for kind in (Kind.ADAPTER, Kind.HEAD):
+        partner = next(one for one in PARTNERS if one.kind == kind)
+        assert check_component(partner, neighbour=beside).ok
+        assert {result.path for result in check_component(partner).results} >= {
+            "codes",
+            "codebooks",
+            "latents",
+        }
+
+
+@pytest.mark.parametrize(("factory", "rule"), [("build_OneCode", "sample"), ("build_EachCode", "losses")])
+def test_broken_heads_of_several_codes_fail_the_right_rule(factory: str, rule: str) -> None:
+    partner = next(one for one in PARTNERS if one.kind == Kind.HEAD)
+    broken = replace(partner, factory=f"{BROKEN}.heads:{factory}")
+    report = check_component(broken, neighbour=PartnerCodecConfig(codebooks=3).facts(), raises=False)
+    assert rule in failed(report)

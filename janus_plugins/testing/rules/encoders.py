@@ -90,7 +90,7 @@ def _features_or_codes(module: Any, items: dict[str, Tensor]) -> Tensor:
 
 
 def codes(case: Case) -> None:
-    """Check that facts equal behaviour: codes [N, T] in range, or latents [N, T, width]."""
+    """Check that facts equal behaviour: codes [N, T] or [N, T, Q] in range, or latents [N, T, width]."""
     facts, module, subject = case.facts, case.build().eval(), subject_of(case)
     expect(math.prod(facts.grid) == facts.tokens, f"a grid of {facts.tokens} places", facts.grid)
     for items in ([0], list(ALL)):
@@ -99,7 +99,9 @@ def codes(case: Case) -> None:
         if facts.form == "latents":
             shape_is(made, (len(items), facts.tokens, facts.width), "latents [N, facts.tokens, facts.width]")
             continue
-        shape_is(made, (len(items), facts.tokens), "codes [N, facts.tokens]")
+        shape_is(
+            made, (len(items), *facts.shape), "codes [N, facts.tokens], or with facts.codebooks [N, T, Q]"
+        )
         expect(made.dtype == torch.int64, "codes as int64", made.dtype)
         seen = (int(made.min()), int(made.max()))
         wanted = f"codes from 0 to {facts.codebook_size - 1}"
@@ -115,12 +117,12 @@ def decodes(case: Case) -> None:
     """Check that every code can be decoded, alone as in a batch, and what is decoded is finite."""
     facts, module = case.facts, case.build().eval()
     draw = torch.Generator().manual_seed(1)
-    shape = (3, facts.tokens)
+    shape = (3, *facts.shape)
     if facts.form == "codes":
         given = torch.randint(facts.codebook_size, shape, generator=draw)
         given[0, 0], given[0, -1] = 0, facts.codebook_size - 1
     else:
-        given = torch.randn(*shape, facts.width, generator=draw)
+        given = torch.randn(shape, generator=draw)
     with torch.no_grad():
         made = module.decode(given)  # type: ignore[operator]
         single = module.decode(given[1:2])[0]  # type: ignore[operator]
@@ -129,12 +131,14 @@ def decodes(case: Case) -> None:
 
 
 def codebook(case: Case) -> None:
-    """Check that a codebook, where one is offered, has a row of facts.width for every code."""
+    """Check that a codebook, where one is offered, has a row of facts.width for every code (of each)."""
     give = getattr(case.build(), "codebook", None)
     if give is None:
         raise Skipped("it offers no codebook()")
     with torch.no_grad():
-        shape_is(give(), (case.facts.codebook_size, case.facts.width), "codebook() [K, facts.width]")
+        shape = (case.facts.codebook_size, case.facts.width)
+        several = () if case.facts.codebooks == 1 else (case.facts.codebooks,)
+        shape_is(give(), (*several, *shape), "codebook() [K, facts.width], or of Q codebooks [Q, K, width]")
 
 
 def artefacts(case: Case) -> None:

@@ -103,7 +103,9 @@ def _check_sample(case: Case, made: Tensor) -> None:
     if case.path == "latents":
         shape_is(made, (len(SEEDS), case.facts.size), "sampled latents [B, facts.size]")
         return
-    shape_is(made, (len(SEEDS),), "sampled ids [B]")
+    several = case.facts.codebooks
+    shape = (len(SEEDS),) if several == 1 else (len(SEEDS), several)
+    shape_is(made, shape, "sampled ids [B], or [B, facts.codebooks]")
     expect(made.dtype == torch.int64, "ids as int64", made.dtype)
     inside = int(made.min()) >= 0 and int(made.max()) < case.facts.size
     expect(inside, f"ids from 0 to {case.facts.size - 1}", f"{int(made.min())} to {int(made.max())}")

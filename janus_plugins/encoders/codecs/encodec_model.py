@@ -11,14 +11,14 @@ from transformers import EncodecModel
 
 from janus_plugins.core.facts import GenerationFacts
 from janus_plugins.core.weights import load_exactly, read_weights
-from janus_plugins.encoders.encodec.spec import EncodecConfig
+from janus_plugins.encoders.codecs.encodec_spec import EncodecConfig
 
 _ENDS = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 """Names that older files give the two parts of a normalised weight."""
 
 
 class Encodec(nn.Module):
-    """Turn sound [N, 1, S] into codes [N, frames * codebooks] and back."""
+    """Turn sound [N, 1, S] into codes [N, frames * codebooks], or frames [N, frames, codebooks], and back."""
 
     def __init__(self, config: EncodecConfig) -> None:
         super().__init__()
@@ -44,27 +44,28 @@ class Encodec(nn.Module):
         assert made == config.codebooks, f"transformers made {made} codebooks of {config.codebooks}"
 
     def codebook(self) -> Tensor:
-        """Return the vectors of the codebooks in use, one after the other [K, width]."""
-        return torch.cat([layer.codebook.embed for layer in self._layers()])
+        """Return the vectors of the codebooks in use [Q, K, width]; of a line all together [Q * K, width]."""
+        vectors = torch.stack([layer.codebook.embed for layer in self._layers()])
+        return vectors.flatten(0, 1) if self.config.facts().codebooks == 1 else vectors
 
     def encode(self, items: dict[str, Tensor]) -> Tensor:
-        """Return codes [N, frames * codebooks] (int64), frame by frame, of {"samples": [N, 1, S]}."""
+        """Return codes (int64), frame by frame, of {"samples": [N, 1, S]}."""
         samples = items["samples"].to(self._dtype)
-        config = self.config
+        config, shape = self.config, self.config.facts().shape
         if not len(samples):
-            return torch.empty(0, config.facts().tokens, dtype=torch.int64, device=samples.device)
+            return torch.empty(0, *shape, dtype=torch.int64, device=samples.device)
         residual = self.codec.encoder(samples)
         codes = []
         for place, layer in enumerate(self._layers()):
             found = layer.encode(residual)
             residual = residual - layer.decode(found)
-            codes.append(found + place * config.codebook_size)
-        return torch.stack(codes, dim=2).flatten(1)
+            codes.append(found + place * config.codebook_size if config.layout == "line" else found)
+        return torch.stack(codes, dim=2).view(-1, *shape)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Return sound [N, 1, S] of codes [N, frames * codebooks].
+        """Return sound [N, 1, S] of codes.
 
-        A code of another codebook than its place's counts as the same number in the right one.
+        In a line, a code of another codebook than its place's counts as the same number in the right one.
         """
         config = self.config
         found = codes.reshape(len(codes), config.frames, config.num_codebooks) % config.codebook_size

@@ -1,4 +1,4 @@
-"""Prepare sound for EnCodec (mono, its rate, one length), and write what it decodes as .wav."""
+"""Prepare sound for a codec (mono, its rate, one length), and write what it decodes as .wav."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from janus_plugins.core.errors import BadSample
 from janus_plugins.core.sound import read_sound
 
 if TYPE_CHECKING:
-    from janus_plugins.encoders.encodec.spec import EncodecConfig
+    from janus_plugins.encoders.codecs.options import SoundConfig
 
 
-class EncodecProcessor:
+class SoundProcessor:
     """Turn sound into {"samples": [1, S] float32}, and decoded samples into sound."""
 
     suffix = ".wav"
 
-    def __init__(self, config: EncodecConfig) -> None:
+    def __init__(self, config: SoundConfig) -> None:
         self.config = config
 
     def __call__(self, value: object) -> dict[str, np.ndarray]:
@@ -33,8 +33,9 @@ class EncodecProcessor:
         return {"samples": np.pad(sound, (0, config.samples - len(sound)))[None].astype(np.float32)}
 
     def num_tokens(self, arrays: Mapping[str, np.ndarray]) -> int:
-        """Answer how many codes a sound has."""
-        return self.config.facts().tokens
+        """Answer how many slots a sound takes."""
+        tokens: int = self.config.facts().tokens
+        return tokens
 
     def dummy(self) -> dict[str, np.ndarray]:
         """Return silence."""

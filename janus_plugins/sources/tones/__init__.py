@@ -1,0 +1,1 @@
+"""Tones that are made: a note's name, and its sound."""
