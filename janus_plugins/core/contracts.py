@@ -195,21 +195,26 @@ class Packed:
     """Say which slots of a packed batch may see one another: causally, within one segment.
 
     Attributes:
-        groups: for each distinct segment length, the flat slots [n, length] (int64, into B * S) of
-            the n segments of that length. Slots of no segment are padding.
+        groups: for each distinct segment length (and `reach`), the flat slots [n, length] (int64, into
+            B * S) of the n segments that have it. Slots of no segment are padding.
         cu_seqlens: where segments start in the flat batch, for variable-length kernels [k + 1]
             (int32). Padding runs are segments of their own here.
         max_length: longest segment in `cu_seqlens`.
+        reach: for each group, the last slot of its own segment that each slot sees [length] (int64), or
+            None where that is itself; None where it is so in every group. Only language models whose
+            facts say `bidirectional` are given anything else.
     """
 
     groups: tuple[Tensor, ...]
     cu_seqlens: Tensor
     max_length: int
+    reach: tuple[Tensor | None, ...] | None = None
 
     def to(self, device: torch.device | str) -> Packed:
         """Return the same plan with its tensors on `device`."""
         groups = tuple(group.to(device) for group in self.groups)
-        return Packed(groups, self.cu_seqlens.to(device), self.max_length)
+        reach = self.reach and tuple(None if each is None else each.to(device) for each in self.reach)
+        return Packed(groups, self.cu_seqlens.to(device), self.max_length, reach)
 
 
 @dataclass(frozen=True)
@@ -224,11 +229,14 @@ class Cached:
             then differ from call to call of one recorded graph. `start + 1` is how far the step may look,
             and `visible` (always given) is False beyond `slot`. Given only to language models that say
             `static_steps = True`.
+        block: the step's last `block` slots see one another; 1 is causal. Only language models whose
+            facts say `bidirectional` are given anything else.
     """
 
     start: int
     visible: Tensor | None = None
     slot: Tensor | None = None
+    block: int = 1
 
 
 AttentionPlan = Packed | Cached

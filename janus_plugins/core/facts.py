@@ -27,6 +27,8 @@ class LanguageModelFacts:
         num_heads: attention heads of a block (queries).
         num_key_value_heads: heads whose keys and values are kept in the cache.
         tied: whether the text head shares the token embedding's weight.
+        bidirectional: whether slots see later ones where a plan says so (`Packed.reach`, `Cached.block`);
+            without it a generation path cannot predict several codes at once.
     """
 
     width: int
@@ -36,6 +38,7 @@ class LanguageModelFacts:
     num_heads: int
     num_key_value_heads: int
     tied: bool = False
+    bidirectional: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from janus_plugins.core.facts import (
     UnderstandingFacts,
 )
 from janus_plugins.core.owner import Owner
-from janus_plugins.core.schema import DataBlock, EvaluationBlock, RunConfig
+from janus_plugins.core.schema import DataBlock, EvaluationBlock, ParallelBlock, RunConfig
 from janus_plugins.core.specs import ComponentConfig, ComponentSpec
 
 
@@ -74,16 +74,32 @@ class UnderstandingPlan:
 
 @dataclass(frozen=True)
 class GenerationPlan:
-    """Hold the generation path of one modality."""
+    """Hold the generation path of one modality.
+
+    Attributes:
+        encoder, adapter, head: its components.
+        parallel: how many codes are predicted at once; None for one.
+    """
 
     encoder: Part
     adapter: Part
     head: Part
+    parallel: ParallelBlock | None = None
 
     @property
     def facts(self) -> GenerationFacts:
         """Return the encoder's facts."""
         return self.encoder.facts  # type: ignore[no-any-return]
+
+    @property
+    def num_starts(self) -> int:
+        """Return the learnt embeddings that complete the block before the first one."""
+        return self.parallel.block - 1 if self.parallel else 0
+
+    @property
+    def slots(self) -> int:
+        """Return the slots that an item takes in the language model."""
+        return self.facts.tokens + self.num_starts
 
 
 @dataclass(frozen=True)
@@ -109,9 +125,17 @@ class ModelPlan:
         for made in self.generation.values():
             yield from (made.encoder, made.adapter, made.head)
 
+    def starts(self) -> dict[str, int]:
+        """Return the address of each path's start embeddings, and how many it has, where it has any."""
+        return {
+            f"generation.{name}.starts": made.num_starts
+            for name, made in self.generation.items()
+            if made.num_starts
+        }
+
     def addresses(self) -> tuple[str, ...]:
-        """Return the address of every part."""
-        return tuple(part.address for part in self.parts())
+        """Return the address of every part, and of start embeddings."""
+        return (*(part.address for part in self.parts()), *self.starts())
 
 
 @dataclass(frozen=True)

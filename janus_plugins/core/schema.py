@@ -115,12 +115,28 @@ class UnderstandingBlock(Strict):
     adapter: Use
 
 
+class ParallelBlock(Strict):
+    """Predict several codes of an item at once, in place of one after another."""
+
+    block: Count = Field(description="codes that are predicted at once; divides the codes of an item")
+    order: Literal["rows", "regions"] = Field(
+        default="regions",
+        description="rows: a block takes neighbours; regions: one code of each of `block` equal regions",
+    )
+    sequential: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="first blocks whose codes are still predicted one after another"
+    )
+
+
 class GenerationBlock(Strict):
     """Compose the generation path of one modality."""
 
     encoder: Use
     adapter: Use
     head: Use
+    parallel: ParallelBlock | None = Field(
+        default=None, description="predict codes in blocks (default: one after another)"
+    )
 
 
 class ItemTokens(Strict):

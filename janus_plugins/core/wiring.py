@@ -167,7 +167,7 @@ class _Builder:
             f"{base}.adapter", Kind.ADAPTER, block.adapter, (*top, "adapter"), encoder.facts, model
         )
         head = self.part(f"{base}.head", Kind.HEAD, block.head, (*top, "head"), encoder.facts, model)
-        return GenerationPlan(encoder, adapter, head)
+        return GenerationPlan(encoder, adapter, head, block.parallel)
 
     def data(self, run: RunConfig) -> dict[str, DataPlan]:
         return {
@@ -212,6 +212,7 @@ def _model_problems(plan: RunPlan) -> list[str]:
     for name, made in model.generation.items():
         problems += _path_problems(made.encoder, made.adapter, name, made.facts.form, model.facts)
         problems += _code_problems(made, model.facts)
+        problems += _parallel_problems(plan, name)
     return problems + _token_problems(plan)
 
 
@@ -304,6 +305,40 @@ def _codebook_problems(made: GenerationPlan) -> list[str]:
             facts.codebooks, f"choose one that knows {fix}",
         )  # fmt: skip
     return problems
+
+
+def _parallel_problems(plan: RunPlan, name: str) -> list[str]:
+    made, language = plan.model.generation[name], plan.model.language_model
+    if made.parallel is None or made.parallel.block == 1:
+        return []
+    here, block, tokens = f"generation.{name}.parallel", made.parallel.block, made.facts.tokens
+    if tokens % block:
+        fitting = ", ".join(str(size) for size in range(1, tokens + 1) if tokens % size == 0)
+        return [
+            f"{here}: block is {block}, but {made.encoder.address} makes {tokens} codes of an item, which "
+            f"is no multiple of it; choose one of {fitting}"
+        ]
+    problems = []
+    if made.parallel.sequential >= tokens // block:
+        problems.append(
+            f"{here}: sequential is {made.parallel.sequential}, but an item has {tokens // block} blocks of "
+            f"{block}; leave at least one to be predicted at once"
+        )
+    if not plan.model.facts.bidirectional:
+        problems.append(
+            f"{here}: slots of a block must see one another, but language_model ({language.spec.name}) shows "
+            "a slot only those before it (facts.bidirectional); choose another one, or remove 'parallel'"
+        )
+    return problems + _starts_problems(plan, name)
+
+
+def _starts_problems(plan: RunPlan, name: str) -> list[str]:
+    """Refuse stages that learn to predict blocks from start embeddings that stay random."""
+    starts, head = f"generation.{name}.starts", f"generation.{name}.head"
+    learnt = [prefix for stage in plan.run.stages for prefix in stage.learn]
+    if not any(_under(head, prefix) for prefix in learnt) or any(_under(starts, one) for one in learnt):
+        return []
+    return [f"stages learn {head}, but none of them learns {starts}; add it beside the head under 'learn'"]
 
 
 def _head_problems(head: Part, predicts: str, model: LanguageModelFacts) -> list[str]:
@@ -449,7 +484,7 @@ def _length_problems(plan: RunPlan, stage: StageBlock) -> list[str]:
     for name, path in plan.model.understanding.items():
         longest[f"understanding.{name}"] = path.tokens(path.facts.max_tokens)
     for name, made in plan.model.generation.items():
-        longest[f"generation.{name}"] = made.facts.tokens
+        longest[f"generation.{name}"] = made.slots
     return [
         f"max_length is {stage.max_length}, but one item of {address} takes {tokens} slots and 3 more "
         "around it; raise max_length"

@@ -36,7 +36,7 @@ class _Reader:
     def slots(self, arrays: Arrays) -> int:
         """Answer how many slots an item takes in the language model."""
         if isinstance(self.plan, GenerationPlan):
-            return self.plan.facts.tokens
+            return self.plan.slots
         values = arrays.get(PRECOMPUTED)
         return self.plan.tokens(self.processor.num_tokens(arrays) if values is None else len(values))
 
@@ -74,10 +74,6 @@ class Preparer:
     def pad(self) -> int:
         """Return the id of padding."""
         return self._spelling.pad
-
-    def slots(self, path: Path, modality: str) -> int:
-        """Return the slots of a path's dummy: for generation, of every item."""
-        return self.dummies.lengths[path, modality]
 
     def prepare(
         self, sample: Sample, data: DataPlan, rng: np.random.Generator, index: int | None = None

@@ -125,7 +125,7 @@ class StepDataset:
         bad: list[BadRecord] = []
         modality = str(self._stage.reconstruct)
         items: list[Arrays] = [one for many in self._prepared(order, bad) for one in many]
-        length = self._preparer.slots("generation", modality)
+        length = self._plan.model.generation[modality].facts.tokens
         micro = tuple(
             assemble_items(modality, part, length, self._preparer.dummies, self._preparer.pad)
             for part in self._spread(items)

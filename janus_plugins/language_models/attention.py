@@ -76,12 +76,16 @@ def flatten(states: Tensor) -> Tensor:
 
 
 class Grouped:
-    """Run one causal SDPA for each distinct segment length. Padding slots give zeros."""
+    """Run one SDPA for each group of segments alike: causal, or under a mask that all of them share.
+
+    Padding slots give zeros.
+    """
 
     def __init__(self, packed: Packed) -> None:
         self.reach = max((group.shape[1] for group in packed.groups), default=0)
         self.shapes = [tuple(group.shape) for group in packed.groups]
-        self.order = torch.cat([group.reshape(-1) for group in packed.groups])
+        self.masks = [_mask(reach) for reach in packed.reach or [None] * len(self.shapes)]
+        self.order = torch.cat([group.reshape(-1) for group in packed.groups]) if packed.groups else None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(
@@ -90,18 +94,21 @@ class Grouped:
         """Gather each segment, attend within it, and scatter the result back."""
         del layer
         batch, heads, slots, _ = query.shape
+        if self.order is None:  # a rank without samples: nothing is seen, and everything stays in the graph
+            return query.transpose(1, 2) * 0 + (key.sum() + value.sum()) * 0
         # One gather for all segments: its backward pass is one scatter, not one a length.
         states = [flatten(each).index_select(0, self.order) for each in (query, key, value)]
         sizes = [count * length for count, length in self.shapes]
         pieces = [torch.split(each, sizes) for each in states]
         outputs = []
-        for (count, length), *parts in zip(self.shapes, *pieces, strict=True):
+        for (count, length), mask, *parts in zip(self.shapes, self.masks, *pieces, strict=True):
             rows = [part.view(count, length, *part.shape[1:]).transpose(1, 2) for part in parts]
             output = scaled_dot_product_attention(
                 rows[0],
                 rows[1],
                 rows[2],
-                is_causal=True,
+                attn_mask=mask,
+                is_causal=mask is None,
                 scale=scale,
                 dropout_p=dropout,
                 enable_gqa=heads != key.shape[1],
@@ -110,6 +117,13 @@ class Grouped:
         joined = torch.cat(outputs)
         empty = joined.new_zeros(batch * slots, heads, joined.shape[-1])
         return empty.index_copy(0, self.order, joined).view(batch, slots, heads, -1)
+
+
+def _mask(reach: Tensor | None) -> Tensor | None:
+    """Return which slots of a segment see which [length, length], or None where that is causal."""
+    if reach is None:
+        return None
+    return torch.arange(len(reach), device=reach.device) <= reach[:, None]
 
 
 class Varlen:
@@ -163,20 +177,14 @@ class Flex:
 
         self.packed = packed
         self.reach = packed.max_length
-        bounds = packed.cu_seqlens
-        at = torch.arange(slots, device=bounds.device)
-        segment = torch.bucketize(at, bounds[1:], right=True)
-
-        def sees(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return (query >= key) & (segment[query] == segment[key])
-
-        self.mask = create_block_mask(sees, None, None, slots, slots, device=str(bounds.device))
+        device = str(packed.cu_seqlens.device)
+        self.mask = create_block_mask(flat_mask(packed, slots), None, None, slots, slots, device=device)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, dropout: float
     ) -> Tensor:
-        """Attend causally within the segments of `cu_seqlens`."""
+        """Attend within the segments of `cu_seqlens`, as far as each slot reaches."""
         if dropout:  # the kernel has none
             grouped: Attend = Grouped(self.packed)
             return grouped(layer, query, key, value, scale=scale, dropout=dropout)
@@ -186,6 +194,21 @@ class Flex:
             *states, block_mask=self.mask, scale=scale, enable_gqa=heads != key.shape[1]
         )
         return output[0].transpose(0, 1).reshape(batch, slots, heads, -1)
+
+
+def flat_mask(packed: Packed, slots: int) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Return what flex attention asks, (batch, head, query, key) -> bool: whether a slot sees another."""
+    bounds = packed.cu_seqlens
+    at = torch.arange(slots, device=bounds.device)
+    segment, last = torch.bucketize(at, bounds[1:], right=True), at
+    for group, reach in zip(packed.groups, packed.reach or [None] * len(packed.groups), strict=True):
+        if reach is not None:
+            last = last.index_copy(0, group.reshape(-1), (group[:, :1] + reach).reshape(-1))
+
+    def sees(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= last[query]) & (segment[query] == segment[key])
+
+    return sees
 
 
 def has_varlen() -> bool:
@@ -212,7 +235,13 @@ def packed_attention(packed: Packed, embeds: Tensor, choice: str) -> Attend:
         )
     if choice == "flex" and not on_gpu:
         raise RunFileError("attention: flex needs a GPU; use attention: auto")
-    if choice == "varlen" or (choice == "auto" and on_gpu and half and has_varlen()):
+    if choice == "varlen" and packed.reach is not None:
+        raise RunFileError(
+            "attention: varlen is causal, but a generation path of this model predicts several codes at once "
+            "(parallel), whose slots see one another; use attention: auto"
+        )
+    causal = packed.reach is None
+    if choice == "varlen" or (choice == "auto" and on_gpu and half and has_varlen() and causal):
         return Varlen(packed)
     if choice == "flex":
         return Flex(packed, embeds.shape[0] * embeds.shape[1])

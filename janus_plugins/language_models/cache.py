@@ -75,7 +75,7 @@ class KeyValueCache:
 
 
 class CachedAttention:
-    """Attend from S new slots to everything before them in the cache, causally among themselves."""
+    """Attend from S new slots to everything before them in the cache, and among themselves as planned."""
 
     def __init__(
         self, plan: Cached, cache: KeyValueCache, shape: tuple[int, int], device: torch.device
@@ -90,7 +90,7 @@ class CachedAttention:
         self.start = plan.start
         self.slot = plan.slot
         self.cache = cache
-        self.causal = plan.visible is None and plan.start == 0 and slots > 1
+        self.causal = plan.visible is None and plan.start == 0 and slots > 1 and plan.block == 1
         self.mask = None if self.causal else _mask(plan, slots, device)
 
     def __call__(
@@ -113,7 +113,7 @@ class CachedAttention:
 
 def _mask(plan: Cached, slots: int, device: torch.device) -> Tensor | None:
     """Return which slots are seen, bool [B or 1, 1, S, start + S], or None where that is all."""
-    if plan.visible is None and slots == 1:
+    if plan.visible is None and slots == plan.block:
         return None
     if plan.visible is not None and plan.visible.dim() == 3:
         return plan.visible[:, None]
@@ -122,7 +122,7 @@ def _mask(plan: Cached, slots: int, device: torch.device) -> Tensor | None:
     stop = plan.start + slots
     keys = torch.arange(stop, device=device)
     queries = torch.arange(plan.start, stop, device=device)[:, None]
-    mask = (keys <= queries)[None, None]
+    mask = (keys <= queries.where(queries < stop - plan.block, stop - 1))[None, None]
     if plan.visible is not None:
         # A slot always sees itself: on left padding it would else see nothing, and give NaN.
         mask = mask & plan.visible[:, None, None, :] | (keys == queries)

@@ -108,4 +108,5 @@ def _facts(config: dict[str, Any]) -> LanguageModelFacts:
         num_heads=heads,
         num_key_value_heads=heads if kept is None else int(kept),
         tied=bool(_field(config, "tied")),
+        bidirectional=True,
     )

@@ -73,6 +73,7 @@ class LlamaConfig(ComponentConfig):
             num_heads=self.num_heads or 0,
             num_key_value_heads=self.num_key_value_heads or self.num_heads or 0,
             tied=self.tie,
+            bidirectional=True,
         )
 
 

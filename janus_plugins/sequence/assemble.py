@@ -78,7 +78,11 @@ def assemble(rows: Sequence[Sequence[Prepared]], dummies: Dummies, pad: int) -> 
     return Batch(
         ids=torch.from_numpy(ids),
         positions=torch.from_numpy(positions),
-        packed=packed_plan([[len(sample) for sample in row] for row in rows], width),
+        packed=packed_plan(
+            [[len(sample) for sample in row] for row in rows],
+            width,
+            [[sample.plan.reach for sample in row] for row in rows],
+        ),
         text_at=torch.from_numpy(text_at),
         text_targets=torch.from_numpy(targets.ravel()[text_at]),
         text_tasks=torch.from_numpy(tasks.ravel()[text_at]),
@@ -187,7 +191,10 @@ def _understood(items: _Items | None, dummy: Arrays, dummies: Dummies, name: str
 
 
 def _generated(items: _Items | None, dummy: Arrays, dummies: Dummies, name: str) -> ItemBatch:
-    """Also plan the predictions: the slot before code t predicts code t, the begin token code 0."""
+    """Also plan the predictions: the slot before code t predicts code t, the begin token code 0.
+
+    Where codes are predicted in blocks, it is the slot one block before.
+    """
     import torch
 
     if not items:
@@ -195,13 +202,16 @@ def _generated(items: _Items | None, dummy: Arrays, dummies: Dummies, name: str)
         length = dummies.lengths["generation", name]
         return ItemBatch(collate_items([dummy]), (length,), empty, empty, empty, absent=True)
     at = np.concatenate([np.arange(span.length) + base + span.start for base, span, _ in items])
+    predict_at = np.concatenate(
+        [span.blocks.predict_slots(span.length) + base + span.start for base, span, _ in items]
+    )
     lengths = tuple(span.length for _, span, _ in items)
     return ItemBatch(
         collate_items([arrays for _, _, arrays in items]),
         lengths,
         torch.from_numpy(at),
-        predict_at=torch.from_numpy(at - 1),
-        targets=torch.arange(len(at)),
+        predict_at=torch.from_numpy(predict_at),
+        targets=torch.arange(len(predict_at)),
     )
 
 

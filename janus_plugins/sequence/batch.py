@@ -26,7 +26,8 @@ class ItemBatch:
         lengths: tokens of each item as the language model sees them (after the adapter); length N.
         at: flat slots that the items' embeddings fill, item by item [sum(lengths)].
         predict_at: generation only: slots whose hidden states predict codes [P].
-        targets: generation only: which code each of them predicts, as an index into N * T [P].
+        targets: generation only: which code each of them predicts, as an index into N * T [P], codes in
+            the order of the line.
         absent: whether this is a dummy whose contribution must be exactly zero.
     """
 

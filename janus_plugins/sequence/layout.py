@@ -56,6 +56,18 @@ class SequencePlan:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def reach(self) -> Ids | None:
+        """Return the last slot that each slot sees [L]; None where that is itself in all of them."""
+        blocks = [span for span in learnt_items(self.spans) if span.blocks.size > 1]
+        if not blocks:
+            return None
+        reach = np.arange(len(self))
+        for span in blocks:
+            begin = span.start - 1
+            reach[begin : span.start + span.length] = begin + span.blocks.reach(span.length)
+        return reach
+
 
 def plan_sample(
     sample: Sample,

@@ -7,12 +7,14 @@ prompt in use and the same prompt in training have the same ids.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from janus_plugins.sequence.blocks import PLAIN, Blocks
 
 if TYPE_CHECKING:
     from janus_plugins.core.schema import ItemTokens, ModelBlock
@@ -27,18 +29,27 @@ Path = Literal["understanding", "generation"]
 
 @dataclass(frozen=True)
 class Spelling:
-    """Hold what turns a sample into ids: a tokenizer, a chat template, and the tokens around items."""
+    """Hold what turns a sample into ids: a tokenizer, a chat template, and how items are written.
+
+    Attributes:
+        tokenizer, template: text to ids.
+        tokens_of: special tokens around an item, by modality.
+        blocks: how a generated item's codes are predicted, by modality (default: one by one).
+    """
 
     tokenizer: TextTokenizer
     template: Template
     tokens_of: Callable[[str], ItemTokens]
+    blocks: Mapping[str, Blocks] = field(default_factory=dict)
 
     @staticmethod
     def of(model: ModelBlock, tokenizer: TextTokenizer) -> Spelling:
         """Return the spelling of a run file's model."""
         from janus_plugins.sequence.templates import resolve_template
 
-        return Spelling(tokenizer, resolve_template(model.language_model.template), model.item_tokens)
+        template = resolve_template(model.language_model.template)
+        blocks = {name: Blocks.of(made.parallel) for name, made in model.generation.items()}
+        return Spelling(tokenizer, template, model.item_tokens, blocks)
 
     @property
     def bos(self) -> int:
@@ -66,6 +77,7 @@ class ItemSpan:
         start: first slot; the begin token is the slot before it.
         length: number of slots.
         item: index among the sample's items, in reading order.
+        blocks: of a learnt item, how its codes are predicted.
     """
 
     path: Path
@@ -73,6 +85,7 @@ class ItemSpan:
     start: int
     length: int
     item: int
+    blocks: Blocks = PLAIN
 
 
 class Line:
@@ -112,7 +125,8 @@ class Line:
     def item(self, path: Path, modality: str, length: int, item: int, learn: bool = False) -> None:
         """Append an item's begin token and its slots. Its end token is the caller's decision."""
         self.token(self._spelling.tokenizer.id_of(self._spelling.tokens_of(modality).begin), learn)
-        self._spans.append(ItemSpan(path, modality, len(self._ids), length, item))
+        blocks = self._spelling.blocks.get(modality, PLAIN) if path == "generation" else PLAIN
+        self._spans.append(ItemSpan(path, modality, len(self._ids), length, item, blocks))
         self._ids += [self._spelling.pad] * length
         self._learn += [False] * length
 

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 from janus_plugins.core.errors import DataError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from janus_plugins.core.contracts import Packed
 
 
@@ -44,32 +47,43 @@ def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:
     return sorted(sorted(row) for row in rows)
 
 
-def packed_plan(rows: Sequence[Sequence[int]], row_length: int) -> Packed:
-    """Plan the attention of packed rows: causal within a sample, nothing across.
+def packed_plan(
+    rows: Sequence[Sequence[int]],
+    row_length: int,
+    reach: Sequence[Sequence[NDArray[np.int64] | None]] | None = None,
+) -> Packed:
+    """Plan the attention of packed rows: nothing across samples, causal within one unless `reach` says more.
 
     Args:
         rows: for each row, the lengths of its samples in order; the rest of the row is padding.
         row_length: slots of every row (S).
+        reach: for each sample of each row, the last of its slots that each slot sees [length], or None
+            where that is itself.
     """
     import torch
 
     from janus_plugins.core.contracts import Packed
 
-    starts_by_length: dict[int, list[int]] = {}
+    starts: dict[tuple[int, tuple[int, ...]], list[int]] = {}
     edges = [0]
     for row, lengths in enumerate(rows):
         start = row * row_length
-        for length in lengths:
-            starts_by_length.setdefault(length, []).append(start)
+        for index, length in enumerate(lengths):
+            seen = None if reach is None else reach[row][index]
+            starts.setdefault((length, () if seen is None else tuple(seen.tolist())), []).append(start)
             start += length
             edges.append(start)
         end = (row + 1) * row_length
         assert start <= end, f"row {row} holds {start - row * row_length} slots, more than {row_length}"
         if start < end:
             edges.append(end)
-    groups = tuple(
-        torch.tensor(starts)[:, None] + torch.arange(length)
-        for length, starts in sorted(starts_by_length.items())
-    )
+    kinds = sorted(starts)
+    groups = tuple(torch.tensor(starts[kind])[:, None] + torch.arange(kind[0]) for kind in kinds)
+    patterns = tuple(torch.tensor(seen) if seen else None for _, seen in kinds)
     segments = [after - before for before, after in itertools.pairwise(edges)]
-    return Packed(groups, torch.tensor(edges, dtype=torch.int32), max(segments, default=0))
+    return Packed(
+        groups,
+        torch.tensor(edges, dtype=torch.int32),
+        max(segments, default=0),
+        patterns if any(pattern is not None for pattern in patterns) else None,
+    )

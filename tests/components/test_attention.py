@@ -85,6 +85,18 @@ def test_checkpointing_recomputes_the_blocks():
         assert len(calls) == expected
 
 
+def test_a_batch_of_padding_alone_gives_zeros_and_gradients_of_zero():
+    """What a rank gets when every sample of its micro-batch was bad, or there are fewer rows than batches."""
+    model = tiny_llama().train()
+    plan, positions = packed_rows([[]], 3)
+    assert plan.groups == ()
+    model(torch.randn(1, 3, 32), positions, plan).sum().backward()
+    assert all(grad.isfinite().all() for grad in gradients(model).values())
+    for name, grad in gradients(model).items():
+        assert "q_proj" not in name or not grad.any()
+    assert "model.layers.0.self_attn.q_proj.weight" in gradients(model)
+
+
 def test_a_later_slot_never_changes_an_earlier_one():
     model = tiny_llama()
     plan, positions = alone(10)

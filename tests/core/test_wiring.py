@@ -49,6 +49,38 @@ CASES = {
         WiringError,
         ["max_length is 12", "16 slots"],
     ),
+    "codes that are no multiple of the block": (
+        ["model.generation.image.parallel={block: 5}", "stages.finetune.learn.generation=1e-3"],
+        WiringError,
+        ["generation.image.parallel", "block is 5", "16 codes", "1, 2, 4, 8, 16"],
+    ),
+    "no block left to be predicted at once": (
+        [
+            "model.generation.image.parallel={block: 8, sequential: 2}",
+            "stages.finetune.learn.generation.image.starts=1e-3",
+        ],
+        WiringError,
+        ["sequential is 2", "2 blocks of 8"],
+    ),
+    "start embeddings that nobody learns": (
+        ["model.generation.image.parallel={block: 4}"],
+        WiringError,
+        ["learn generation.image.head", "none of them learns generation.image.starts"],
+    ),
+    "learning start embeddings that are not there": (
+        ["stages.finetune.learn={generation.image.starts: 1e-3}"],
+        WiringError,
+        ["generation.image.starts", "no part of the model"],
+    ),
+    "rows that cannot hold an item and its start embeddings": (
+        [
+            "model.generation.image.parallel={block: 16}",
+            "stages.finetune.learn.generation=1e-3",
+            "stages.finetune.max_length=24",
+        ],
+        WiringError,
+        ["max_length is 24", "31 slots"],
+    ),
     "learning a part that is not there": (
         ["stages.finetune.learn={language_modell: 1e-3}"],
         WiringError,
@@ -114,6 +146,19 @@ def test_is_refused(name, tmp_path):
         plan(write_tiny(tmp_path), overrides)
     for word in words:
         assert word in str(caught.value), str(caught.value)
+
+
+def test_blocks_need_a_language_model_that_says_bidirectional(tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from janus_plugins.language_models.spec import LlamaConfig
+
+    answer = LlamaConfig.facts
+    monkeypatch.setattr(LlamaConfig, "facts", lambda self: replace(answer(self), bidirectional=False))
+    overrides = ["model.generation.image.parallel={block: 4}", "stages.finetune.learn.generation=1e-3"]
+    with pytest.raises(WiringError, match=r"parallel: slots of a block .* language_model \(llama\)"):
+        plan(write_tiny(tmp_path), overrides)
+    assert plan(write_tiny(tmp_path), ["model.generation.image.parallel={block: 1}"]).model.starts() == {}
 
 
 def test_an_options_error_names_its_line(tmp_path):
