@@ -157,6 +157,11 @@ def architecture_of(plan: RunPlan) -> Architecture:
             f"this model has {what}; the foreign layouts hold exactly one of each for images"
         )
     understanding, generation = model.understanding[MODALITY], model.generation[MODALITY]
+    if generation.num_starts:
+        raise CheckpointError(
+            f"generation.{MODALITY} predicts {generation.num_starts + 1} codes at once (parallel); models of "
+            "the foreign layouts predict one, so this model can only be kept in the native layout"
+        )
     _need(model.language_model, "llama")
     _need(model.text_head, "text", bias=False)
     _need(understanding.encoder, "siglip", channels=3)

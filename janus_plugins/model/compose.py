@@ -18,11 +18,15 @@ from janus_plugins.model.unified import (
     UnderstandingPath,
     UnifiedModel,
 )
+from janus_plugins.sequence.blocks import Blocks, code_order
 from janus_plugins.sequence.templates import resolve_template, special_tokens
 from janus_plugins.sequence.tokenizers import build_tokenizer
 
 if TYPE_CHECKING:
     from janus_plugins.core.contracts import Tokenizer
+
+START_STD = 0.02
+"""Spread of fresh start embeddings: that of a Llama's token embeddings."""
 
 
 def build_tokenizer_for(plan: RunPlan) -> Tokenizer:
@@ -68,9 +72,12 @@ def compose_plan(
         language_model = _language_model(plan)
         shown = plan.model.understanding
         own = {name: _understanding(path) for name, path in shown.items() if not path.shares}
+        width = plan.model.facts.width
         generation = {name: _generation(path) for name, path in plan.model.generation.items()}
         shared = {name: _shared(path, generation) for name, path in shown.items() if path.shares}
         understanding = {name: own.get(name) or shared[name] for name in shown}
+        for name, path in plan.model.generation.items():  # last: all other weights are as without them
+            generation[name].starts = _starts(path.num_starts, width)
     model = UnifiedModel(plan, tokenizer, template, language_model, understanding, generation)
     if torch.device(device).type != "meta":
         if weights:
@@ -124,7 +131,23 @@ def _shared(path: UnderstandingPlan, generation: dict[str, GenerationPath]) -> S
 
 
 def _generation(path: GenerationPlan) -> GenerationPath:
-    return GenerationPath(build_part(path.encoder), build_part(path.adapter), build_part(path.head))
+    order = code_order(path.facts.grid, path.parallel).tolist()
+    return GenerationPath(
+        build_part(path.encoder),
+        build_part(path.adapter),
+        build_part(path.head),
+        Blocks.of(path.parallel),
+        None if order == sorted(order) else order,
+    )
+
+
+def _starts(number: int, width: int) -> nn.Embedding | None:
+    """Build the start embeddings of a path that predicts its codes in blocks, as small as a Llama's own."""
+    if not number:
+        return None
+    starts = nn.Embedding(number, width)
+    nn.init.normal_(starts.weight, std=START_STD)
+    return starts
 
 
 def _load_weights(model: UnifiedModel, plan: RunPlan) -> None:

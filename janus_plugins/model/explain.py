@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
+import janus_plugins
 from janus_plugins.core.plan import Part, RunPlan
 from janus_plugins.core.schema import StageBlock
 from janus_plugins.model.compose import compose_plan
@@ -15,6 +17,7 @@ from janus_plugins.model.lora import lora_counts, under
 from janus_plugins.model.memory import GIB, ZERO_STAGES, fixed_bytes, row_bytes
 from janus_plugins.model.training_plan import Machines, TrainingPlan, training_plan
 from janus_plugins.model.unified import UnifiedModel
+from janus_plugins.sequence.blocks import Blocks
 
 WORLDS = (1, 8, 64, 128)
 
@@ -79,7 +82,8 @@ class Explanation:
 def explain(plan: RunPlan, machines: Machines | None = None) -> Explanation:
     """Build a run's model on the meta device and count; plan its training on `machines`."""
     model = compose_plan(plan, _NoTokenizer(), weights=False, device="meta")  # type: ignore[arg-type]
-    parts = tuple(_part_row(model, plan, part) for part in plan.model.parts() if part.address != _HEAD)
+    rows = [_part_row(model, plan, part) for part in plan.model.parts() if part.address != _HEAD]
+    parts = (*rows, *_starts_rows(model, plan))
     stages = tuple(_stage_row(model, plan, stage) for stage in plan.run.stages)
     total, learnt = _count(model), {stage.name: stage.total_trainable for stage in stages}
     training = training_plan(plan, SampleFlops(plan, model), machines or Machines(), total, learnt)
@@ -87,6 +91,7 @@ def explain(plan: RunPlan, machines: Machines | None = None) -> Explanation:
 
 
 _HEAD = "language_model.text_head"
+OWN = "janus-plugins"
 PUBLISHED_ONLY = "in the published file only"
 
 
@@ -107,6 +112,18 @@ def _part_row(model: UnifiedModel, plan: RunPlan, part: Part) -> PartRow:
         shapes(plan, part),
         _count(model.get_submodule(part.address)),
     )
+
+
+def _starts_rows(model: UnifiedModel, plan: RunPlan) -> Iterator[PartRow]:
+    """Yield what the framework adds to a path that predicts its codes in blocks."""
+    for name, made in plan.model.generation.items():
+        address = f"generation.{name}.starts"
+        if address not in plan.model.starts():
+            continue
+        passes = Blocks.of(made.parallel).passes(made.facts.tokens)
+        told = f"{made.num_starts} starts; {made.facts.tokens} codes in {len(passes)} passes"
+        own = f"{OWN} {janus_plugins.__version__}"
+        yield PartRow(address, "start embeddings", own, told, _count(model.get_submodule(address)))
 
 
 def _published_only(model: UnifiedModel, plan: RunPlan) -> tuple[PartRow, ...]:
@@ -187,7 +204,7 @@ def tokens_per_sample(plan: RunPlan) -> dict[str, int]:
     for name, path in plan.model.understanding.items():
         slots[f"understanding.{name}"] = path.tokens(path.facts.max_tokens) + 2
     for name, made in plan.model.generation.items():
-        slots[f"generation.{name}"] = made.facts.tokens + 2
+        slots[f"generation.{name}"] = made.slots + 2
     return slots
 
 

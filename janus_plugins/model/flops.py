@@ -230,7 +230,7 @@ class SampleFlops:
             path = self._plan.model.understanding[shape.understanding]
             yield path.tokens(path.facts.max_tokens)
         if shape.generation is not None:
-            yield self._plan.model.generation[shape.generation].facts.tokens
+            yield self._plan.model.generation[shape.generation].slots
 
     def _linear(self, part: Part, tokens: int) -> float:
         return 2.0 * num_matrix_parameters(self._part(part.address)) * tokens

@@ -13,6 +13,9 @@ from janus_plugins.sequence.templates import special_tokens
 def take_weights(model: UnifiedModel, other: UnifiedModel, source: str) -> None:
     """Copy every weight of `other` into `model`, in the precision of `model`.
 
+    Start embeddings that `other` never had stay fresh: a model that was trained to predict one code at a time
+    may go on in blocks.
+
     Args:
         model: the run's model.
         other: the checkpoint's model; both must have the same parts, sizes and special tokens.
@@ -23,6 +26,8 @@ def take_weights(model: UnifiedModel, other: UnifiedModel, source: str) -> None:
     """
     _same_tokens(model, other, source)
     given, own = dict(other.named_parameters()), dict(model.named_parameters())
+    for address in model.plan.model.starts().keys() - other.plan.model.starts().keys():
+        own = {name: value for name, value in own.items() if not name.startswith(f"{address}.")}
     _same_names(own, given, source)
     buffers = dict(other.named_buffers())
     kept = {name: value for name, value in model.named_buffers() if name in buffers}

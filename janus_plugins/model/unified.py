@@ -21,6 +21,7 @@ from janus_plugins.inference import session
 from janus_plugins.inference.interleaved import interleave
 from janus_plugins.sequence.assemble import PRECOMPUTED
 from janus_plugins.sequence.batch import Batch, ItemBatch
+from janus_plugins.sequence.blocks import PLAIN, Blocks
 
 if TYPE_CHECKING:
     from janus_plugins.core.contracts import Tokenizer
@@ -80,14 +81,34 @@ class SharedUnderstandingPath(nn.Module):
 
 
 class GenerationPath(nn.Module):
-    """Bring items to codes and embeddings, and answer for the codes: encoder, adapter, head."""
+    """Bring items to codes and embeddings, and answer for the codes: encoder, adapter, head.
 
-    def __init__(self, encoder: nn.Module, adapter: nn.Module, head: nn.Module) -> None:
+    Codes are embedded and predicted in the order of the line, which is the grid's own unless a run file asks
+    for another; see `sequence.blocks`. The adapter, too, sees them in that order, in training as in use.
+
+    Args:
+        encoder, adapter, head: the components.
+        blocks: how many codes are predicted at once.
+        order: place in the grid of each code of the line [T]; None where that is its own.
+        starts: table of the `blocks.size - 1` start embeddings; None where there are none.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        adapter: nn.Module,
+        head: nn.Module,
+        blocks: Blocks = PLAIN,
+        order: Sequence[int] | None = None,
+        starts: nn.Embedding | None = None,
+    ) -> None:
         super().__init__()
         self.encoder, self.adapter, self.head = encoder, adapter, head
+        self.blocks, self.order = blocks, order
+        self.starts = starts
 
     def forward(self, items: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return codes [N, T] or [N, T, Q] (or latents [N, T, C]) and their embeddings [N, T, M].
+        """Return codes [N, T] or [N, T, Q] (or latents [N, T, C]), and what fills the slots [N, slots, M].
 
         Codes that were computed before are taken as they are.
         """
@@ -95,7 +116,26 @@ class GenerationPath(nn.Module):
         if codes is None:
             with torch.no_grad():
                 codes = self.encoder.encode(items)  # type: ignore[operator]
-        return codes, self.adapter(codes)
+        if self.order is not None:
+            codes = codes[:, torch.tensor(self.order, device=codes.device)]
+        embeds = self.adapter(codes)
+        if self.starts is None:
+            return codes, embeds
+        starts = self.start_embeds(len(embeds)).to(embeds.dtype)
+        first, others = embeds[:, : self.blocks.alone], embeds[:, self.blocks.alone :]
+        return codes, torch.cat((first, starts, others), dim=1)
+
+    def start_embeds(self, number: int) -> Tensor:
+        """Return the start embeddings, once for each of `number` rows [N, size - 1, M]."""
+        assert self.starts is not None
+        table: Tensor = self.starts(torch.arange(self.blocks.size - 1, device=self.starts.weight.device))
+        return table.expand(number, -1, -1)
+
+    def to_grid(self, codes: Tensor) -> Tensor:
+        """Return codes [N, T] (or latents [N, T, C]) of the line in the grid's own order."""
+        if self.order is None:
+            return codes
+        return codes[:, torch.tensor(self.order, device=codes.device).argsort()]
 
 
 def learns(module: nn.Module) -> bool:

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from torch import Tensor
 
 import janus_plugins as jp
 from janus_plugins import cli
+from janus_plugins.conversion.architecture import architecture_of
 from janus_plugins.core.errors import CheckpointError, RunFileError
+from janus_plugins.core.schema import ParallelBlock
 from janus_plugins.door import compose
 from tests.conversion.made import make_tokenizer, write_official
 from tests.tiny import write_tiny
@@ -286,6 +289,16 @@ def test_a_model_that_has_no_foreign_layout(tmp_path):
         with pytest.raises(CheckpointError, match=r"generation\.image\.encoder: norm_groups is 4; .* 32"):
             jp.convert(tmp_path / "native", tmp_path / "target", layout=layout)
     assert not (tmp_path / "target").exists()
+
+
+def test_a_model_that_predicts_blocks_has_no_foreign_layout(model):
+    path = replace(model.plan.model.generation["image"], parallel=ParallelBlock(block=4))
+    blocks = replace(model.plan, model=replace(model.plan.model, generation={"image": path}))
+    assert architecture_of(model.plan)
+    with pytest.raises(
+        CheckpointError, match=r"predicts 4 codes at once .* only be kept in the native layout"
+    ):
+        architecture_of(blocks)
 
 
 def test_exit_code_four_without_a_traceback(sharded, monkeypatch, capsys):

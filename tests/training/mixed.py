@@ -47,7 +47,9 @@ def mixed_recipe(tiny: Path, zero_stage: int, world: World) -> Recipe:
     engine = {"accumulate": 2 // world.size, "deepspeed": {"zero_optimization": {"stage": zero_stage}}}
     return dataclasses.replace(
         plan_recipe(plan),
-        stages=(STAGE,),
+        stages=(
+            STAGE.model_copy(update={"learn": {**STAGE.learn, **dict.fromkeys(plan.model.starts(), 1e-3)}}),
+        ),
         engine=EngineBlock(**engine),
         loader=lambda stage, world, state: mixed_steps(plan, stage, world),
         save_native=None,
