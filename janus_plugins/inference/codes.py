@@ -37,10 +37,14 @@ class CodeEmbedder:
 
     def __call__(self, made: Tensor) -> Tensor:
         """Return the embedding [B, M] of the last of the codes [B, t] or [B, t, Q] (or latents [B, t, C])."""
+        return self.last(made, 1)[:, 0]
+
+    def last(self, made: Tensor, count: int) -> Tensor:
+        """Return the embeddings [B, count, M] of the last `count` of what `__call__` takes."""
         if self.table is not None:
-            return self.table[made[:, -1]]
-        source = made[:, -1:] if self.alike else made
-        return cast(Tensor, self._adapter(source)[:, -1])
+            return self.table[made[:, -count:]]
+        source = made[:, -count:] if self.alike else made
+        return cast(Tensor, self._adapter(source)[:, -count:])
 
     def each(self, codes: Tensor) -> Tensor:
         """Return the embeddings [B, n, M] of codes [B, n], whatever stands before them."""

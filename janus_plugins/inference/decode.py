@@ -16,6 +16,7 @@ from torch import Tensor
 
 from janus_plugins.core.contracts import Draws
 from janus_plugins.inference.ahead import Ahead, Decoding
+from janus_plugins.inference.blocks import check_blocks, make_in_blocks
 from janus_plugins.inference.codes import CodeEmbedder
 from janus_plugins.inference.graph import GRAIN, CountedDraws, GraphStep, check_static, kept_step, rounded
 from janus_plugins.inference.linears import Linears, fast_linears
@@ -111,7 +112,7 @@ def generate_items(
             item takes two of them under guidance, and one item is always made.
         linears: how linear layers compute; see `inference.linears`.
         compile: run each step as one compiled graph; see `inference.graph`.
-        decoding: "steps", one code a run; "jacobi": see `inference.jacobi`; "zigzag": see `inference.zigzag`.
+        decoding: "steps", one code a run (or one block, where the path has `parallel`); "jacobi": see `inference.jacobi`; "zigzag": see `inference.zigzag`.
         window: of the latter two.
     """
     facts = model.plan.model.generation[modality].facts
@@ -129,9 +130,12 @@ def generate_items(
         )
         return cast(Tensor, chosen)
 
-    def embed(made: Tensor) -> Tensor:
-        embedded = embedder(made)
+    def embed_last(made: Tensor, count: int) -> Tensor:
+        embedded = embedder.last(made, count)
         return torch.cat((embedded, embedded)) if twice else embedded
+
+    def embed(made: Tensor) -> Tensor:
+        return embed_last(made, 1)[:, 0]
 
     def compiled(stream: Stream) -> GraphStep:
         key = (modality, guidance, temperature, facts.tokens, *stream.shape)
@@ -143,6 +147,8 @@ def generate_items(
             lambda: GraphStep(model.language_model, lambda last: embed(last[:, None]), pick),
         )
 
+    if path.blocks.size > 1:
+        check_blocks(decoding, compile)
     if compile:
         check_static(model.language_model)
         embedder.check_alike("compile")
@@ -154,6 +160,11 @@ def generate_items(
 
     def make(batch: Sequence[ItemPrompt]) -> Tensor:
         draws = SeededDraws([seed for prompt in batch for seed in prompt.seeds], model.device)
+        if path.blocks.size > 1:
+            rows = _item_rows(model, batch, twice)
+            return make_in_blocks(
+                model.language_model, path, rows, facts.tokens, embed_last, pick, draws
+            ).cpu()
         room = facts.tokens - 1 if ahead is None else ahead.room
         stream = _item_stream(model, batch, twice, room, GRAIN if compile else 1)
         if decoding == "jacobi":
@@ -169,18 +180,27 @@ def generate_items(
 def _item_stream(
     model: UnifiedModel, batch: Sequence[ItemPrompt], twice: bool, room: int, grain: int
 ) -> Stream:
-    """Run the prompts of a batch once each, conditional rows first; continue with a row an item."""
+    """Run the prompts of a batch once each; continue with a row an item."""
+    embeds, copies = _item_rows(model, batch, twice)
+    positions = model.plan.model.facts.max_positions
+    given = max(map(len, embeds))
+    room = rounded(given + room, grain) - given
+    return Stream(
+        model.language_model, embeds, room, positions, None if len(copies) == len(embeds) else copies
+    )
+
+
+def _item_rows(
+    model: UnifiedModel, batch: Sequence[ItemPrompt], twice: bool
+) -> tuple[list[Tensor], list[int]]:
+    """Embed the prompts of a batch, conditional rows first [L, M]; and say which row each item continues."""
     rows = [(prompt.conditional, prompt.items) for prompt in batch]
     copies = [index for index, prompt in enumerate(batch) for _ in prompt.seeds]
     if twice:
         rows += [(prompt.unconditional, prompt.items) for prompt in batch]
         copies += [index + len(batch) for index in copies]
     language_model = cast(Any, model.language_model)
-    embeds = [row_embeds(language_model, ids, items, model.device) for ids, items in rows]
-    positions = model.plan.model.facts.max_positions
-    given = max(map(len, embeds))
-    room = rounded(given + room, grain) - given
-    return Stream(model.language_model, embeds, room, positions, None if len(copies) == len(rows) else copies)
+    return [row_embeds(language_model, ids, items, model.device) for ids, items in rows], copies
 
 
 def _item_batches(prompts: Sequence[ItemPrompt], at_once: int) -> Iterator[list[ItemPrompt]]:

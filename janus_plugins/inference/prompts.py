@@ -34,7 +34,7 @@ def item_prompt(
     conditional, unconditional, spans = plan_generation(
         prompt, modality, _spelling(model), _style(model), _counts(shown)
     )
-    # The last code is chosen, never read: it needs no position.
+    # The last code (of blocks: the last block) is chosen, never read: it needs no position.
     slots = model.plan.model.generation[modality].facts.tokens - 1
     _check_length(model, f"the prompt {_short(prompt)}", len(conditional), slots)
     return ItemPrompt(conditional.tolist(), unconditional.tolist(), seeds, _placed(spans, shown))

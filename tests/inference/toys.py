@@ -140,10 +140,14 @@ def toy_mask(attention: AttentionPlan, rows: int, slots: int) -> Tensor:
                 segment[flat] = flat[0]
         segment = segment.view(rows, slots)
         same = segment[:, :, None] == segment[:, None, :]
-        return (same & torch.ones(slots, slots, dtype=torch.bool).tril()) | torch.eye(slots, dtype=torch.bool)
+        last = torch.arange(slots)
+        if attention.reach is not None:
+            (last,) = attention.reach  # one row of one sample
+        return same & (torch.arange(slots) <= last[:, None]) | torch.eye(slots, dtype=torch.bool)
     stop = attention.start + slots
     keys, queries = torch.arange(stop), torch.arange(attention.start, stop)[:, None]
-    mask = (keys <= queries).expand(rows, slots, stop)
+    together = queries >= stop - attention.block
+    mask = ((keys <= queries) | together).expand(rows, slots, stop)
     if attention.visible is not None:
         mask = mask & attention.visible[:, None, :] | (keys == queries)
     return mask
