@@ -112,7 +112,8 @@ def generate_items(
             item takes two of them under guidance, and one item is always made.
         linears: how linear layers compute; see `inference.linears`.
         compile: run each step as one compiled graph; see `inference.graph`.
-        decoding: "steps", one code a run (or one block, where the path has `parallel`); "jacobi": see `inference.jacobi`; "zigzag": see `inference.zigzag`.
+        decoding: "steps", one code a run (or one block, where the path has `parallel`); "jacobi": see
+            `inference.jacobi`; "zigzag": see `inference.zigzag`.
         window: of the latter two.
     """
     facts = model.plan.model.generation[modality].facts

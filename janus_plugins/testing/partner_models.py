@@ -67,18 +67,20 @@ class PartnerLanguageModel(nn.Module):
 
 
 def _packed(query: Tensor, key: Tensor, value: Tensor, plan: Packed) -> Tensor:
-    """Attend causally within each segment; [B, S, M] each."""
+    """Attend within each segment, causally or as far as each slot reaches; [B, S, M] each."""
     flat = [states.reshape(-1, states.shape[-1]) for states in (query, key, value)]
     seen = torch.zeros_like(flat[0])
-    for group in plan.groups:
+    for group, reach in zip(plan.groups, plan.reach or [None] * len(plan.groups), strict=True):
         parts = [states[group] for states in flat]
-        made = functional.scaled_dot_product_attention(parts[0], parts[1], parts[2], is_causal=True)
+        slots = torch.arange(group.shape[1], device=query.device)
+        mask = slots <= (slots if reach is None else reach)[:, None]
+        made = functional.scaled_dot_product_attention(parts[0], parts[1], parts[2], attn_mask=mask)
         seen = seen.index_copy(0, group.reshape(-1), made.reshape(-1, made.shape[-1]))
     return seen.view(query.shape)
 
 
 def _cached(query: Tensor, key: Tensor, value: Tensor, plan: Any, cache: dict[str, Tensor] | None) -> Tensor:
-    """Attend to everything before in the cache, causally among the new slots."""
+    """Attend to everything before in the cache, causally among the new slots but for a block at the end."""
     start, stop = plan.start, plan.start + query.shape[1]
     if cache is not None:
         if "keys" not in cache:
@@ -89,7 +91,7 @@ def _cached(query: Tensor, key: Tensor, value: Tensor, plan: Any, cache: dict[st
         key, value = cache["keys"][:, :stop], cache["values"][:, :stop]
     slots = torch.arange(stop, device=query.device)
     asking = torch.arange(start, stop, device=query.device)[:, None]
-    mask = (slots <= asking)[None]
+    mask = ((slots <= asking) | (asking >= stop - plan.block))[None]
     if plan.visible is not None:
         mask = mask & plan.visible[:, None, :] | (slots == asking)
     return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)

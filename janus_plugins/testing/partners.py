@@ -39,6 +39,7 @@ class PartnerModelConfig(ComponentConfig):
             num_layers=1,
             num_heads=1,
             num_key_value_heads=1,
+            bidirectional=True,
         )
 
 

@@ -120,7 +120,7 @@ class TinyModel:
     def _slots(self, side: str, modality: str, arrays: Arrays) -> int:
         path = getattr(self.plan.model, side)[modality]
         if side == "generation":
-            return int(path.facts.tokens)
+            return int(path.slots)
         return int(path.tokens(self._processor(side, modality).num_tokens(arrays)))
 
     def _batch(self, samples: Sequence[tuple[Sample, list[Arrays]]]) -> Batch:

@@ -42,6 +42,23 @@ class Staring(PartnerLanguageModel):
         return super().forward(embeds, positions, attention, cache)
 
 
+class Causal(PartnerLanguageModel):
+    """Says that it is bidirectional, and is not."""
+
+    def forward(self, embeds: Tensor, positions: Tensor, attention: Any, cache: Any = None) -> Tensor:
+        causal = {"reach": None} if isinstance(attention, Packed) else {"block": 1}
+        return super().forward(embeds, positions, replace(attention, **causal), cache)
+
+
+class Gazing(PartnerLanguageModel):
+    """Shows all slots of a step to one another."""
+
+    def forward(self, embeds: Tensor, positions: Tensor, attention: Any, cache: Any = None) -> Tensor:
+        if isinstance(attention, Cached) and attention.block > 1:
+            attention = replace(attention, block=embeds.shape[1])
+        return super().forward(embeds, positions, attention, cache)
+
+
 class Scaling(PartnerLanguageModel):
     """Computes something else when it recomputes."""
 

@@ -48,6 +48,8 @@ def test_broken_heads(factory: str, rule: str) -> None:
         ("Leaking", {"packed"}),
         ("Forgetting", {"cache"}),
         ("Staring", {"padding"}),
+        ("Causal", {"blocks"}),
+        ("Gazing", {"blocks"}),
         ("Scaling", {"checkpointing"}),
         ("Refusing", {"text-head", "trains"}),
         ("Short", {"hidden"}),

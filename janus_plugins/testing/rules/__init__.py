@@ -84,6 +84,7 @@ RULES: Mapping[Kind, tuple[Rule, ...]] = {
         *_DECLARED, *_BUILT,
         Rule("hidden", language.hidden),
         Rule("packed", language.packed),
+        Rule("blocks", language.blocks),
         Rule("cache", language.cache),
         Rule("padding", language.padding),
         Rule("checkpointing", language.checkpointing),

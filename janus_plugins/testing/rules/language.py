@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from janus_plugins.core.contracts import Cached
@@ -12,7 +14,7 @@ from janus_plugins.core.facts import HeadFacts
 from janus_plugins.sequence.packing import packed_plan
 from janus_plugins.testing.case import Case
 from janus_plugins.testing.partner_models import PartnerHead
-from janus_plugins.testing.report import Broken, expect
+from janus_plugins.testing.report import Broken, Skipped, expect
 from janus_plugins.testing.rules.built import close, shape_is
 from janus_plugins.testing.subjects import SLOTS, Language
 
@@ -21,8 +23,10 @@ def _embeds(case: Case, rows: int = 1) -> Tensor:
     return Language(case).inputs(range(rows))["embeds"]
 
 
-def _packed(module: Any, embeds: Tensor, lengths: list[list[int]]) -> Tensor:
-    """Run rows of packed segments; return hidden states [B, S, M]."""
+def _packed(
+    module: Any, embeds: Tensor, lengths: list[list[int]], reach: NDArray[np.int64] | None = None
+) -> Tensor:
+    """Run rows of packed segments, all with the same `reach`; return hidden states [B, S, M]."""
     rows, slots = embeds.shape[:2]
     positions = torch.zeros(rows, slots, dtype=torch.int64)
     for row, segments in enumerate(lengths):
@@ -31,7 +35,8 @@ def _packed(module: Any, embeds: Tensor, lengths: list[list[int]]) -> Tensor:
             positions[row, start : start + length] = torch.arange(length)
             start += length
     with torch.no_grad():
-        hidden: Tensor = module(embeds, positions, packed_plan(lengths, slots))
+        plan = packed_plan(lengths, slots, [[reach] * len(segments) for segments in lengths])
+        hidden: Tensor = module(embeds, positions, plan)
     return hidden
 
 
@@ -71,6 +76,30 @@ def packed(case: Case) -> None:
     before = _packed(module, embeds, [[SLOTS]])
     expect(close(before[:, :5], after[:, :5]), "no slot to see a later one", "attention that is not causal")
     expect(not torch.equal(before[:, 6:], after[:, 6:]), "later slots to see earlier ones", "they do not")
+
+
+def blocks(case: Case) -> None:
+    """Check that slots see later ones of their block where the plan says so, packed and with the cache."""
+    if not case.facts.bidirectional:
+        raise Skipped("its facts do not say bidirectional")
+    module, embeds = _model(case), _embeds(case, 2)
+    reach = np.array([0, 1, 4, 4, 4, 7, 7, 7, 8])  # two blocks of three inside a line
+    whole = _packed(module, embeds, [[SLOTS]] * 2, reach)
+    changed = embeds.clone()
+    changed[:, 4] = changed[:, 4].flip(-1)
+    after = _packed(module, changed, [[SLOTS]] * 2, reach)
+    wanted = "no slot to see beyond Packed.reach"
+    expect(close(whole[:, :2], after[:, :2]), wanted, "hidden states that depend on a later block")
+    for slot in (2, 3):
+        wanted = "slots to see as far as Packed.reach (facts.bidirectional)"
+        expect(not close(whole[:, slot], after[:, slot]), wanted, "attention that is causal all the same")
+    store, made = module.new_cache(2, SLOTS), []
+    for start, stop, block in ((0, 5, 3), (5, 8, 3), (8, 9, 1)):
+        positions = torch.arange(start, stop).expand(2, -1)
+        with torch.no_grad():
+            made.append(module(embeds[:, start:stop], positions, Cached(start, block=block), store))
+    wanted = "the hidden states of the whole sequence from steps that end in a block (Cached.block)"
+    expect(close(torch.cat(made, dim=1), whole), wanted, "other ones")
 
 
 def cache(case: Case) -> None:
