@@ -80,6 +80,7 @@ def interleave(
     checks.check_linears(linears)
     if not model.plan.model.generation:
         raise RunFileError("this model has no generation path, so its answers hold no items; use ask")
+    _check_single_codes(model)
     given = checks.items_by_question(images, items, len(texts), isinstance(prompts, str), "prompt")
     settings = Settings(guidance, temperature, text_temperature, top_p, max_new_tokens, max_items)
     numbers = [index for (index,) in checks.numbered(texts, 1)]
@@ -97,6 +98,15 @@ def interleave(
         Interleaved(text, seed, index, tuple(writer.parts))
         for text, index, writer in zip(texts, numbers, writers, strict=True)
     ]
+
+
+def _check_single_codes(model: UnifiedModel) -> None:
+    """Refuse paths that predict blocks of codes: rows that write text and make items take one slot a step."""
+    for address in model.plan.model.starts():
+        raise RunFileError(
+            f"an answer of text and items takes one code a step, but the path of {address} predicts blocks "
+            "(parallel); make its items one by one, without interleaved"
+        )
 
 
 class _Writer:

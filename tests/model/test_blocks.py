@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import janus_plugins as jp
-from janus_plugins.core.errors import CheckpointError
+from janus_plugins.core.errors import CheckpointError, RunFileError
 from janus_plugins.data.loader import StepLoader
 from janus_plugins.data.prepare import Preparer
 from janus_plugins.data.sources import open_source
@@ -205,3 +205,8 @@ def test_a_model_of_single_codes_may_go_on_in_blocks(tmp_path):
         take_weights(plain, blocks, "blocks")
     with pytest.raises(CheckpointError, match=r"starts\.weight is \(3, 32\), but .* \(1, 32\)"):
         take_weights(compose_plan(planned(tmp_path, "{block: 2}")), blocks, "blocks")
+
+
+def test_an_answer_of_text_and_items_is_refused(made):
+    with pytest.raises(RunFileError, match=r"generation\.image\.starts predicts blocks"):
+        made[1].generate("one", interleaved=True)
