@@ -226,7 +226,9 @@ def test_neighbourhoods_are_brought_to_scale_under_layer_norm():
     seen = {}
     for norm in ("layer", "batch"):
         encoder = made(POINT_CLOUD, {**TINY, "norm": norm})
-        encoder.encoder.register_forward_pre_hook(lambda _, given, norm=norm: seen.__setitem__(norm, given[0]))
+        encoder.encoder.register_forward_pre_hook(
+            lambda _, given, norm=norm: seen.__setitem__(norm, given[0])
+        )
         encoder({"points": torch.from_numpy(processor()(CLOUD)["points"])[None] * 0.01})
     assert float(seen["layer"].square().sum(-1).mean()) == pytest.approx(1, rel=1e-3)
     assert float(seen["batch"].square().sum(-1).mean()) < 1e-3

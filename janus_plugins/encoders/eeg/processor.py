@@ -85,9 +85,7 @@ class EegProcessor:
 
 
 @lru_cache(maxsize=64)
-def _filters(
-    notch: float | None, band: tuple[float, float] | None, rate: float
-) -> tuple[np.ndarray, ...]:
+def _filters(notch: float | None, band: tuple[float, float] | None, rate: float) -> tuple[np.ndarray, ...]:
     """Design the filters of a sampling rate, as second-order sections; this takes longer than filtering."""
     from scipy import signal as dsp
 
