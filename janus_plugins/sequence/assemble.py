@@ -186,8 +186,8 @@ def _understood(items: _Items | None, dummy: Arrays, dummies: Dummies, name: str
 
     if not items:
         empty = torch.empty(0, dtype=torch.int64)
-        length, entering = dummies.lengths["understanding", name], dummies.entering[name]
-        return ItemBatch(collate_items([dummy]), (length,), empty, absent=True, entering=(entering,))
+        length, enters = dummies.lengths["understanding", name], dummies.entering[name]
+        return ItemBatch(collate_items([dummy]), (length,), empty, absent=True, entering=(enters,))
     at, lengths = _laid_out(items)
     entering = tuple(sample.entering[span.item] for _, span, sample in items)
     return ItemBatch(_collated(items), lengths, torch.from_numpy(at), entering=entering)
