@@ -133,6 +133,7 @@ def test_the_proofs_take_a_few_steps_of_each_stage_and_answer(site: Path, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", PROOFS)
 def test_a_shipped_encoder_of_a_new_modality_trains(name: str, site: Path, tmp_path: Path) -> None:
     run("-m", "janus_plugins", "train", str(EXAMPLES / name / PROOFS[name]), "--out", str(tmp_path), site=site)
