@@ -128,10 +128,22 @@ class FeaturesEncoder(GenerationEncoder, Protocol):
 
 
 class Adapter(Protocol):
-    """Bring an encoder's output to the language model's width. An `nn.Module`."""
+    """Bring an encoder's output to the language model's width. An `nn.Module`.
 
-    def forward(self, source: Tensor) -> Tensor:
-        """Return embeddings [N, T', M] of features or latents [N, T, C], or codes [N, T] or [N, T, Q]."""
+    An adapter in which features of an item meet (attention, a convolution) declares the argument
+    `lengths`, by that name; one that treats every feature alike may leave it out, and is then called
+    with `source` alone.
+    """
+
+    def forward(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Return embeddings [N, T', M] of features or latents [N, T, C], or codes [N, T] or [N, T, Q].
+
+        Args:
+            source: what the encoder made. Behind an item's last feature may stand anything.
+            lengths: how many features of each item count [N] (int64), where not all T of every item
+                do. What stands behind them must not be seen: an item's embeddings do not depend on
+                its batch mates. None on generation paths.
+        """
         ...
 
 

@@ -149,8 +149,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         raise
     except Exception as error:  # damaged files raise nearly anything
         raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
-    # Training scripts wrap the weights: LlamaGen in "model", others in "state_dict".
-    for key in ("model", "state_dict"):
+    # Training scripts wrap the weights: LlamaGen in "model", Point-BERT in "base_model".
+    for key in ("model", "state_dict", "base_model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(isinstance(each, torch.Tensor) for each in loaded.values()):

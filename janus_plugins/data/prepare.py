@@ -33,12 +33,16 @@ class _Reader:
     processor: Any
     plan: UnderstandingPlan | GenerationPlan
 
-    def slots(self, arrays: Arrays) -> int:
-        """Answer how many slots an item takes in the language model."""
+    def entering(self, arrays: Arrays) -> int:
+        """Answer how many features, codes or latents the encoder makes of an item."""
         if isinstance(self.plan, GenerationPlan):
             return self.plan.slots
         values = arrays.get(PRECOMPUTED)
-        return self.plan.tokens(self.processor.num_tokens(arrays) if values is None else len(values))
+        return int(self.processor.num_tokens(arrays)) if values is None else len(values)
+
+    def slots(self, entering: int) -> int:
+        """Answer how many slots an item takes in the language model."""
+        return entering if isinstance(self.plan, GenerationPlan) else self.plan.tokens(entering)
 
     def blank(self) -> Arrays:
         """Return what stands in for an answer of the encoder where a batch has none."""
@@ -92,7 +96,7 @@ class Preparer:
         """
         sample = replace(_checked(sample, data), task=data.block.task)
         items = [part for turn in sample.turns for part in turn.parts if isinstance(part, Item)]
-        arrays, counts = [], []
+        arrays, entering, counts = [], [], []
         entry = data.part.address.removeprefix("data.")
         for number, item in enumerate(items):
             path: Path = "generation" if item.learn else "understanding"
@@ -102,9 +106,10 @@ class Preparer:
                 arrays.append(reader.processor(item.value))
             else:
                 arrays.append({PRECOMPUTED: store.get(index, number, sample.key)})
-            counts.append(reader.slots(arrays[-1]))
+            entering.append(reader.entering(arrays[-1]))
+            counts.append(reader.slots(entering[-1]))
         plan = plan_sample(sample, counts, self._spelling, self._stage, rng)
-        return Prepared(plan, tuple(arrays))
+        return Prepared(plan, tuple(arrays), tuple(entering))
 
     def items(self, sample: Sample, data: DataPlan, modality: str) -> list[Arrays]:
         """Process a sample's items of one modality for its generation encoder; the rest is ignored.
@@ -129,12 +134,16 @@ class Preparer:
         shown: dict[str, Arrays] = {}
         made: dict[str, Arrays] = {}
         lengths: dict[tuple[Path, str], int] = {}
+        entering: dict[str, int] = {}
         answered = {at[1:] for at in self._stores}
         for (path, modality), reader in self._readers.items():
             arrays = reader.blank() if (path, modality) in answered else reader.processor.dummy()
             (shown if path == "understanding" else made)[modality] = arrays
-            lengths[path, modality] = reader.slots(arrays)
-        return Dummies(shown, made, lengths)
+            number = reader.entering(arrays)
+            lengths[path, modality] = reader.slots(number)
+            if path == "understanding":
+                entering[modality] = number
+        return Dummies(shown, made, lengths, entering)
 
 
 def _checked(sample: object, data: DataPlan) -> Sample:

@@ -61,11 +61,15 @@ def read_items(part: Part, values: Sequence[object]) -> list[Arrays]:
 @torch.no_grad()
 def embed_items(model: UnifiedModel, modality: str, arrays: Sequence[Arrays]) -> list[Tensor]:
     """Return embeddings [T', M] of read items, as many slots each as the item takes."""
-    plan = understanding_path(model, modality)
+    plan, path = understanding_path(model, modality), cast(Any, model.understanding[modality])
     processor = processor_of(plan.encoder)
-    embedded = _in_groups(arrays, model.device, cast(Any, model.understanding[modality]))
-    lengths = [plan.tokens(processor.num_tokens(item)) for item in arrays]
-    return [values[:length] for values, length in zip(embedded, lengths, strict=True)]
+    entering = [int(processor.num_tokens(item)) for item in arrays]
+
+    def run(group: list[int], items: dict[str, Tensor]) -> Tensor:
+        return path(items, [entering[index] for index in group])  # type: ignore[no-any-return]
+
+    embedded = _in_groups(arrays, model.device, run)
+    return [values[: plan.tokens(number)] for values, number in zip(embedded, entering, strict=True)]
 
 
 def embed_given(model: UnifiedModel, given: Sequence[Given]) -> list[list[tuple[str, Tensor]]]:
@@ -92,7 +96,8 @@ def _identity(value: object) -> object:
 def encode_items(model: UnifiedModel, modality: str, arrays: Sequence[Arrays]) -> Tensor:
     """Return codes [N, T] or [N, T, Q], or latents [N, T, C], of read items, on the CPU."""
     encoder = cast(Any, model.generation[modality]).encoder
-    return torch.stack([codes.cpu() for codes in _in_groups(arrays, model.device, encoder.encode)])
+    made = _in_groups(arrays, model.device, lambda group, items: encoder.encode(items))
+    return torch.stack([codes.cpu() for codes in made])
 
 
 @torch.no_grad()
@@ -132,13 +137,16 @@ def _read(processor: GenerationProcessor, part: Part, index: int, value: object)
 
 
 def _in_groups(
-    arrays: Sequence[Arrays], device: torch.device, run: Callable[[dict[str, Tensor]], Tensor]
+    arrays: Sequence[Arrays], device: torch.device, run: Callable[[list[int], dict[str, Tensor]], Tensor]
 ) -> list[Tensor]:
-    """Run items of equal shapes together, and return each item's own output in order."""
+    """Run items of equal shapes together, and return each item's own output in order.
+
+    `run` is given which items they are, and their tensors.
+    """
     outputs: dict[int, Tensor] = {}
     for group in _groups(arrays):
         items = collate_items([arrays[index] for index in group])
-        answers = run({name: tensor.to(device) for name, tensor in items.items()})
+        answers = run(group, {name: tensor.to(device) for name, tensor in items.items()})
         outputs.update(zip(group, answers, strict=True))
     return [outputs[index] for index in range(len(arrays))]
 

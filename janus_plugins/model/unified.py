@@ -19,6 +19,7 @@ from janus_plugins.core.plan import RunPlan
 from janus_plugins.core.schema import ItemTokens
 from janus_plugins.inference import session
 from janus_plugins.inference.interleaved import interleave
+from janus_plugins.model.joint import adapt, takes_lengths
 from janus_plugins.sequence.assemble import PRECOMPUTED
 from janus_plugins.sequence.batch import Batch, ItemBatch
 from janus_plugins.sequence.blocks import PLAIN, Blocks
@@ -48,17 +49,22 @@ class UnderstandingPath(nn.Module):
     def __init__(self, encoder: nn.Module, adapter: nn.Module) -> None:
         super().__init__()
         self.encoder, self.adapter = encoder, adapter
+        self._takes_lengths = takes_lengths(adapter)
 
-    def forward(self, items: dict[str, Tensor]) -> Tensor:
+    def forward(self, items: dict[str, Tensor], entering: Sequence[int]) -> Tensor:
         """Return embeddings [N, T', M] of collated items, or of features that were computed before.
 
         A frozen encoder keeps no graph.
+
+        Args:
+            items: see `sequence.batch.ItemBatch`.
+            entering: how many features of each item count, length N.
         """
         features = items.get(PRECOMPUTED)
         if features is None:
             with nullcontext() if learns(self.encoder) else torch.no_grad():
                 features = self.encoder(items)
-        return self.adapter(features)  # type: ignore[no-any-return]
+        return adapt(self.adapter, features, entering if self._takes_lengths else None)
 
 
 class SharedUnderstandingPath(nn.Module):
@@ -71,13 +77,14 @@ class SharedUnderstandingPath(nn.Module):
         super().__init__()
         self._elsewhere = (encoder,)  # in a tuple, which torch does not search for modules
         self.adapter = adapter
+        self._takes_lengths = takes_lengths(adapter)
 
-    def forward(self, items: dict[str, Tensor]) -> Tensor:
+    def forward(self, items: dict[str, Tensor], entering: Sequence[int]) -> Tensor:
         """Return embeddings [N, T', M] of collated items; a frozen encoder keeps no graph."""
         (encoder,) = self._elsewhere
         with nullcontext() if learns(encoder) else torch.no_grad():
             features = encoder.features(items)  # type: ignore[operator]
-        return self.adapter(features)  # type: ignore[no-any-return]
+        return adapt(self.adapter, features, entering if self._takes_lengths else None)
 
 
 class GenerationPath(nn.Module):
@@ -189,7 +196,7 @@ class UnifiedModel(nn.Module):
         codes: dict[str, Tensor] = {}
         for name, path in self.understanding.items():
             items = batch.understanding[name]
-            embeds = _place(embeds, path(items.items), items)
+            embeds = _place(embeds, path(items.items, items.entering), items)
         for name, path in self.generation.items():
             items = batch.generation[name]
             codes[name], embedded = path(items.items)

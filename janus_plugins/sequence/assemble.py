@@ -27,10 +27,17 @@ PRECOMPUTED = "precomputed"
 
 @dataclass(frozen=True)
 class Prepared:
-    """Hold one sample ready to be packed: its line of tokens and its processed items."""
+    """Hold one sample ready to be packed: its line of tokens and its processed items.
+
+    Attributes:
+        plan: where its tokens lie.
+        items: the arrays of each item.
+        entering: what an encoder makes of each item, in features, codes or latents.
+    """
 
     plan: SequencePlan
     items: tuple[Arrays, ...] = ()
+    entering: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -44,11 +51,13 @@ class Dummies:
         understanding: modality -> the processor's dummy item, one for every understanding path.
         generation: modality -> the same for every generation path.
         lengths: (path, modality) -> slots that the dummy takes.
+        entering: understanding modality -> features that its encoder makes of the dummy.
     """
 
     understanding: Mapping[str, Arrays] = field(default_factory=dict)
     generation: Mapping[str, Arrays] = field(default_factory=dict)
     lengths: Mapping[tuple[Path, str], int] = field(default_factory=dict)
+    entering: Mapping[str, int] = field(default_factory=dict)
 
 
 def assemble(rows: Sequence[Sequence[Prepared]], dummies: Dummies, pad: int) -> Batch:
@@ -156,8 +165,8 @@ def collate_items(arrays: list[Arrays]) -> dict[str, Tensor]:
     return collated
 
 
-_Items = list[tuple[int, ItemSpan, "Arrays"]]
-"""Flat slot of each item's sample, where the item lies in it, and its arrays."""
+_Items = list[tuple[int, ItemSpan, Prepared]]
+"""Flat slot of each item's sample, where the item lies in it, and the sample."""
 
 
 def _placed(rows: Sequence[Sequence[Prepared]]) -> Iterator[tuple[int, int, Prepared]]:
@@ -172,8 +181,7 @@ def _found(rows: Sequence[Sequence[Prepared]], width: int) -> dict[tuple[Path, s
     found: dict[tuple[Path, str], _Items] = {}
     for row, start, sample in _placed(rows):
         for span in sample.plan.spans:
-            entry = (row * width + start, span, sample.items[span.item])
-            found.setdefault((span.path, span.modality), []).append(entry)
+            found.setdefault((span.path, span.modality), []).append((row * width + start, span, sample))
     return found
 
 
@@ -182,12 +190,11 @@ def _understood(items: _Items | None, dummy: Arrays, dummies: Dummies, name: str
 
     if not items:
         empty = torch.empty(0, dtype=torch.int64)
-        return ItemBatch(
-            collate_items([dummy]), (dummies.lengths["understanding", name],), empty, absent=True
-        )
-    at = np.concatenate([np.arange(span.length) + base + span.start for base, span, _ in items])
-    lengths = tuple(span.length for _, span, _ in items)
-    return ItemBatch(collate_items([arrays for _, _, arrays in items]), lengths, torch.from_numpy(at))
+        length, enters = dummies.lengths["understanding", name], dummies.entering[name]
+        return ItemBatch(collate_items([dummy]), (length,), empty, absent=True, entering=(enters,))
+    at, lengths = _laid_out(items)
+    entering = tuple(sample.entering[span.item] for _, span, sample in items)
+    return ItemBatch(_collated(items), lengths, torch.from_numpy(at), entering=entering)
 
 
 def _generated(items: _Items | None, dummy: Arrays, dummies: Dummies, name: str) -> ItemBatch:
@@ -201,18 +208,27 @@ def _generated(items: _Items | None, dummy: Arrays, dummies: Dummies, name: str)
         empty = torch.empty(0, dtype=torch.int64)
         length = dummies.lengths["generation", name]
         return ItemBatch(collate_items([dummy]), (length,), empty, empty, empty, absent=True)
-    at = np.concatenate([np.arange(span.length) + base + span.start for base, span, _ in items])
+    at, lengths = _laid_out(items)
     predict_at = np.concatenate(
         [span.blocks.predict_slots(span.length) + base + span.start for base, span, _ in items]
     )
-    lengths = tuple(span.length for _, span, _ in items)
     return ItemBatch(
-        collate_items([arrays for _, _, arrays in items]),
+        _collated(items),
         lengths,
         torch.from_numpy(at),
         predict_at=torch.from_numpy(predict_at),
         targets=torch.arange(len(predict_at)),
     )
+
+
+def _laid_out(items: _Items) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Return the flat slots of all items, item by item, and how many each of them has."""
+    at = np.concatenate([np.arange(span.length) + base + span.start for base, span, _ in items])
+    return at, tuple(span.length for _, span, _ in items)
+
+
+def _collated(items: _Items) -> dict[str, Tensor]:
+    return collate_items([sample.items[span.item] for _, span, sample in items])
 
 
 def _count(tasks: Iterable[str]) -> dict[str, int]:

@@ -29,6 +29,7 @@ class ItemBatch:
         targets: generation only: which code each of them predicts, as an index into N * T [P], codes in
             the order of the line.
         absent: whether this is a dummy whose contribution must be exactly zero.
+        entering: understanding only: features of each item that count before the adapter; length N.
     """
 
     items: dict[str, Tensor]
@@ -37,6 +38,7 @@ class ItemBatch:
     predict_at: Tensor | None = None
     targets: Tensor | None = None
     absent: bool = False
+    entering: tuple[int, ...] = ()
 
     def to(self, device: torch.device | str) -> ItemBatch:
         """Return the same items with every tensor on `device`."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from janus_plugins.core.facts import GenerationFacts
 from janus_plugins.core.kinds import Kind
+from janus_plugins.model.joint import adapt, takes_lengths
 from janus_plugins.sequence.assemble import collate_items
 from janus_plugins.sequence.packing import packed_plan
 from janus_plugins.testing.case import Case
@@ -137,9 +138,9 @@ class Adapter(_Base):
         return torch.randn(tokens, beside.width, generator=draw)
 
     def run(self, module: nn.Module, inputs: Inputs) -> Tensor:
-        """Return the component's answer."""
-        answer: Tensor = module(inputs["source"])
-        return answer
+        """Return the component's answer, "lengths" given where it takes them, as in a model."""
+        lengths = inputs["lengths"].tolist() if "lengths" in inputs and takes_lengths(module) else None
+        return adapt(module, inputs["source"], lengths)
 
 
 class Head(_Base):

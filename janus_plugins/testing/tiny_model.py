@@ -117,11 +117,15 @@ class TinyModel:
         part = getattr(self.plan.model, side)[modality].encoder
         return load_processor(part.spec)(part.config)
 
-    def _slots(self, side: str, modality: str, arrays: Arrays) -> int:
+    def _entering(self, side: str, modality: str, arrays: Arrays) -> int:
         path = getattr(self.plan.model, side)[modality]
         if side == "generation":
             return int(path.slots)
-        return int(path.tokens(self._processor(side, modality).num_tokens(arrays)))
+        return int(self._processor(side, modality).num_tokens(arrays))
+
+    def _slots(self, side: str, modality: str, entering: int) -> int:
+        path = getattr(self.plan.model, side)[modality]
+        return entering if side == "generation" else int(path.tokens(entering))
 
     def _batch(self, samples: Sequence[tuple[Sample, list[Arrays]]]) -> Batch:
         """Lay samples out, two in a row."""
@@ -130,8 +134,10 @@ class TinyModel:
         prepared = []
         for sample, arrays in samples:
             side = "generation" if sample.task == "generation" else "understanding"
-            counts = [self._slots(side, _modality(sample), each) for each in arrays]
-            prepared.append(Prepared(plan_sample(sample, counts, spelling, stage, draw), tuple(arrays)))
+            entering = tuple(self._entering(side, _modality(sample), each) for each in arrays)
+            counts = [self._slots(side, _modality(sample), each) for each in entering]
+            plan = plan_sample(sample, counts, spelling, stage, draw)
+            prepared.append(Prepared(plan, tuple(arrays), entering))
         rows = [prepared[start : start + 2] for start in range(0, len(prepared), 2)]
         return assemble(rows, self._dummies(), spelling.pad)
 
@@ -146,13 +152,15 @@ class TinyModel:
             name: self._processor("understanding", name).dummy() for name in self.plan.model.understanding
         }
         made = {name: self._processor("generation", name).dummy() for name in self.plan.model.generation}
+        entering = {name: self._entering("understanding", name, each) for name, each in shown.items()}
         lengths: dict[Any, int] = {
-            ("understanding", name): self._slots("understanding", name, each) for name, each in shown.items()
+            ("understanding", name): self._slots("understanding", name, each)
+            for name, each in entering.items()
         }
         lengths |= {
-            ("generation", name): self._slots("generation", name, each) for name, each in made.items()
+            ("generation", name): self._entering("generation", name, each) for name, each in made.items()
         }
-        return Dummies(shown, made, lengths)
+        return Dummies(shown, made, lengths, entering)
 
     def backward(self, batch: Batch, reconstruct: str | None = None) -> float:
         """Run a batch forwards and backwards; return the loss, a mean over every path's targets."""

@@ -12,6 +12,13 @@ from janus_plugins import AdapterFacts
 from .good import Adapter
 
 
+class Averaging(Adapter):
+    """Adds the mean of an item's features, and counts what pads it."""
+
+    def forward(self, source: Tensor) -> Tensor:
+        return super().forward(source + source.mean(1, keepdim=True))
+
+
 class Clipping(Adapter):
     def forward(self, source: Tensor) -> Tensor:
         return super().forward(source.clamp_(-1, 1))
@@ -45,6 +52,10 @@ class Upcasting(Adapter):
 
 def build_upcasting(config: Any, facts: AdapterFacts) -> nn.Module:
     return Upcasting(facts)
+
+
+def build_averaging(config: Any, facts: AdapterFacts) -> nn.Module:
+    return Averaging(facts)
 
 
 def build_clipping(config: Any, facts: AdapterFacts) -> nn.Module:

@@ -6,11 +6,13 @@ from safetensors.torch import save_file
 
 from janus_plugins.adapters.conv.spec import CONV
 from janus_plugins.adapters.linear.spec import LINEAR
+from janus_plugins.adapters.mlp.spec import MLP
 from janus_plugins.adapters.perceiver.spec import PERCEIVER
 from janus_plugins.adapters.pixel_shuffle.model import shuffled
 from janus_plugins.adapters.pixel_shuffle.spec import PIXEL_SHUFFLE, PixelShuffleConfig
 from janus_plugins.core.errors import CheckpointError, WiringError
 from janus_plugins.core.facts import GenerationFacts, LanguageModelFacts, UnderstandingFacts
+from janus_plugins.model.unified import UnderstandingPath
 from tests.components.keeps import load
 
 MODEL = LanguageModelFacts(
@@ -27,13 +29,14 @@ def seen(tokens=16, most=16, width=12):
 
 PERCEIVER_TINY = {"tokens": 5, "depth": 2, "num_heads": 2, "head_width": 4}
 CASES = {
+    "mlp": (MLP, {}, seen(), 16),
     "linear": (LINEAR, {"norm": True}, seen(), 16),
     "linear bare": (LINEAR, {"bias": False}, seen(), 16),
     "linear latents": (LINEAR, {}, LATENT, 16),
     "pixel-shuffle": (PIXEL_SHUFFLE, {}, seen(), 4),
     "pixel-shuffle tiles": (PIXEL_SHUFFLE, {"grid": (2, 4), "width": 7}, seen(None, 16), 4),
     "perceiver": (PERCEIVER, PERCEIVER_TINY, seen(), 5),
-    "perceiver lengths": (PERCEIVER, {**PERCEIVER_TINY, "width": 8, "padding": "zeros"}, seen(None), 5),
+    "perceiver lengths": (PERCEIVER, {**PERCEIVER_TINY, "width": 8}, seen(None), 5),
     "conv": (CONV, {"factor": 3, "kernel": 5}, seen(None), 5),
     "conv grid": (CONV, {"dims": 2, "kernel": 4}, seen(), 4),
     "conv tiles": (CONV, {"dims": 2, "grid": (2, 4)}, seen(None, 16), 4),
@@ -64,7 +67,7 @@ def test_shapes_are_those_of_the_facts_and_items_keep_to_themselves(case):
     assert adapter.to(torch.bfloat16)(given).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if case != "mlp"])  # which loads no weights
 def test_everything_learns_and_comes_back_from_a_file(case, tmp_path):
     _, facts, adapter = make(case)
     adapter(features(facts)).square().sum().backward()
@@ -81,21 +84,73 @@ def test_everything_learns_and_comes_back_from_a_file(case, tmp_path):
         other.load_weights(str(tmp_path))
 
 
-LENGTHS = [("conv", 1), ("conv", 7), ("perceiver lengths", 1), ("perceiver lengths", 7)]
+# Of each adapter, lengths of an item that it can be given: of grids only whole tiles.
+LENGTHS = [
+    ("mlp", (1, 7, 15)),
+    ("linear", (1, 7, 15)),
+    ("conv", (1, 2, 7, 15)),
+    ("conv tiles", (8,)),
+    ("pixel-shuffle tiles", (8,)),
+    ("perceiver lengths", (1, 7, 15)),
+]
 
 
-@pytest.mark.parametrize(("case", "length"), [*LENGTHS, ("conv tiles", 8), ("pixel-shuffle tiles", 8)])
-def test_padding_is_never_seen(case, length):
+@pytest.mark.parametrize(("case", "length"), [(case, each) for case, several in LENGTHS for each in several])
+@pytest.mark.parametrize("fill", [0.0, 7.0, float("inf")])
+def test_a_short_item_is_the_same_alone_and_beside_a_longer_one(case, length, fill):
     config, facts, adapter = make(case)
     given = features(facts)
-    given[0, length:] = 0
+    given[0, length:] = fill  # whatever the encoder left there
     count = config.output_tokens(length)
     assert count >= 1
-    alone = adapter(given[:1, :length])[0, :count]
-    assert torch.allclose(alone, adapter(given)[0, :count], atol=1e-6)
-    if case == "conv" and length >= 3:  # not even where the encoder left other numbers there
-        given[0, length:] = 7.0
-        assert torch.allclose(alone, adapter(given)[0, :count], atol=1e-6)
+    encoder = Given()
+    path = UnderstandingPath(encoder, adapter)
+    alone = path({"features": given[:1, :length]}, [length])[0, :count]
+    together = path({"features": given}, [length, 16, 16])
+    assert torch.allclose(alone, together[0, :count], atol=1e-6)
+    assert torch.allclose(together[1], path({"features": given[1:2]}, [16])[0], atol=1e-6)
+
+
+class Given(torch.nn.Module):
+    """Answers the features that it is given."""
+
+    def forward(self, items):
+        return items["features"]
+
+
+class Counting(torch.nn.Module):
+    """Keeps what it is called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.called = []
+
+    def forward(self, source, lengths=None):
+        self.called.append(None if lengths is None else lengths.tolist())
+        return source
+
+
+def test_lengths_are_given_where_items_differ_and_where_they_are_asked_for():
+    given, adapter = torch.zeros(2, 5, 3), Counting()
+    path = UnderstandingPath(Given(), adapter)
+    path({"features": given}, [5, 5])
+    path({"features": given}, [5, 2])
+    path({"features": given}, [3, 3])  # an encoder that answers more features than count
+    assert adapter.called == [None, [5, 2], [3, 3]]
+    assert UnderstandingPath(Given(), torch.nn.Linear(3, 4))({"features": given}, [5, 2]).shape == (2, 5, 4)
+
+
+def test_what_pads_an_item_gets_no_gradient():
+    for case in ("conv", "perceiver lengths"):
+        config, facts, adapter = make(case)
+        given = features(facts).requires_grad_()
+        adapter(given, torch.tensor([6, 16, 16]))[0, : config.output_tokens(6)].sum().backward()
+        assert given.grad[0, :6].any()
+        assert not given.grad[0, 6:].any()
+
+
+def test_a_perceiver_of_an_older_file_says_padding():
+    assert PERCEIVER.config(padding="zeros").facts(seen(None), MODEL).out_width == MODEL.width
 
 
 def test_a_square_of_features_lies_side_by_side_top_row_first():
@@ -147,7 +202,6 @@ def test_the_projector_of_llava_loads(tmp_path):
         (PIXEL_SHUFFLE, {}, seen(15, 15), "15 tokens are no square; set grid"),
         (PIXEL_SHUFFLE, {}, seen(None), "set grid: .rows, columns. of one tile"),
         (CONV, {"dims": 2, "grid": (4, 6)}, seen(), "grid 4 x 6 is 24 tokens, but the encoder makes 16"),
-        (PERCEIVER, {}, seen(None), "set padding: zeros"),
         (PERCEIVER, {}, LATENT, "use it on an understanding path"),
     ],
 )

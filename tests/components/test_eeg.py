@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from janus_plugins.core.errors import BadSample
 from janus_plugins.encoders.eeg.electrodes import PLACES, chosen, plain
 from janus_plugins.encoders.eeg.labram import PaddedGroupNorm
-from janus_plugins.encoders.eeg.processor import EegProcessor
+from janus_plugins.encoders.eeg.processor import EegProcessor, _filters
 from janus_plugins.encoders.eeg.spec import EEG, EegConfig
 from janus_plugins.sequence.assemble import collate_items
 from tests.components.keeps import made
@@ -96,6 +96,28 @@ def test_hum_and_drift_are_taken_out():
     middle = clean[1:3].transpose(1, 0, 2).reshape(3, -1) * 100
     assert np.abs(middle - signal[:, 100:300]).max() < 8
     assert np.abs(noisy[:, 100:300] - signal[:, 100:300]).max() > 200
+
+
+def test_hum_at_half_of_the_models_rate_is_taken_out_before_resampling():
+    times = np.arange(1600) / 400
+    tone = 20 * np.sin(2 * np.pi * 8 * times)
+    row = {"array": np.stack([tone + 80 * np.sin(2 * np.pi * 50 * times + 1)] * len(NAMES)), "sampling_rate": 400}
+    options = {"rate": 100, "window": 100, "width": 52}
+    wanted = tone[::4][100:300]
+
+    def heard(**more):
+        signal = processor(**options, **more)({**row, "channels": NAMES})["signal"]
+        return signal[1:3].transpose(1, 0, 2).reshape(3, -1) * 100
+
+    assert np.abs(heard()[:, :200] - wanted).max() > 20  # it comes back at another frequency, or as it is
+    assert np.abs(heard(notch=50.0)[:, :200] - wanted).max() < 2
+
+
+def test_filters_are_designed_once_for_a_rate():
+    filters = _filters(50.0, (1.0, 30.0), 200.0)
+    assert filters is _filters(50.0, (1.0, 30.0), 200.0)
+    assert len(_filters(50.0, (1.0, 30.0), 80.0)) == 1  # no hum above half of the recording's rate
+    assert _filters(None, None, 80.0) == ()
 
 
 def test_a_missing_channel_is_refused_or_zero():

@@ -196,3 +196,39 @@ def test_published_size():
     with torch.device("meta"):
         encoder = made(POINT_CLOUD, {"norm": "batch"})
     assert sum(each.numel() for each in encoder.parameters()) == 21_858_816
+
+
+def test_the_small_pointnet_is_that_of_point_bert():
+    """The common half of a neighbourhood is multiplied once; the answer is that of two joined halves."""
+    for norm in ("layer", "batch"):
+        net = made(POINT_CLOUD, {**TINY, "norm": norm}).encoder
+        points = torch.randn(5, 8, 3, generator=torch.Generator().manual_seed(3))
+
+        def plain(layers, given, norm=norm):
+            for layer in layers:
+                turned = given.transpose(1, 2) if norm == "batch" else given
+                if isinstance(layer, torch.nn.Conv1d):
+                    given = torch.nn.functional.conv1d(given.transpose(1, 2), layer.weight, layer.bias)
+                    given = given.transpose(1, 2)
+                elif isinstance(layer, torch.nn.BatchNorm1d):
+                    given = torch.nn.BatchNorm1d.forward(layer.eval(), turned).transpose(1, 2)
+                else:
+                    given = layer(given)
+            return given
+
+        each = plain(net.first_conv, points)
+        joined = torch.cat([each.amax(1, keepdim=True).expand_as(each), each], dim=2)
+        assert torch.allclose(net(points), plain(net.second_conv, joined).amax(1), atol=1e-5)
+
+
+def test_neighbourhoods_are_brought_to_scale_under_layer_norm():
+    """A finer cloud's neighbourhoods are smaller; the small PointNet sees them as large."""
+    seen = {}
+    for norm in ("layer", "batch"):
+        encoder = made(POINT_CLOUD, {**TINY, "norm": norm})
+        encoder.encoder.register_forward_pre_hook(
+            lambda _, given, norm=norm: seen.__setitem__(norm, given[0])
+        )
+        encoder({"points": torch.from_numpy(processor()(CLOUD)["points"])[None] * 0.01})
+    assert float(seen["layer"].square().sum(-1).mean()) == pytest.approx(1, rel=1e-3)
+    assert float(seen["batch"].square().sum(-1).mean()) < 1e-3

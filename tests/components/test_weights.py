@@ -26,7 +26,15 @@ def test_safetensors(tmp_path, name):
     assert_same(read_weights(str(tmp_path / name)))
 
 
-@pytest.mark.parametrize("wrap", [dict, lambda t: {"model": t, "steps": 3}, lambda t: {"state_dict": t}])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        dict,
+        lambda t: {"model": t, "steps": 3},
+        lambda t: {"state_dict": t},
+        lambda t: {"base_model": t, "metrics": {"acc": 0.9}},
+    ],
+)
 def test_pickles_of_tensors(tmp_path, wrap):
     torch.save(wrap(TENSORS), tmp_path / "vq.pt")
     assert_same(read_weights(str(tmp_path / "vq.pt")))

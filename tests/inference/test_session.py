@@ -125,7 +125,7 @@ def test_items_are_embedded_alone_and_placed_in_their_order(model):
     short, long, third = (np.asarray(item, np.float32) for item in items(2, 9, 4))
     with torch.no_grad():
         expected = [
-            model.understanding["image"]({"values": torch.from_numpy(item)[None]})[0]
+            model.understanding["image"]({"values": torch.from_numpy(item)[None]}, [len(item)])[0]
             for item in (short, long, third)
         ]
         embedded = embed_items(model, "image", [{"values": item} for item in (short, long, third)])

@@ -60,8 +60,9 @@ def test_the_understanding_path_reads_the_vectors_of_the_codes(model):
     with torch.no_grad():
         expected = encoder.codebook()[encoder.encode(pixels)]
         assert torch.allclose(encoder.features(pixels), expected, atol=1e-6)
-        embedded = model.understanding["image"](pixels)
-        assert torch.equal(embedded, model.understanding["image"].adapter(encoder.features(pixels)))
+        features = encoder.features(pixels)
+        embedded = model.understanding["image"](pixels, [features.shape[1]] * 2)
+        assert torch.equal(embedded, model.understanding["image"].adapter(features))
     loss = encoder.features(pixels).square().sum(-1)[0, 0] + encoder.features(pixels)[..., 0].sum()
     loss.backward()
     assert encoder.encoder.conv_in.weight.grad.any()

@@ -18,6 +18,7 @@ DUMMIES = Dummies(
     {"image": {"pixels": np.zeros((1, 2), np.float32)}},
     {"image": {"pixels": np.zeros((1, 2), np.float32)}},
     {("understanding", "image"): 1, ("generation", "image"): 4},
+    {"image": 2},
 )
 
 
@@ -29,7 +30,7 @@ def prepared(kind: str, number: int) -> Prepared:
     sample = make("image", 0, "q", "a", "k") if make else generation_sample("p", "image", 0, "k")
     slots = number if kind == "understanding" else 4
     arrays = {"pixels": np.full((slots, 2), number, np.float32)}
-    return Prepared(plan_sample(sample, [slots], SPELLED, stage(), rng), (arrays,))
+    return Prepared(plan_sample(sample, [slots], SPELLED, stage(), rng), (arrays,), (2 * slots,))
 
 
 ROWS = [
@@ -72,6 +73,7 @@ def test_items_fill_the_slots_after_their_begin_token() -> None:
     shown, made = batch.understanding["image"], batch.generation["image"]
     flat = batch.ids.view(-1)
     assert shown.lengths == (2, 3)
+    assert shown.entering == (4, 6)
     assert made.lengths == (4, 4)
     for items in (shown, made):
         assert not items.absent
@@ -98,6 +100,7 @@ def test_absent_modalities_get_one_dummy() -> None:
         assert items.absent
         assert items.at.numel() == 0
         assert items.items["pixels"].shape == (1, 1, 2)
+    assert batch.understanding["image"].entering == (2,)
     assert batch.generation["image"].lengths == (4,)
     assert batch.targets() == {"text": 3, "generation.image": 0}
 

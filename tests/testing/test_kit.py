@@ -96,9 +96,10 @@ def test_artefacts_that_are_not_written() -> None:
 @pytest.mark.parametrize(
     ("factory", "rules"),
     [
+        ("build_averaging", {"mixed-lengths"}),
         ("build_clipping", {"inputs", "trains", "absent"}),
         ("build_leaking", {"frozen"}),
-        ("build_pooling", {"embeddings", "token-counts", "trains", "absent"}),
+        ("build_pooling", {"embeddings", "token-counts", "mixed-lengths", "trains", "absent"}),
     ],
 )
 def test_broken_adapters_fail_the_right_rule(factory: str, rules: set[str]) -> None:

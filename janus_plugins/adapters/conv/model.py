@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,9 +24,12 @@ class Conv(nn.Module):
         self.conv = nn.Conv1d(*sizes) if config.dims == 1 else nn.Conv2d(*sizes, padding=spare // 2)
         self.linear = nn.Linear(hidden, facts.out_width)
 
-    def forward(self, source: Tensor) -> Tensor:
-        """Return embeddings [N, T', M] of features [N, T, C]."""
+    def forward(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Return embeddings [N, T', M] of features [N, T, C], of which the first `lengths` [N] count."""
         features = source.to(self.linear.weight.dtype)
+        if lengths is not None:
+            there = torch.arange(source.shape[1], device=source.device) < lengths[:, None]
+            features = torch.where(there[..., None], features, 0)
         down = self._line(features) if self.config.dims == 1 else self._grid(features)
         embeddings: Tensor = self.linear(functional.gelu(down))
         return embeddings

@@ -17,10 +17,9 @@ Count = Annotated[int, Field(ge=1)]
 class ConvConfig(ComponentConfig):
     """Set how features are down-sampled: along time (`dims: 1`), or in a picture's grid (`dims: 2`).
 
-    Along time a window ends at its last feature and reaches back, so that what pads an item in a
-    batch is never seen; an incomplete window at the end of an item is dropped. An item shorter than
-    the factor still gives one token, for which the encoder must write zeros as padding (as the
-    shipped ones do).
+    Along time a window ends at its last feature and reaches back; an incomplete window at the end of
+    an item is dropped. An item shorter than the factor still gives one token. What pads an item in a
+    batch is never seen.
     """
 
     dims: Literal[1, 2] = 1

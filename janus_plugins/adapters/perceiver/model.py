@@ -59,7 +59,7 @@ class Perceiver(nn.Module):
 
     def __init__(self, config: PerceiverConfig, facts: AdapterFacts) -> None:
         super().__init__()
-        self.padding, self.num_tokens = config.padding, config.tokens
+        self.num_tokens = config.tokens
         width = config.width or facts.in_width
         self.enter = nn.Identity() if width == facts.in_width else nn.Linear(facts.in_width, width)
         self.queries = nn.Parameter(torch.randn(config.tokens, width) * 0.02)
@@ -67,22 +67,19 @@ class Perceiver(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, facts.out_width)
 
-    def forward(self, source: Tensor) -> Tensor:
-        """Return embeddings [N, K, M] of features [N, T, C]."""
-        seen = self._seen(source)
+    def forward(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Return embeddings [N, K, M] of features [N, T, C], of which the first `lengths` [N] count."""
+        seen = None
+        if lengths is not None:
+            there = torch.arange(source.shape[1], device=source.device) < lengths[:, None]
+            source = torch.where(there[..., None], source, 0)  # a weight of zero does not hide a NaN
+            seen = functional.pad(there, (0, self.num_tokens), value=True)[:, None, None]
         features = self.enter(source.to(self.leave.weight.dtype))
         queries = self.queries.expand(len(source), -1, -1)
         for layer in self.layers:
             queries = layer(features, queries, seen)
         embeddings: Tensor = self.leave(self.norm(queries))
         return embeddings
-
-    def _seen(self, source: Tensor) -> Tensor | None:
-        """Return which keys count [N, 1, 1, T + K]: features other than zero, and every query."""
-        if self.padding == "none":
-            return None
-        there = source.detach().ne(0).any(-1)
-        return functional.pad(there, (0, self.num_tokens), value=True)[:, None, None]
 
     def load_weights(self, source: str) -> None:
         """Load weights under this module's own names.

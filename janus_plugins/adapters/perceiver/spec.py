@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from janus_plugins.core.errors import WiringError
 from janus_plugins.core.facts import AdapterFacts, GenerationFacts, LanguageModelFacts, UnderstandingFacts
 from janus_plugins.core.grids import check_features
 from janus_plugins.core.kinds import Kind
@@ -24,26 +23,21 @@ class PerceiverConfig(ComponentConfig):
     head_width: Count = 64
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
     width: Count | None = Field(default=None, description="width inside (default: the encoder's)")
-    padding: Literal["none", "zeros"] = Field(
-        default="none",
-        description="zeros: the encoder's items differ in length, and it writes zeros behind an item's last "
-        "feature; features that are zero throughout are then not seen",
+    padding: Literal["none", "zeros"] | None = Field(
+        default=None,
+        deprecated=True,
+        description="without effect, and accepted of older files alone: an adapter is told how many "
+        "features of an item count",
     )
 
     def facts(self, *neighbours: UnderstandingFacts | GenerationFacts | LanguageModelFacts) -> AdapterFacts:
         """Answer for `facts(source, model)`.
 
         Raises:
-            WiringError: items differ in length and the options do not say how padding is told.
+            WiringError: it stands on a generation path.
         """
         source, model = neighbours
-        seen = check_features(source, "perceiver")  # type: ignore[arg-type]
-        if seen.tokens is None and self.padding == "none":
-            raise WiringError(
-                f"adapter 'perceiver' reads all features of an item, but the encoder's items have up to "
-                f"{seen.max_tokens} of them, padded in a batch; set padding: zeros if the encoder writes "
-                "zeros behind the last one (the shipped ones do)"
-            )
+        check_features(source, "perceiver")  # type: ignore[arg-type]
         return AdapterFacts(accepts="features", in_width=source.width, out_width=model.width)
 
     def output_tokens(self, tokens: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,20 +49,11 @@ class EegProcessor:
 
     def _filtered(self, signal: np.ndarray, rate: float) -> np.ndarray:
         """Return the signal within the band, without the hum; forwards and backwards, so nothing shifts."""
-        from scipy import signal as dsp
+        from scipy.signal import sosfiltfilt
 
-        config = self.config
-        filters = []
-        if config.notch is not None and config.notch < rate / 2:
-            filters.append(dsp.tf2sos(*dsp.iirnotch(config.notch, 30.0, rate)))
-        if config.band is not None:
-            low, high = config.band
-            band = (low, high) if high < rate / 2 else low
-            kind = "bandpass" if high < rate / 2 else "highpass"
-            filters.append(dsp.butter(4, band, kind, fs=rate, output="sos"))
-        for sections in filters:
+        for sections in _filters(self.config.notch, self.config.band, rate):
             padding = min(3 * (2 * len(sections) + 1), signal.shape[1] - 1)
-            signal = dsp.sosfiltfilt(sections, signal, axis=1, padlen=max(padding, 0))
+            signal = sosfiltfilt(sections, signal, axis=1, padlen=max(padding, 0))
         return signal
 
     def _resampled(self, signal: np.ndarray, rate: float) -> np.ndarray:
@@ -90,3 +82,19 @@ class EegProcessor:
             rhythm = 40 * np.sin(2 * np.pi * pitch * times)
             items.append(rhythm + 10 * draw.normal(size=(len(config.channels), len(times))))
         return items
+
+
+@lru_cache(maxsize=64)
+def _filters(notch: float | None, band: tuple[float, float] | None, rate: float) -> tuple[np.ndarray, ...]:
+    """Design the filters of a sampling rate, as second-order sections; this takes longer than filtering."""
+    from scipy import signal as dsp
+
+    filters = []
+    if notch is not None and notch < rate / 2:
+        filters.append(dsp.tf2sos(*dsp.iirnotch(notch, 30.0, rate)))
+    if band is not None:
+        low, high = band
+        whole = high < rate / 2
+        kind = "bandpass" if whole else "highpass"
+        filters.append(dsp.butter(4, band if whole else low, kind, fs=rate, output="sos"))
+    return tuple(filters)

@@ -34,7 +34,10 @@ class EegConfig(ComponentConfig):
     band: tuple[Frequency, Frequency] | None = Field(
         default=None, description="band-pass in Hz (LaBraM: [0.1, 75])"
     )
-    notch: Frequency | None = Field(default=None, description="mains hum that is taken out, in Hz")
+    notch: Frequency | None = Field(
+        default=None,
+        description="mains hum that is taken out of recordings, in Hz, before they are brought to `rate`",
+    )
     scale: Frequency = Field(default=100.0, description="divides microvolts (LaBraM: 100)")
     width: Count = Field(default=200, description="of a feature; for labram a multiple of window / 8")
     depth: Count = 12
@@ -50,8 +53,6 @@ class EegConfig(ComponentConfig):
             raise ValueError(f"channels {', '.join(twice)} are given twice")
         if self.band is not None and not self.band[0] < self.band[1] < self.rate / 2:
             raise ValueError(f"band {self.band} must rise and end below half of rate {self.rate}")
-        if self.notch is not None and self.notch >= self.rate / 2:
-            raise ValueError(f"notch {self.notch} must lie below half of rate {self.rate}")
         if self.model == "eegnet":
             if self.window < 32:
                 raise ValueError(f"window {self.window} is less than the 32 samples of one feature of eegnet")

@@ -20,12 +20,27 @@ _PREFIXES = ("module.transformer_q.", "transformer_q.", "module.", "point_encode
 _HEADS = ("cls_head_finetune.", "cls_head.", "lm_head.", "mask_token")
 
 
-class ChannelNorm(nn.LayerNorm):
-    """Normalise the channels of [B, C, P] at each point."""
+class PointConv(nn.Conv1d):
+    """Map the channels of each point by itself: a convolution of width one, with the channels last."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__(channels, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [B, C, P]."""
-        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+        """Return [..., width] of [..., C]."""
+        return functional.linear(x, self.weight.squeeze(2), self.bias)
+
+
+class JoinedConv(PointConv):
+    """Map what a neighbourhood has in common beside each of its points.
+
+    The common half is multiplied once a neighbourhood, not once a point, which is half of the work.
+    """
+
+    def forward(self, common: Tensor, each: Tensor) -> Tensor:  # type: ignore[override]
+        """Return [B, K, width] of common [B, 1, C] and each [B, K, C]: of both side by side."""
+        of_common, of_each = self.weight.squeeze(2).chunk(2, dim=1)
+        return functional.linear(each, of_each, self.bias) + functional.linear(common, of_common)
 
 
 class FixedBatchNorm(nn.BatchNorm1d):
@@ -35,30 +50,38 @@ class FixedBatchNorm(nn.BatchNorm1d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [B, C, P]."""
-        return functional.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+        """Return [B, K, C]."""
+        flat = functional.batch_norm(
+            x.flatten(0, 1),
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            training=False,
+            eps=self.eps,
         )
+        return flat.view_as(x)
 
 
 class PointNet(nn.Module):
     """Turn neighbourhoods [B, K, C] into one vector each [B, D], whatever the order of their points."""
 
-    def __init__(self, channels: int, width: int, norm: str) -> None:
+    def __init__(self, config: PointCloudConfig) -> None:
         super().__init__()
-        make = FixedBatchNorm if norm == "batch" else ChannelNorm
+        make = FixedBatchNorm if config.norm == "batch" else nn.LayerNorm
+        small, middle, large = (config.pointnet_width * times for times in (1, 2, 4))
         self.first_conv = nn.Sequential(
-            nn.Conv1d(channels, 128, 1), make(128), nn.ReLU(), nn.Conv1d(128, 256, 1)
+            PointConv(config.channels, small), make(small), nn.ReLU(), PointConv(small, middle)
         )
         self.second_conv = nn.Sequential(
-            nn.Conv1d(512, 512, 1), make(512), nn.ReLU(), nn.Conv1d(512, width, 1)
+            JoinedConv(2 * middle, large), make(large), nn.ReLU(), PointConv(large, config.point_width)
         )
 
     def forward(self, points: Tensor) -> Tensor:
         """Return vectors [B, D] of points [B, K, C]."""
-        each = self.first_conv(points.transpose(1, 2))
-        whole = each.amax(2, keepdim=True).expand_as(each)
-        vectors: Tensor = self.second_conv(torch.cat([whole, each], dim=1)).amax(2)
+        each = self.first_conv(points)
+        join, norm, bend, last = self.second_conv
+        vectors: Tensor = last(bend(norm(join(each.amax(1, keepdim=True), each)))).amax(1)
         return vectors
 
 
@@ -84,7 +107,7 @@ class PointCloudEncoder(nn.Module):
     def __init__(self, config: PointCloudConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = PointNet(config.channels, config.point_width, config.norm)
+        self.encoder = PointNet(config)
         self.reduce_dim = nn.Linear(config.point_width, config.width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.cls_pos = nn.Parameter(torch.randn(1, 1, config.width) * 0.02)
@@ -98,7 +121,10 @@ class PointCloudEncoder(nn.Module):
         places = points[..., :3]
         centres = gathered(places, farthest_points(places, config.groups))
         near = gathered(points, neighbours(places, centres, config.group_size))
-        near = torch.cat([near[..., :3] - centres[:, :, None], near[..., 3:]], dim=-1)
+        around = near[..., :3] - centres[:, :, None]
+        if config.norm == "layer":
+            around = around / _spread(around)
+        near = torch.cat([around, near[..., 3:]], dim=-1)
         dtype = self.reduce_dim.weight.dtype
         vectors = self.encoder(near.to(dtype).flatten(0, 1))
         vectors = vectors.reshape(len(points), config.groups, config.point_width)
@@ -125,6 +151,16 @@ class PointCloudEncoder(nn.Module):
                 }
         heads = {name for name in tensors if name.startswith(_HEADS)}
         load_exactly(self, tensors, source, drop=heads)
+
+
+def _spread(around: Tensor) -> Tensor:
+    """Return how far a cloud's points lie from their centres [N, 1, 1, 1], a root mean square.
+
+    Batch normalisation brings small neighbourhoods to scale; that over channels cannot, and the first
+    layer's bias then drowns them: without this, ten shapes were told apart no better than by chance
+    after 100 steps.
+    """
+    return around.square().sum(-1).mean((1, 2)).sqrt().clamp_min(1e-6)[:, None, None, None]
 
 
 def build(config: PointCloudConfig, facts: UnderstandingFacts) -> PointCloudEncoder:

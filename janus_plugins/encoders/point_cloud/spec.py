@@ -31,6 +31,10 @@ class PointCloudConfig(ComponentConfig):
         default="layer",
         description="inside the small PointNet; batch: with the statistics of loaded weights, never updated",
     )
+    pointnet_width: Count = Field(
+        default=128,
+        description="of the small PointNet's first layer; the others are twice and four times as wide",
+    )
     point_width: Count = Field(default=256, description="width of a neighbourhood after the small PointNet")
     width: Count = 384
     depth: Count = 12
@@ -49,7 +53,7 @@ class PointCloudConfig(ComponentConfig):
     @staticmethod
     def tiny() -> dict[str, Any]:
         """Return options small enough for a test."""
-        groups = {"num_points": 48, "groups": 6, "group_size": 8, "point_width": 16}
+        groups = {"num_points": 48, "groups": 6, "group_size": 8, "pointnet_width": 16, "point_width": 16}
         return {**groups, "width": 16, "depth": 2, "num_heads": 2}
 
     def facts(self, *neighbours: object) -> UnderstandingFacts:

@@ -71,6 +71,7 @@ RULES: Mapping[Kind, tuple[Rule, ...]] = {
         *_DECLARED, *_BUILT,
         Rule("embeddings", joints.embeddings),
         Rule("token-counts", joints.token_counts),
+        Rule("mixed-lengths", joints.mixed_lengths),
         *_MODULE, *_COMPOSED,
     ),
     Kind.HEAD: (

@@ -36,13 +36,7 @@ def embeddings(case: Case) -> None:
 
 def token_counts(case: Case) -> None:
     """Check that items of any length fit output_tokens, unless facts() or it refuses them."""
-    beside = case.neighbour
-    if not isinstance(beside, UnderstandingFacts):
-        raise Skipped("codes and latents of an item are of a fixed number")
-    try:
-        case.config.facts(replace(beside, tokens=None), PartnerModelConfig().facts())
-    except JanusPluginsError:
-        raise Skipped("its facts() refuse encoders whose items differ in length") from None
+    _serves_any_length(case)
     subject, module = Adapter(case), case.build().eval()
     for entering in (1, 4, 7, subject.tokens - 1):
         try:
@@ -53,6 +47,39 @@ def token_counts(case: Case) -> None:
         answer = run(subject, module, {"source": source})
         wanted = f"embeddings of {entering} tokens, [N, output_tokens({entering}), facts.out_width]"
         shape_is(answer, (2, leaving, case.facts.out_width), wanted)
+
+
+def mixed_lengths(case: Case) -> None:
+    """Check that an item's embeddings are the same alone as beside a longer item, whatever pads it."""
+    _serves_any_length(case)
+    subject, module = Adapter(case), case.build().eval()
+    long, behind = subject.source(1, subject.tokens), subject.source(2, subject.tokens)
+    for short in (1, 4, subject.tokens // 2, subject.tokens - 1):
+        source = subject.source(0, short)
+        try:
+            leaving = case.config.output_tokens(short)
+            single = run(subject, module, {"source": source[None]})[0, :leaving]
+        except JanusPluginsError:
+            continue
+        padded = torch.cat([source, behind[short:]])
+        lengths = torch.tensor([short, subject.tokens])
+        both = run(subject, module, {"source": torch.stack([padded, long]), "lengths": lengths})
+        wanted = (
+            f"an item of {short} features to have the same {leaving} embeddings alone as beside one of "
+            f"{subject.tokens} (declare forward(source, lengths=None), and mask by it)"
+        )
+        expect(close(single, both[0, :leaving]), wanted, "other ones")
+
+
+def _serves_any_length(case: Case) -> None:
+    """Skip the rule where items cannot differ in length."""
+    beside = case.neighbour
+    if not isinstance(beside, UnderstandingFacts):
+        raise Skipped("codes and latents of an item are of a fixed number")
+    try:
+        case.config.facts(replace(beside, tokens=None), PartnerModelConfig().facts())
+    except JanusPluginsError:
+        raise Skipped("its facts() refuse encoders whose items differ in length") from None
 
 
 def losses(case: Case) -> None:
