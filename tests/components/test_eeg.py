@@ -101,7 +101,10 @@ def test_hum_and_drift_are_taken_out():
 def test_hum_at_half_of_the_models_rate_is_taken_out_before_resampling():
     times = np.arange(1600) / 400
     tone = 20 * np.sin(2 * np.pi * 8 * times)
-    row = {"array": np.stack([tone + 80 * np.sin(2 * np.pi * 50 * times + 1)] * len(NAMES)), "sampling_rate": 400}
+    row = {
+        "array": np.stack([tone + 80 * np.sin(2 * np.pi * 50 * times + 1)] * len(NAMES)),
+        "sampling_rate": 400,
+    }
     options = {"rate": 100, "window": 100, "width": 52}
     wanted = tone[::4][100:300]
 
