@@ -42,6 +42,11 @@ check: test
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.generation
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.training
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.ranks
+	$(BIN)/python -m benchmarks.plugins
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.parallel
+	test ! -d runs/digits/model || OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality runs/digits
 
 bench-gpu:
 	$(PYTHON) -m benchmarks.gpu

@@ -57,14 +57,16 @@ def main() -> int:
     lines = []
     for batch in given.batch or [1, 16]:
 
-        def work(batch: int = batch) -> object:
-            return model.generate("a red cube", num_per_prompt=batch, return_codes=True)
+        for way, graph in (("recorded graph", True), ("eager", False)):
 
-        work()
-        taken = statistics.median(seconds(work) for _ in range(given.rounds))
-        speeds = {"seconds": taken, "images_per_second": batch / taken, "weights_roofline": roofline}
-        lines.append({"batch": batch, **speeds})
-        print(f"batch {batch}: {taken:.2f} s, {batch / taken:.2f} images/s; weights alone {roofline:.2f} s")
+            def work(batch: int = batch, graph: bool = graph) -> object:
+                return model.generate("a red cube", num_per_prompt=batch, return_codes=True, compile=graph)
+
+            work()
+            taken = statistics.median(seconds(work) for _ in range(given.rounds))
+            speeds = {"seconds": taken, "images_per_second": batch / taken, "weights_roofline": roofline}
+            lines.append({"batch": batch, "way": way, **speeds})
+            print(f"batch {batch}, {way}: {taken:.2f} s, {batch / taken:.2f} images/s; roofline {roofline:.2f} s")
     answer = {
         "device": torch.cuda.get_device_name(),
         "bytes_per_second": speed,

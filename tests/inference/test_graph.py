@@ -93,3 +93,12 @@ def test_what_cannot_be_one_graph_is_refused():
 def test_the_compiled_step_gives_the_same_codes(model, inductor):
     expected = codes(model, "a seven", guidance=4.0, temperature=0.0)
     assert torch.equal(codes(model, "a seven", guidance=4.0, temperature=0.0, compile=True), expected)
+
+
+@pytest.mark.gpu
+def test_recorded_graphs_give_the_same_codes(inductor):
+    model = small_model().to("cuda")
+    settings = {"guidance": 4.0, "temperature": 0.0}
+    expected = codes(model, "a seven", **settings)
+    for _ in range(2):
+        assert torch.equal(codes(model, "a seven", compile=True, **settings), expected)
