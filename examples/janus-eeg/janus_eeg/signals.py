@@ -72,7 +72,7 @@ def muscles(draw, rate, count):
         )
         for side in sides:
             for name, share in zip(MUSCLES[side], (1.0, 0.3, 0.3), strict=True):
-                made[CHANNELS.index(name), start : start + length] += share * draw.uniform(25, 45) * burst
+                made[CHANNELS.index(name), start : start + length] += share * draw.uniform(40, 80) * burst
     return made
 
 

@@ -19,7 +19,7 @@ class ShapesConfig(jp.ComponentConfig):
     noise: Annotated[float, Field(ge=0)] = Field(
         default=0.015, description="of every point; shapes are about 2 across"
     )
-    outliers: Share = Field(default=0.02, description="share of points that lie anywhere")
+    outliers: Share = Field(default=0.01, description="share of points that lie anywhere")
     unseen: Share = Field(default=0.2, description="largest share of the points that a partial view lacks")
     stretch: Annotated[float, Field(ge=1)] = Field(
         default=1.3, description="largest stretch or squeeze along each axis"
@@ -31,7 +31,7 @@ class ShapesConfig(jp.ComponentConfig):
 
 SHAPES = jp.ComponentSpec(
     kind=jp.Kind.SOURCE, name="shapes", config=ShapesConfig, contract=1,
-    factory="janus_shapes.source:Shapes", summary="made point clouds of ten shapes: turned, noisy, partial",
+    factory="janus_shapes.source:Shapes", summary="made point clouds of nine shapes: turned, noisy, partial",
 )  # fmt: skip
 
 

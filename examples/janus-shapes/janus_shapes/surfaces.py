@@ -1,4 +1,4 @@
-"""Points on the surfaces of ten shapes, about as many on every part as its area asks for."""
+"""Points on the surfaces of nine shapes, about as many on every part as its area asks for."""
 
 import numpy as np
 
@@ -51,10 +51,6 @@ def plane(draw, count):
     return np.column_stack([draw.uniform(-0.9, 0.9, (count, 2)), np.zeros(count)])
 
 
-def disc(draw, count):
-    return np.column_stack([_circle(draw, count) * np.sqrt(draw.random((count, 1))), np.zeros(count)])
-
-
 def helix(draw, count):
     turn = draw.uniform(0, 5 * np.pi, count)
     wire = np.column_stack([0.7 * np.cos(turn), 0.7 * np.sin(turn), 1.8 * turn / (5 * np.pi) - 0.9])
@@ -69,7 +65,7 @@ def cross(draw, count):
 
 SURFACES = {
     shape.__name__: shape
-    for shape in (sphere, cube, cylinder, cone, torus, pyramid, plane, disc, helix, cross)
+    for shape in (sphere, cube, cylinder, cone, torus, pyramid, plane, helix, cross)
 }
 
 
