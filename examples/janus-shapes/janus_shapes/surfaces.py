@@ -64,8 +64,7 @@ def cross(draw, count):
 
 
 SURFACES = {
-    shape.__name__: shape
-    for shape in (sphere, cube, cylinder, cone, torus, pyramid, plane, helix, cross)
+    shape.__name__: shape for shape in (sphere, cube, cylinder, cone, torus, pyramid, plane, helix, cross)
 }
 
 

@@ -20,7 +20,7 @@ _PREFIXES = ("module.transformer_q.", "transformer_q.", "module.", "point_encode
 _HEADS = ("cls_head_finetune.", "cls_head.", "lm_head.", "mask_token")
 
 _SHARPER = 5.0
-"""Times torch's start of the first layer over positions (nine shapes after 250 steps: 10 % wrong instead of 16 %)."""
+"""Times torch's start of the first layer over positions (nine shapes, 250 steps: 10 % wrong, not 16 %)."""
 
 
 class PointConv(nn.Conv1d):
