@@ -5,11 +5,18 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from janus_plugins.core.errors import DataError, JanusPluginsError
 from janus_plugins.data.worker import RankStep
+
+_BETWEEN = 2.0
+"""Seconds between looks at workers while one is waited for."""
+
+_HELD = 1.0
+"""Seconds for which nobody alive holds the workers' lock."""
 
 
 def prepared_steps(loader: Any, workers: int, timeout: float) -> Iterator[RankStep]:
@@ -26,7 +33,8 @@ def prepared_steps(loader: Any, workers: int, timeout: float) -> Iterator[RankSt
     """
     before = set(multiprocessing.active_children())
     steps = _started(loader)
-    watch = _Watch([child for child in multiprocessing.active_children() if child not in before], timeout)
+    workers_of = [child for child in multiprocessing.active_children() if child not in before]
+    watch = _Watch(workers_of, timeout, steps)
     while True:
         try:
             with watch:
@@ -53,25 +61,38 @@ class _Watch:
     without one, torch looks after its workers every few seconds.
     """
 
-    def __init__(self, workers: Sequence[Any], timeout: float) -> None:
-        self._workers, self._timeout = workers, timeout
-        self._timer: threading.Timer | None = None
+    def __init__(self, workers: Sequence[Any], timeout: float, steps: Any) -> None:
+        self._workers, self._timeout, self._steps = workers, timeout, steps
+        self._over = threading.Event()
         self.expired = False
 
     def __enter__(self) -> None:
         if self._workers:
-            self._timer = threading.Timer(self._timeout, self._expire)
-            self._timer.daemon = True
-            self._timer.start()
+            self._over = threading.Event()
+            threading.Thread(target=self._look, args=(self._over,), daemon=True).start()
 
     def __exit__(self, *_: object) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._over.set()
 
-    def _expire(self) -> None:
-        self.expired = True
-        for worker in self._workers:
-            worker.kill()
+    def _look(self, over: threading.Event) -> None:
+        last = time.monotonic() + self._timeout
+        while not over.wait(min(_BETWEEN, max(0.0, last - time.monotonic()))):
+            if time.monotonic() >= last:
+                self.expired = True
+                for worker in self._workers:
+                    worker.kill()
+            if self.expired or not all(worker.is_alive() for worker in self._workers):
+                self._free()
+            if self.expired:
+                return
+
+    def _free(self) -> None:
+        """Let go of the lock that all of them share: one that was killed may have died holding it."""
+        done = getattr(self._steps, "_workers_done_event", None)
+        lock = getattr(getattr(done, "_cond", None), "_lock", None)
+        if lock is not None:
+            lock.acquire(timeout=_HELD)
+            lock.release()
 
 
 def _started(loader: Any) -> Iterator[Any]:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from janus_plugins.core.errors import DataError, RunFileError
+from janus_plugins.data import watch
 from janus_plugins.data.loader import StepBatch, StepLoader
 
 from .toys import only_stage, toy_plan, toy_tokenizer
@@ -221,6 +222,25 @@ def test_a_killed_worker_is_an_error(workers: int) -> None:
     with pytest.raises(DataError, match="a data worker failed"):
         list(steps)
     assert time.monotonic() - started < 10  # far less than engine.data_timeout
+
+
+@pytest.mark.usefixtures("_quick_look")
+def test_a_worker_killed_with_the_lock_in_its_hands_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    iterators = []
+    started = watch._started
+    monkeypatch.setattr(watch, "_started", lambda one: iterators.append(started(one)) or iterators[0])
+    one = loader({"words": {"task": "text"}}, {"steps": 100}, {"workers": 2})
+    steps = iter(one)
+    next(steps)
+    (made,) = iterators
+    made._workers_done_event._cond._lock.acquire()  # as if by the worker that dies now
+    child = multiprocessing.active_children()[0]
+    os.kill(child.pid or 0, signal.SIGKILL)
+    child.join()
+    began = time.monotonic()
+    with pytest.raises(DataError, match="a data worker failed"):
+        list(steps)
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.usefixtures("_quick_look")
