@@ -66,6 +66,17 @@ def test_pixels_equal_transformers(ours, theirs, name):
     assert pixels.max() <= 1
 
 
+@pytest.mark.parametrize("name", PICTURES)
+def test_pixels_that_are_not_normalised(name):
+    """`do_normalize: false` leaves them in [0, 1]; the padding is the same grey."""
+    picture = PICTURES[name]
+    theirs = JanusImageProcessorPil(do_normalize=False, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    expected = theirs(picture.convert("RGB"), return_tensors="np").pixel_values[0]
+    pixels = SiglipProcessor(SiglipConfig(normalize=False))(picture)["pixels"]
+    assert np.abs(pixels - expected).max() < 1e-6
+    assert pixels.min() >= 0
+
+
 def test_exif_rotation(ours, theirs, tmp_path):
     """The official code does not apply it, nor does transformers to a picture; its `load_image` does."""
     path = tmp_path / "rotated.png"
