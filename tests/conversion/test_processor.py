@@ -151,6 +151,18 @@ class TestOfficialPrompts:
         text = f"{user}: <image_placeholder>\nWhat is it?\n\n{assistant}:"
         assert with_placeholder(plan, chat) == official_ids(text, template)
 
+    @pytest.mark.parametrize("empty", ["", " \n"])
+    def test_an_empty_prompt(self, template, user, assistant, empty):
+        """A role with nothing to say has neither a space nor the separator; a picture is something."""
+        chat = spelling(template)
+        plan = plan_question(empty, [], chat)
+        assert plan.ids.tolist() == official_ids(f"{SYSTEM}\n\n{user}:{assistant}:", template)
+        conditional, _, _ = plan_generation(empty, "image", chat)
+        assert conditional[:-1].tolist() == official_ids(f"{user}:{assistant}:", template)
+        plan = plan_question(empty, [("image", 16)], chat)
+        text = f"{SYSTEM}\n\n{user}: <image_placeholder>\n\n{assistant}:"
+        assert with_placeholder(plan, chat) == official_ids(text, template)
+
     def test_generation_and_its_unconditional_row(self, template, user, assistant):
         """BOS, pads in the place of everything else, role tags included, and the begin token."""
         chat = spelling(template)
@@ -183,6 +195,17 @@ def test_the_chat_template_joins_turns_as_the_official_code(processor):
     ]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     assert text == f"<|User|>: One?\n\n<|Assistant|>: Two.{EOS}<|User|>: Three?\n\n<|Assistant|>:"
+
+
+def test_the_chat_template_ends_an_empty_turn_at_its_colon(processor):
+    for content in ("", " \n", [{"type": "text", "text": ""}]):
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        assert text == "<|User|>:<|Assistant|>:"
+    shown = [{"role": "user", "content": [{"type": "image"}]}]
+    text = processor.apply_chat_template(shown, add_generation_prompt=True)
+    assert text == "<|User|>: <image_placeholder>\n\n<|Assistant|>:"
 
 
 def test_decoded_pixels_are_truncated(ours):
