@@ -18,10 +18,12 @@ _JINJA = """\
 {%- endif -%}
 {%- set open = role == 'assistant' and loop.last and not add_generation_prompt
     and (parts|length == 0 or (parts|length == 1 and parts[0]['text'] == '')) -%}
-{%- if role == 'user' -%}{{ user + ': ' }}
+{%- set empty = role == 'user' and not parts|rejectattr('type', 'equalto', 'text')|list
+    and not parts|map(attribute='text')|join|trim -%}
+{%- if role == 'user' -%}{{ user + (':' if empty else ': ') }}
 {%- elif role == 'assistant' -%}{{ assistant + (':' if open else ': ') }}
 {%- endif -%}
-{%- for part in parts -%}
+{%- for part in ([] if empty else parts) -%}
 {%- if part['type'] == 'image' -%}{{ image }}
 {%- else -%}
 {%- set text = part['text'] -%}
@@ -35,12 +37,12 @@ _JINJA = """\
 {%- endif -%}
 {%- endfor -%}
 {%- if role == 'assistant' -%}{{ '' if open else eos }}
-{%- else -%}{{ separator }}
+{%- elif not empty -%}{{ separator }}
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ assistant + ':' }}{%- endif -%}
 """
-"""As the official code joins turns: a user's ends with the separator, an assistant's with EOS."""
+"""As the official code joins turns: a user's ends with the separator unless empty, an assistant's with EOS."""
 
 
 def chat_template(template: Template, tokens: ItemTokens) -> str:

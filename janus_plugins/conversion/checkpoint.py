@@ -17,7 +17,7 @@ from torch import Tensor
 
 from janus_plugins.conversion import official, transformers_layout
 from janus_plugins.conversion.account import account_for, extra_entries, known_extras, places_in
-from janus_plugins.conversion.architecture import Architecture, architecture_of
+from janus_plugins.conversion.architecture import MODALITY, Architecture, architecture_of
 from janus_plugins.conversion.description import (
     CONFIG,
     DEFAULT_TOKENS,
@@ -122,11 +122,14 @@ class Checkpoint:
         plan = self.model.plan
         architecture = architecture_of(plan)
         block = plan.run.model
-        pixels = next(
+        kept = next(
             (read_files(layout, files, f"{self.folder}/{KEPT}", architecture).pixels
              for layout, files in self.kept.items()),
             Pixels(architecture.vision.image_size),
         )  # fmt: skip
+        encoder: Any = plan.model.understanding[MODALITY].encoder.config
+        told = Pixels(architecture.vision.image_size, do_normalize=encoder.normalize)
+        pixels = kept if kept.do_normalize == encoder.normalize else told
         template = block.language_model.template
         return Description(architecture, template, block.item_tokens("image"), pixels)
 
@@ -210,6 +213,8 @@ def _open_native(folder: Path) -> Checkpoint:
 def _run_of(description: Description, folder: Path) -> RunConfig:
     """Return a run file that has this model and nothing else."""
     block: dict[str, Any] = description.architecture.model_block()
+    if not description.pixels.do_normalize:
+        block["understanding"][MODALITY]["encoder"]["options"]["normalize"] = False
     block["language_model"] |= {
         "tokenizer": {"type": "pretrained", "path": TOKENIZER},
         "template": description.template,

@@ -239,7 +239,13 @@ def _texts(checkpoint: Checkpoint, description: Description, layout: Layout) -> 
 
 
 def _same(one: Description, other: Description) -> bool:
-    return (one.architecture, one.chat, one.tokens) == (other.architecture, other.chat, other.tokens)
+    return _said(one) == _said(other)
+
+
+def _said(description: Description) -> tuple[object, ...]:
+    """Return what files must say to stand for a model."""
+    pixels = description.pixels
+    return description.architecture, description.chat, description.tokens, pixels.do_normalize
 
 
 def _write_extras(checkpoint: Checkpoint, folder: Path, layout: Layout) -> list[str]:

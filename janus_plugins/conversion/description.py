@@ -140,8 +140,11 @@ def read_pixels(fields: Fields, image_size: int) -> Pixels:
         fields.truth("do_normalize"),
         fields.integer("min_size"),
     )
-    for name, wanted in (("image_mean", ours.image_mean), ("image_std", ours.image_std)):
-        if pixels.do_normalize and getattr(pixels, name) != wanted:
+    # The mean also colours the padding, so it counts where nothing is normalised.
+    names = ("image_mean", "image_std") if pixels.do_normalize else ("image_mean",)
+    for name in names:
+        wanted = getattr(ours, name)
+        if getattr(pixels, name) != wanted:
             raise CheckpointError(
                 f"{fields.where}: {name} is {getattr(pixels, name)}, siglip's pictures have {wanted}"
             )
@@ -155,7 +158,8 @@ def read_pixels(fields: Fields, image_size: int) -> Pixels:
 
 NOT_NORMALISED = (
     "preprocessor_config.json says do_normalize: false, as Janus-1.3B did by mistake until 2024-11-14 (red "
-    "pictures were answered 'pink'); the file is kept as it is, but this package normalises all the same"
+    "pictures were answered 'pink'): the model sees pixels in [0, 1], as the official code would show them; "
+    "say true there to normalise as later revisions do"
 )
 
 

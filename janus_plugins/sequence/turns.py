@@ -82,6 +82,9 @@ class TurnWriter:
         return "text" if self._rules.free else _opening(turn)
 
     def _prompt(self, turn: Turn, opening: Opening | None) -> None:
+        if self._chat and turn.role == "user" and _empty(turn):  # the official code ends an empty turn there
+            self.line.scaffold(f"{self._template.user}:")
+            return
         if self._chat and turn.role == "user":
             self.line.scaffold(f"{self._template.user}: ")
         self._parts(turn, learn=self._rules.learn_prompts and turn.role == "user")
@@ -132,6 +135,10 @@ class TurnWriter:
                 else:
                     self.line.scaffold(AFTER_ITEM)
         self.line.literal(text, learn)
+
+
+def _empty(turn: Turn) -> bool:
+    return all(isinstance(part, str) and not part.strip() for part in turn.parts)
 
 
 def _opening(turn: Turn) -> Opening:

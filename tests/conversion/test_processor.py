@@ -66,6 +66,17 @@ def test_pixels_equal_transformers(ours, theirs, name):
     assert pixels.max() <= 1
 
 
+@pytest.mark.parametrize("name", PICTURES)
+def test_pixels_that_are_not_normalised(name):
+    """`do_normalize: false` leaves them in [0, 1]; the padding is the same grey."""
+    picture = PICTURES[name]
+    theirs = JanusImageProcessorPil(do_normalize=False, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    expected = theirs(picture.convert("RGB"), return_tensors="np").pixel_values[0]
+    pixels = SiglipProcessor(SiglipConfig(normalize=False))(picture)["pixels"]
+    assert np.abs(pixels - expected).max() < 1e-6
+    assert pixels.min() >= 0
+
+
 def test_exif_rotation(ours, theirs, tmp_path):
     """The official code does not apply it, nor does transformers to a picture; its `load_image` does."""
     path = tmp_path / "rotated.png"
@@ -140,6 +151,18 @@ class TestOfficialPrompts:
         text = f"{user}: <image_placeholder>\nWhat is it?\n\n{assistant}:"
         assert with_placeholder(plan, chat) == official_ids(text, template)
 
+    @pytest.mark.parametrize("empty", ["", " \n"])
+    def test_an_empty_prompt(self, template, user, assistant, empty):
+        """A role with nothing to say has neither a space nor the separator; a picture is something."""
+        chat = spelling(template)
+        plan = plan_question(empty, [], chat)
+        assert plan.ids.tolist() == official_ids(f"{SYSTEM}\n\n{user}:{assistant}:", template)
+        conditional, _, _ = plan_generation(empty, "image", chat)
+        assert conditional[:-1].tolist() == official_ids(f"{user}:{assistant}:", template)
+        plan = plan_question(empty, [("image", 16)], chat)
+        text = f"{SYSTEM}\n\n{user}: <image_placeholder>\n\n{assistant}:"
+        assert with_placeholder(plan, chat) == official_ids(text, template)
+
     def test_generation_and_its_unconditional_row(self, template, user, assistant):
         """BOS, pads in the place of everything else, role tags included, and the begin token."""
         chat = spelling(template)
@@ -172,6 +195,17 @@ def test_the_chat_template_joins_turns_as_the_official_code(processor):
     ]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     assert text == f"<|User|>: One?\n\n<|Assistant|>: Two.{EOS}<|User|>: Three?\n\n<|Assistant|>:"
+
+
+def test_the_chat_template_ends_an_empty_turn_at_its_colon(processor):
+    for content in ("", " \n", [{"type": "text", "text": ""}]):
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        assert text == "<|User|>:<|Assistant|>:"
+    shown = [{"role": "user", "content": [{"type": "image"}]}]
+    text = processor.apply_chat_template(shown, add_generation_prompt=True)
+    assert text == "<|User|>: <image_placeholder>\n\n<|Assistant|>:"
 
 
 def test_decoded_pixels_are_truncated(ours):

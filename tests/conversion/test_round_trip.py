@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -15,7 +17,9 @@ from typer.testing import CliRunner
 
 import janus_plugins as jp
 from janus_plugins.cli import app
+from janus_plugins.conversion.description import PREPROCESSOR
 from janus_plugins.core.errors import CheckpointError
+from janus_plugins.inference.paths import read_items
 from tests.conversion.made import (
     make_model,
     make_tokenizer,
@@ -209,18 +213,65 @@ def test_files_that_were_not_kept_are_made_anew(official, tmp_path):
     assert made.get_vocab() == given.get_vocab()
 
 
-def test_do_normalize_travels(tensors, tmp_path, caplog):
+@pytest.fixture
+def unnormalised(tensors, tmp_path) -> Path:
+    """As Janus-1.3B was before 2024-11-14."""
     source = write_official(tmp_path / "o", tensors, make_tokenizer())
-    path = source / "preprocessor_config.json"
+    path = source / PREPROCESSOR
     path.write_text(path.read_text().replace('"do_normalize": true', '"do_normalize": false'))
-    done = jp.convert(source, tmp_path / "t", layout="transformers")
+    return source
+
+
+def do_normalize(folder: Path) -> bool:
+    return json.loads((folder / PREPROCESSOR).read_text())["do_normalize"]
+
+
+def test_do_normalize_travels(unnormalised, tmp_path, caplog):
+    done = jp.convert(unnormalised, tmp_path / "t", layout="transformers")
     assert "do_normalize: false" in done.notes[0]
-    assert json.loads((tmp_path / "t" / "preprocessor_config.json").read_text())["do_normalize"] is False
+    assert do_normalize(tmp_path / "t") is False
     jp.convert(tmp_path / "t", tmp_path / "n")
     jp.convert(tmp_path / "n", tmp_path / "o2", layout="official")
-    assert (tmp_path / "o2" / "preprocessor_config.json").read_text() == path.read_text()
-    jp.load(source)
+    assert (tmp_path / "o2" / PREPROCESSOR).read_text() == (unnormalised / PREPROCESSOR).read_text()
+    jp.load(unnormalised)
     assert "do_normalize: false" in caplog.text
+
+
+def test_do_normalize_is_followed_in_every_layout(unnormalised, official, tmp_path):
+    """Pixels in [0, 1], the padding at 127 / 255: as much as the other revision's, moved and scaled back."""
+    picture = Image.fromarray(np.arange(40 * 24 * 3, dtype=np.uint32).reshape(24, 40, 3).astype(np.uint8))
+    jp.convert(unnormalised, tmp_path / "t", layout="transformers")
+    jp.convert(unnormalised, tmp_path / "n")
+    usual = understanding_pixels(official, picture)
+    assert usual.min() < -0.5
+    for folder in (unnormalised, tmp_path / "t", tmp_path / "n"):
+        pixels = understanding_pixels(folder, picture)
+        assert np.abs(pixels - (usual * 0.5 + 0.5)).max() < 1e-6
+        assert abs(pixels[0, 0, 0] - 127 / 255) < 1e-6
+    theirs = JanusProcessor.from_pretrained(tmp_path / "t", backend="pil").image_processor
+    expected = theirs(picture, return_tensors="np").pixel_values[0]
+    assert np.abs(pixels - expected).max() < 1e-6
+
+
+def understanding_pixels(folder: Path, picture: Image.Image) -> np.ndarray:
+    encoder = jp.load(folder).plan.model.understanding["image"].encoder
+    return read_items(encoder, [picture])[0]["pixels"]
+
+
+def test_do_normalize_is_written_by_what_the_model_does(unnormalised, official, tmp_path):
+    """Saved without the files it came from, and where those say otherwise."""
+    jp.load(unnormalised).save(tmp_path / "n")
+    assert not (tmp_path / "n" / "extras.json").exists()
+    for layout in ("official", "transformers"):
+        jp.convert(tmp_path / "n", tmp_path / layout, layout=layout)
+        assert do_normalize(tmp_path / layout) is False
+    jp.convert(official, tmp_path / "kept")
+    jp.load(official).save(tmp_path / "other")
+    files = json.loads((tmp_path / "kept" / "extras.json").read_text())
+    files["official"][PREPROCESSOR] = (unnormalised / PREPROCESSOR).read_text()
+    (tmp_path / "other" / "extras.json").write_text(json.dumps(files))
+    jp.convert(tmp_path / "other", tmp_path / "o2", layout="official")
+    assert do_normalize(tmp_path / "o2") is True
 
 
 def test_special_tokens_are_found_by_string(tensors, tmp_path):

@@ -43,6 +43,7 @@ class SiglipConfig(ComponentConfig):
     mlp_ratio: Annotated[float, Field(gt=0)] | None = None
     channels: Literal[1, 3] = Field(default=3, description="1: grey, 3: RGB")
     background: tuple[int, int, int] = Field(default=(127, 127, 127), description="colour of the padding")
+    normalize: bool = Field(default=True, description="pixels in [-1, 1]; false: in [0, 1]")
     rotate: bool = Field(default=False, description="apply the EXIF orientation (Janus does not)")
 
     @model_validator(mode="after")
