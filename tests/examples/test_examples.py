@@ -15,8 +15,8 @@ from hatchling.builders.wheel import WheelBuilder
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/pyproject.toml"))
-PROOFS = {"janus-eeg": "brainwaves.yaml", "janus-shapes": "shapes.yaml"}
-"""Sources that train a shipped encoder of a new modality, each with its run file."""
+PROOFS = {"janus-eeg": ("brainwaves.yaml", "description"), "janus-shapes": ("shapes.yaml", "shape")}
+"""Sources that train a shipped encoder of a new modality, each with its run file and what that evaluates."""
 
 USED = """
 import json, sys
@@ -122,7 +122,7 @@ for file in files:
 
 
 def test_the_proofs_take_a_few_steps_of_each_stage_and_answer(site: Path, tmp_path: Path) -> None:
-    files = [str(EXAMPLES / name / file) for name, file in PROOFS.items()]
+    files = [str(EXAMPLES / name / file) for name, (file, _) in PROOFS.items()]
     lines = run("-c", STEPS, str(tmp_path), *files, site=site).splitlines()
     answers = [json.loads(line) for line in lines if line.startswith("{")]
     assert len(answers) == len(PROOFS)
@@ -136,11 +136,9 @@ def test_the_proofs_take_a_few_steps_of_each_stage_and_answer(site: Path, tmp_pa
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", PROOFS)
 def test_a_shipped_encoder_of_a_new_modality_trains(name: str, site: Path, tmp_path: Path) -> None:
-    run(
-        "-m", "janus_plugins", "train", str(EXAMPLES / name / PROOFS[name]), "--out", str(tmp_path), site=site
-    )
-    (share,) = json.loads((tmp_path / "evaluation.json").read_text()).values()
-    assert share >= 0.95
+    file, measured = PROOFS[name]
+    run("-m", "janus_plugins", "train", str(EXAMPLES / name / file), "--out", str(tmp_path), site=site)
+    assert json.loads((tmp_path / "evaluation.json").read_text())[measured] >= 0.95
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ REGIONS = {
     "in the middle": ("C3", "C4", "T7", "T8"),
     "at the back": ("P3", "P4", "O1", "O2"),
 }
-STRENGTHS = {"mild": (5.0, 8.0), "strong": (14.0, 22.0)}  # root mean square of the rhythm
+STRENGTHS = {"mild": (5.0, 8.0), "strong": (18.0, 26.0)}  # root mean square of the rhythm
 BACKGROUND = 8.0  # the same of everything else that a brain does
 BLINKS = {"FP1": 1.0, "FP2": 1.0, "F3": 0.35, "F4": 0.35, "C3": 0.1, "C4": 0.1}
 MUSCLES = {"T7": ("T7", "F3", "C3"), "T8": ("T8", "F4", "C4")}

@@ -22,11 +22,10 @@ def cylinder(draw, count):
 
 
 def cone(draw, count):
-    base = draw.random(count) < 0.3  # of 0.8^2 pi beside a side of 0.8 pi x 1.8
+    base = draw.random(count) < 0.29  # of 0.7^2 pi beside a side of 0.7 pi x 1.75
     down = np.sqrt(draw.random(count))  # from the tip, by area
-    return np.column_stack(
-        [_circle(draw, count) * 0.8 * down[:, None], np.where(base, -0.8, 0.8 - 1.6 * down)]
-    )
+    flat = _circle(draw, count) * np.where(base, np.sqrt(draw.random(count)), down)[:, None] * 0.7
+    return np.column_stack([flat, np.where(base, -0.8, 0.8 - 1.6 * down)])
 
 
 def torus(draw, count):
@@ -38,13 +37,13 @@ def torus(draw, count):
 
 
 def pyramid(draw, count):
-    base = draw.random(count) < 0.3  # of 1.5^2 beside four sides of 0.75 x 1.75
+    base = draw.random(count) < 0.37  # of 1.8^2 beside four sides of 0.9 x 1.5
     down = np.sqrt(draw.random(count))
     edge = draw.uniform(-1, 1, (count, 2))
     side, one = edge.copy(), draw.integers(2, size=count)
     side[np.arange(count), one] = np.copysign(1.0, side[np.arange(count), one])
-    flat = np.where(base[:, None], edge, side * down[:, None]) * 0.75
-    return np.column_stack([flat, np.where(base, -0.8, 0.8 - 1.6 * down)])
+    flat = np.where(base[:, None], edge, side * down[:, None]) * 0.9
+    return np.column_stack([flat, np.where(base, -0.6, 0.6 - 1.2 * down)])
 
 
 def plane(draw, count):
