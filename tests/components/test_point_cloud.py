@@ -232,3 +232,10 @@ def test_neighbourhoods_are_brought_to_scale_under_layer_norm():
         encoder({"points": torch.from_numpy(processor()(CLOUD)["points"])[None] * 0.01})
     assert float(seen["layer"].square().sum(-1).mean()) == pytest.approx(1, rel=1e-3)
     assert float(seen["batch"].square().sum(-1).mean()) < 1e-3
+
+
+def test_positions_start_bent():
+    """Over points within the unit sphere the first layer's answers reach where GELU is no straight line."""
+    first = made(POINT_CLOUD, TINY).pos_embed[0]
+    answers = first(torch.nn.functional.normalize(torch.randn(500, 3), dim=1)).detach()
+    assert float((answers - first.bias.detach()).std()) > 1.0
