@@ -20,6 +20,7 @@ MODULES = {
     "audio": ("soundfile", "scipy"),
     "points": ("trimesh",),
     "eeg": ("mne", "scipy"),
+    "diffusers": ("diffusers",),
     "movqgan": ("diffusers",),
 }
 """What each extra's packages are imported as."""
