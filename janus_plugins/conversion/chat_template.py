@@ -42,7 +42,7 @@ _JINJA = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ assistant + ':' }}{%- endif -%}
 """
-"""As the official code joins turns: a user's ends with the separator unless empty, an assistant's with EOS."""
+"""As the official code joins turns: a user's ends in the separator unless empty, an assistant's in EOS."""
 
 
 def chat_template(template: Template, tokens: ItemTokens) -> str:
