@@ -114,9 +114,10 @@ class PointCloudEncoder(nn.Module):
         self.reduce_dim = nn.Linear(config.point_width, config.width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.cls_pos = nn.Parameter(torch.randn(1, 1, config.width) * 0.02)
-        self.pos_embed = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, config.width))
+        first = nn.Linear(3, 128)
         with torch.no_grad():  # coordinates within 1 leave GELU in its straight part, and shapes unseen
-            self.pos_embed[0].weight.mul_(_SHARPER)
+            first.weight.mul_(_SHARPER)
+        self.pos_embed = nn.Sequential(first, nn.GELU(), nn.Linear(128, config.width))
         self.blocks = Blocks(config)
         self.norm = nn.LayerNorm(config.width)
 
