@@ -170,7 +170,7 @@ def test_limits_hold_and_special_tokens_are_never_said(model):
 
 
 def test_an_item_is_begun_only_where_it_fits(model):
-    head = len(answer_prompt(model, "", [], None, 0).conditional)
+    head = len(answer_prompt(model, "x", [], None, 0).conditional) - 1
     for free in range(1, 2 * TOKENS + 6):
         prompt = "x" * (POSITIONS - head - free)
         options = {**OPTIONS, "max_new_tokens": 90, "max_items": 9}
