@@ -14,12 +14,9 @@ import torch
 from torch import Tensor
 
 from janus_plugins.core.contracts import Draws
+from janus_plugins.inference.graph import LOOK
 from janus_plugins.inference.sampling import SeededDraws
 from janus_plugins.inference.stream import Stream
-
-LOOK = 16
-"""On a GPU, steps between looks at which rows have ended: each look waits for the device."""
-
 
 Watch = Callable[[int, list[int]], None]
 
@@ -63,7 +60,7 @@ def fill(order: Order, seats: int, device: torch.device) -> list[list[int]]:
     waiting = sorted(range(len(order.lengths)), key=lambda index: -order.lengths[index])
     first, waiting = waiting[:seats], waiting[seats:]
     answers: list[list[int]] = [[] for _ in order.lengths]
-    look = LOOK if device.type == "cuda" else 1
+    look = LOOK if device.type == "cuda" else 1  # on a CPU a look costs nothing
     room = max(order.limits[index] for index in first) - 1
     if waiting:
         longest = max(length + limit for length, limit in zip(order.lengths, order.limits, strict=True))
