@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import logging
 import os
 import sys
 import time
@@ -40,6 +41,7 @@ TRACE_VARIABLE = "JANUS_PLUGINS_TRACE"
 
 _HOOK = "janus_components"
 _LONGEST_ERROR = 300
+_log = logging.getLogger(__name__)
 
 
 class ComponentReport(NamedTuple):
@@ -127,6 +129,17 @@ class PluginList:
             return f"named by {self.where}" if named else ""
         return "" if named else f"not named by {self.where}"
 
+    def unknown(self, installed: Collection[str]) -> Iterator[str]:
+        """Say which names stand for none of the installed entries ("distribution:entry" each).
+
+        It is no error: a run file may be used where a plugin that it blocks is not installed.
+        """
+        spellings = {spelling for name in installed for spelling in (name, name.partition(":")[0])}
+        for name in self.names:
+            if _normal(name) not in spellings:
+                guess = nearest(_normal(name), spellings)
+                yield f"{self.where} names {name.strip()!r}, which is not installed.{guess}"
+
 
 class _Manager(pluggy.PluginManager):
     """Look for hooks among a module's own functions: pluggy inspects every name that it can reach."""
@@ -166,6 +179,9 @@ class PluginHost:
             self._loading = True
             entries = installed_entries() if self._entries is None else list(self._entries)
             entries.sort(key=lambda found: (found.owner.distribution, found.entry.name, found.entry.value))
+            for plugins in self._lists:
+                for problem in plugins.unknown([found.name for found in entries]):
+                    _warn_once(problem)
             self._plugins = tuple(self._load(found) for found in entries)
         return self._plugins
 
@@ -397,6 +413,12 @@ def _environment_lists() -> Iterator[PluginList]:
         names = tuple(name for name in os.environ.get(variable, "").split(",") if name.strip())
         if names:
             yield PluginList(does, names, variable)
+
+
+@cache
+def _warn_once(problem: str) -> None:
+    # The lists of the environment count for every run's own host again.
+    _log.warning(problem)
 
 
 def _trace(message: str) -> None:

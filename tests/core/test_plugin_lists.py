@@ -120,3 +120,17 @@ def test_the_lists_travel_with_a_checkpoint(tmp_path: Path) -> None:
 def test_lists_are_checked_like_anything_else(tmp_path: Path) -> None:
     with pytest.raises(RunFileError, match=r"run\.yaml:4: plugins\.blok: unknown key\. Did you mean 'block'"):
         load_run(written(tmp_path, "blok: [a]"))
+
+
+@pytest.mark.usefixtures("site")
+def test_a_listed_name_that_is_not_installed_is_a_warning_with_the_nearest(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    statuses(written(tmp_path, "block: [janus-tset-good, Janus_Test.Good, 'janus-test-twin-a:mian']"))
+    said = [record.message for record in caplog.records]
+    assert len(said) == 2
+    assert all(f"plugins.block of {tmp_path / 'run.yaml'}:4 names" in each for each in said)
+    assert said[0].endswith("'janus-tset-good', which is not installed. Did you mean 'janus-test-good'?")
+    assert said[1].endswith(
+        "'janus-test-twin-a:mian', which is not installed. Did you mean 'janus-test-twin-a:main'?"
+    )
