@@ -16,6 +16,8 @@ MODALITY = "image"
 OWNER = "janus-plugins"
 NORM_GROUPS = 32
 """Groups of GroupNorm in the VQ model; fixed in both foreign layouts."""
+BACKGROUND = (127, 127, 127)
+"""Colour of the padding of pictures; both foreign layouts derive it from the mean of the pixels."""
 
 
 class Siglip(NamedTuple):
@@ -164,7 +166,7 @@ def architecture_of(plan: RunPlan) -> Architecture:
         )
     _need(model.language_model, "llama")
     _need(model.text_head, "text", bias=False)
-    _need(understanding.encoder, "siglip", channels=3)
+    _need(understanding.encoder, "siglip", channels=3, background=BACKGROUND, rotate=False)
     _need(understanding.adapter, "mlp")
     _need(generation.encoder, "vq", in_channels=3, norm_groups=NORM_GROUPS)
     _need(generation.adapter, "code-mlp")

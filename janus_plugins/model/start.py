@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
 from janus_plugins.core.errors import CheckpointError
+from janus_plugins.core.plan import ModelPlan
 from janus_plugins.model.unified import UnifiedModel
 from janus_plugins.sequence.templates import special_tokens
+
+_log = logging.getLogger(__name__)
 
 
 def take_weights(model: UnifiedModel, other: UnifiedModel, source: str) -> None:
     """Copy every weight of `other` into `model`, in the precision of `model`.
 
     Start embeddings that `other` never had stay fresh: a model that was trained to predict one code at a time
-    may go on in blocks.
+    may go on in blocks. Options that leave the shapes as they are, and that the two give differently, are
+    named in a warning: they may change what the weights mean (`normalize` of siglip) or not (a drop-out).
 
     Args:
         model: the run's model.
@@ -29,6 +36,8 @@ def take_weights(model: UnifiedModel, other: UnifiedModel, source: str) -> None:
     for address in model.plan.model.starts().keys() - other.plan.model.starts().keys():
         own = {name: value for name, value in own.items() if not name.startswith(f"{address}.")}
     _same_names(own, given, source)
+    for difference in _differences(model.plan.model, other.plan.model):
+        _log.warning("%s: %s", source, difference)
     buffers = dict(other.named_buffers())
     kept = {name: value for name, value in model.named_buffers() if name in buffers}
     with torch.no_grad():
@@ -52,6 +61,20 @@ def _same_names(own: dict[str, nn.Parameter], given: dict[str, nn.Parameter], so
                 f"{source}: {name} is {theirs}, but the run's model has {ours}; make that part's options "
                 "those of the checkpoint"
             )
+
+
+def _differences(own: ModelPlan, given: ModelPlan) -> Iterator[str]:
+    """Yield the options of like parts that differ; None leaves one to others and says nothing."""
+    theirs = {part.address: part for part in given.parts()}
+    for part in own.parts():
+        other = theirs.get(part.address)
+        if other is None or other.spec.name != part.spec.name:
+            continue
+        before = dict(other.config)
+        for name, value in part.config:
+            was = before.get(name)
+            if value is not None and was is not None and value != was:
+                yield f"{part.address}: {name} was {was!r:.60} there and is {value!r:.60} in the run"
 
 
 def _same_tokens(model: UnifiedModel, other: UnifiedModel, source: str) -> None:

@@ -291,6 +291,16 @@ def test_a_model_that_has_no_foreign_layout(tmp_path):
     assert not (tmp_path / "target").exists()
 
 
+@pytest.mark.parametrize(("option", "value"), [("rotate", True), ("background", (0, 0, 0))])
+def test_pictures_that_a_foreign_layout_cannot_describe(model, option, value):
+    path = model.plan.model.understanding["image"]
+    config = path.encoder.config.model_copy(update={option: value})
+    encoder = replace(path.encoder, config=config)
+    changed = replace(model.plan.model, understanding={"image": replace(path, encoder=encoder)})
+    with pytest.raises(CheckpointError, match=rf"understanding\.image\.encoder: {option} is "):
+        architecture_of(replace(model.plan, model=changed))
+
+
 def test_a_model_that_predicts_blocks_has_no_foreign_layout(model):
     path = replace(model.plan.model.generation["image"], parallel=ParallelBlock(block=4))
     blocks = replace(model.plan, model=replace(model.plan.model, generation={"image": path}))

@@ -68,6 +68,19 @@ def test_another_tokenizer_is_refused(run_file: Path, folder: Path) -> None:
         take_weights(spelt, load_native(folder), "there")
 
 
+def test_options_that_change_what_weights_mean_are_warned_of(
+    run_file: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    take_weights(compose_plan(read_plan(run_file)), load_native(folder), "there")
+    assert not caplog.records
+    change = "model.understanding.image.encoder.options.normalize=false"
+    take_weights(compose_plan(read_plan(run_file, [change])), load_native(folder), "there")
+    (record,) = caplog.records
+    assert record.message == (
+        "there: understanding.image.encoder: normalize was True there and is False in the run"
+    )
+
+
 class _Shifted:
     """The same tokenizer with every id one later."""
 
