@@ -6,8 +6,11 @@ processors of the encoders.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from janus_plugins.core.errors import DataError
 
 Task = Literal["text", "understanding", "generation", "interleaved"]
 TASKS: tuple[Task, ...] = ("text", "understanding", "generation", "interleaved")
@@ -81,3 +84,35 @@ def generation_sample(prompt: str, modality: str, value: object, key: str) -> Sa
     """Make a sample whose prompt is answered with one item that the model learns to make."""
     item = Item(modality, value, learn=True)
     return Sample("generation", (Turn("user", (prompt,)), Turn("assistant", (item,))), key)
+
+
+def asked(sample: Sample) -> tuple[str, list[Item]]:
+    """Return the text that the user turns hold, joined, and the items that they show."""
+    parts = [part for turn in sample.turns if turn.role == "user" for part in turn.parts]
+    items = [part for part in parts if isinstance(part, Item)]
+    return "".join(part for part in parts if isinstance(part, str)), items
+
+
+def answered(sample: Sample) -> list[Part]:
+    """Return the parts of the assistant turns, in order."""
+    return [part for turn in sample.turns if turn.role == "assistant" for part in turn.parts]
+
+
+def generated(sample: Sample) -> tuple[str, Item]:
+    """Return the prompt of a sample that generates one item, and the item.
+
+    Raises:
+        DataError: it generates none, or several.
+    """
+    items = [part for turn in sample.turns for part in turn.parts if isinstance(part, Item) and part.learn]
+    if len(items) != 1:
+        raise DataError(f"{sample.key}: generates {len(items)} items; the task needs samples with one")
+    return asked(sample)[0], items[0]
+
+
+def item_columns(items: Sequence[Sequence[Item]]) -> dict[str, list[list[object]]] | None:
+    """Turn items a question into, by modality, a list of values a question; None where there is no item."""
+    names = sorted({item.modality for row in items for item in row})
+    return {
+        name: [[item.value for item in row if item.modality == name] for row in items] for name in names
+    } or None

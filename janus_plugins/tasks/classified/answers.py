@@ -13,7 +13,7 @@ import numpy as np
 
 from janus_plugins.core.errors import DataError
 from janus_plugins.core.facts import EvaluationFacts
-from janus_plugins.core.samples import Item, Part, Sample
+from janus_plugins.core.samples import Item, Part, Sample, answered, asked, item_columns
 from janus_plugins.tasks.classified.answers_spec import ClassifiedAnswersConfig
 from janus_plugins.tasks.classified.judge import Judge, samples_of
 
@@ -54,18 +54,16 @@ class ClassifiedAnswers:
 
 
 def _answer(sample: Sample) -> Sequence[Part]:
-    parts = [part for turn in sample.turns if turn.role == "assistant" for part in turn.parts]
+    parts = answered(sample)
     if not any(isinstance(part, Item) and part.learn for part in parts):
         raise DataError(f"{sample.key}: classified-answers needs samples whose answers hold items")
     return parts
 
 
 def _said(model: TrainedModel, samples: Sequence[Sample], settings: ClassifiedAnswersConfig) -> list[Said]:
-    asked = [[part for turn in one.turns if turn.role == "user" for part in turn.parts] for one in samples]
-    prompts = ["".join(part for part in parts if isinstance(part, str)) for parts in asked]
-    items = _columns([[part for part in parts if isinstance(part, Item)] for parts in asked])
+    prompts, items = zip(*map(asked, samples), strict=True)
     common: dict[str, Any] = {
-        "items": items,
+        "items": item_columns(items),
         "guidance": settings.guidance,
         "temperature": settings.temperature,
         "seed": settings.seed,
@@ -73,17 +71,9 @@ def _said(model: TrainedModel, samples: Sequence[Sample], settings: ClassifiedAn
     }
     if any(sample.task == "interleaved" for sample in samples):
         limits = {"max_new_tokens": settings.max_new_tokens, "max_items": settings.max_items}
-        return [one.parts for one in model.generate(prompts, interleaved=True, **limits, **common)]
+        return [one.parts for one in model.generate(list(prompts), interleaved=True, **limits, **common)]
     (item,) = {part.modality for part in _answer(samples[0]) if isinstance(part, Item)}
-    return [[one] for one in model.generate(prompts, modality=item, **common)]
-
-
-def _columns(items: Sequence[Sequence[Item]]) -> dict[str, list[list[object]]] | None:
-    """Turn a list of items a question into, by modality, a list of values a question."""
-    names = sorted({item.modality for row in items for item in row})
-    return {
-        name: [[item.value for item in row if item.modality == name] for row in items] for name in names
-    } or None
+    return [[one] for one in model.generate(list(prompts), modality=item, **common)]
 
 
 def _shape(parts: Sequence[Any]) -> list[object]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from janus_plugins.core.facts import EvaluationFacts
+from janus_plugins.core.samples import generated
 from janus_plugins.tasks.classified.generation_spec import ClassifiedGenerationConfig
-from janus_plugins.tasks.classified.judge import Judge, generated, samples_of
+from janus_plugins.tasks.classified.judge import Judge, samples_of
 
 if TYPE_CHECKING:
     from janus_plugins.core.contracts import Source, TrainedModel

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.svm import SVC
 
-from janus_plugins.core.errors import DataError
-from janus_plugins.core.samples import Item, Sample
+from janus_plugins.core.samples import Sample, generated
 
 if TYPE_CHECKING:
     from janus_plugins.core.contracts import Source, TrainedModel
@@ -51,17 +50,6 @@ class Judge:
 def samples_of(source: Source) -> list[Sample]:
     """Return every sample of a source."""
     return [source[index] for index in range(len(source))]
-
-
-def generated(sample: Sample) -> tuple[str, Item]:
-    """Return the prompt of a sample that generates one item, and the item."""
-    prompt = "".join(
-        part for turn in sample.turns if turn.role == "user" for part in turn.parts if isinstance(part, str)
-    )
-    items = [part for turn in sample.turns for part in turn.parts if isinstance(part, Item) and part.learn]
-    if len(items) != 1:
-        raise DataError(f"{sample.key}: a classifier learns from samples that generate one item each")
-    return prompt, items[0]
 
 
 def features(artefact: Any) -> np.ndarray:

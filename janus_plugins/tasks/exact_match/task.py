@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from janus_plugins.core.errors import DataError
 from janus_plugins.core.facts import EvaluationFacts
-from janus_plugins.core.samples import Item, Sample
+from janus_plugins.core.samples import Item, Sample, answered, asked, item_columns
 from janus_plugins.tasks.exact_match.spec import ExactMatchConfig
 
 if TYPE_CHECKING:
@@ -29,7 +29,10 @@ class ExactMatch:
             chunk = [source[index] for index in range(start, min(start + config.batch, count))]
             questions, items, answers = zip(*map(_question, chunk), strict=True)
             said = model.ask(
-                list(questions), items=_columns(items), max_new_tokens=config.max_new_tokens, temperature=0.0
+                list(questions),
+                items=item_columns(items),
+                max_new_tokens=config.max_new_tokens,
+                temperature=0.0,
             )
             right += sum(_same(one, other) for one, other in zip(said, answers, strict=True))
         return {"score": right / count, "samples": count}
@@ -41,17 +44,7 @@ def _same(one: str, other: str) -> bool:
 
 def _question(sample: Sample) -> tuple[str, list[Item], str]:
     """Split a sample into its question, the items it shows, and the expected answer."""
-    asked = [part for turn in sample.turns if turn.role == "user" for part in turn.parts]
-    answer = [part for turn in sample.turns if turn.role == "assistant" for part in turn.parts]
+    answer = answered(sample)
     if any(isinstance(part, Item) for part in answer):
         raise DataError(f"{sample.key}: exact-match needs samples whose answers are text alone")
-    items = [part for part in asked if isinstance(part, Item)]
-    return "".join(part for part in asked if isinstance(part, str)), items, "".join(map(str, answer))
-
-
-def _columns(items: tuple[list[Item], ...]) -> dict[str, list[list[object]]] | None:
-    """Turn a list of items a question into, by modality, a list of values a question."""
-    names = sorted({item.modality for row in items for item in row})
-    return {
-        name: [[item.value for item in row if item.modality == name] for row in items] for name in names
-    } or None
+    return *asked(sample), "".join(map(str, answer))

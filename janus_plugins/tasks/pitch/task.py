@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from janus_plugins.core.errors import DataError
 from janus_plugins.core.facts import EvaluationFacts
-from janus_plugins.core.samples import Item, Sample
+from janus_plugins.core.samples import generated
 from janus_plugins.tasks.pitch.measure import pitch_of
 from janus_plugins.tasks.pitch.spec import PitchConfig
 
@@ -31,7 +30,7 @@ class Pitch:
     def __call__(self, model: TrainedModel, source: Source, others: Mapping[str, Source]) -> dict[str, Any]:
         """Return score, ceilings and accuracy by caption; see `core.contracts.EvaluationTask`."""
         config = self._config
-        labels, items = zip(*(_generated(source[index]) for index in range(len(source))), strict=True)
+        labels, items = zip(*(generated(source[index]) for index in range(len(source))), strict=True)
         modality, values = items[0].modality, [item.value for item in items]
         real = _heard([_as_encoded(model, modality, value) for value in values])
         rebuilt = _heard(model.decode(modality, model.encode(modality, values)))
@@ -74,13 +73,3 @@ def _as_encoded(model: TrainedModel, modality: str, value: object) -> Any:
     processor = model.processor(modality)
     (signal, *_) = processor(value).values()
     return processor.restore(signal)
-
-
-def _generated(sample: Sample) -> tuple[str, Item]:
-    prompt = "".join(
-        part for turn in sample.turns if turn.role == "user" for part in turn.parts if isinstance(part, str)
-    )
-    items = [part for turn in sample.turns for part in turn.parts if isinstance(part, Item) and part.learn]
-    if len(items) != 1:
-        raise DataError(f"{sample.key}: pitch needs samples that generate one item each")
-    return prompt, items[0]
