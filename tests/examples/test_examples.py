@@ -27,7 +27,8 @@ from janus_plugins.inference.session import save_generated
 from janus_plugins.testing import check_component
 
 examples, out = sys.argv[1:]
-mine = [entry for entry in catalogue().entries() if entry.owner.distribution in ("janus-melody", "janus-motion")]
+names = ("janus-melody", "janus-motion", "janus-reports")
+mine = [entry for entry in catalogue().entries() if entry.owner.distribution in names]
 reports = [check_component(entry.spec) for entry in mine]
 plan(f"{examples}/janus-motion/motion.yaml")
 model = jp.compose(f"{examples}/janus-melody/melody.yaml")
@@ -72,7 +73,7 @@ def lines(name: str, *folders: str) -> int:
 
 
 def test_there_is_an_encoder_an_input_and_an_output_modality() -> None:
-    assert {"janus-dinov2", "janus-melody", "janus-motion"} <= set(NAMES)
+    assert {"janus-dinov2", "janus-melody", "janus-motion", "janus-reports"} <= set(NAMES)
 
 
 def test_the_proofs_hold_their_measured_results() -> None:
@@ -91,9 +92,13 @@ def test_a_new_modality_takes_at_most_120_lines_with_its_test() -> None:
     assert lines("janus-motion", "janus_motion", "tests") <= 120
 
 
+def test_a_task_and_a_callback_take_less_than_90_lines() -> None:
+    assert lines("janus-reports", "janus_reports") < 90
+
+
 def test_installed_listed_checked_and_used(site: Path, tmp_path: Path) -> None:
     seen = json.loads(run("-c", USED, str(EXAMPLES), str(tmp_path), site=site).splitlines()[-1])
-    assert seen["checked"] == ["melody", "motions", "scales", "motion"]
+    assert set(seen["checked"]) == {"melody", "motions", "scales", "motion", "confusion", "loss-file"}
     assert {name: seen["plugins"][name] for name in NAMES} == dict.fromkeys(NAMES, "ok")
     assert seen["again"] == seen["codes"]
     files = [Path(path) for path in seen["files"]]
@@ -130,6 +135,23 @@ def test_the_proofs_take_a_few_steps_of_each_stage_and_answer(site: Path, tmp_pa
         assert one["steps"] == 6
         assert one["stages"] == ["adapters", "unified", "finetune"]
         assert isinstance(one["said"], str)
+
+
+def test_a_task_and_a_callback_of_a_package_serve_a_run(site: Path, tmp_path: Path) -> None:
+    options = [
+        "stages=[{name: short, learn: {language_model: 1e-3}, mix: {understanding: 1}, steps: 3, batch: 4, "
+        "max_length: 64}]",
+        "callbacks=[{use: loss-file}]",
+        "evaluation={table: {task: confusion, source: read_test, options: {limit: 8, max_new_tokens: 2}}}",
+        "engine.workers=0",
+    ]
+    sets = [word for override in options for word in ("--set", override)]
+    run("-m", "janus_plugins", "train", "digits", "--out", str(tmp_path), *sets, site=site)
+    result = json.loads((tmp_path / "evaluation.json").read_text())["details"]["table"]
+    assert sum(sum(replies.values()) for replies in result["said"].values()) == 8
+    header, *rows = (tmp_path / "losses.csv").read_text().splitlines()
+    assert header == "stage,step,loss,value"
+    assert {int(row.split(",")[1]) for row in rows} == {1, 2, 3}
 
 
 @pytest.mark.slow
