@@ -58,7 +58,7 @@ def transformers_way(foreign: Any, model: UnifiedModel, conditional: list[int]) 
 
 
 def measure(size: str, rounds: int) -> tuple[harness.Comparison, bool]:
-    """Compare the ways at one size; also say whether all codes but those of 8 bits were equal."""
+    """Compare the ways at one size; also say whether all codes but those of fewer bits were equal."""
     model = models.ours(size)
     foreign = models.theirs(model)
     prompt = item_prompt(model, "image", PROMPT, [0])
@@ -76,6 +76,7 @@ def measure(size: str, rounds: int) -> tuple[harness.Comparison, bool]:
         "ours, guesses checked (jacobi)": lambda: by(decoding="jacobi", window=4),
         "ours, plain linear layers": lambda: by("plain"),
         "ours, 8 bits": lambda: by("int8"),
+        "ours, 4 bits": lambda: by("int4"),
         "transformers generate": lambda: transformers_way(foreign, model, list(prompt.conditional)),
         "official-style loop": lambda: official_loop(
             foreign, (list(prompt.conditional), list(prompt.unconditional)), steps
@@ -85,7 +86,7 @@ def measure(size: str, rounds: int) -> tuple[harness.Comparison, bool]:
     by(compile=True)
     compiling = time.process_time() - started
     made = {label: way() for label, way in ways.items()}
-    equal = all(torch.equal(codes, made["ours"]) for label, codes in made.items() if label != "ours, 8 bits")
+    equal = all(torch.equal(codes, made["ours"]) for label, codes in made.items() if "bits" not in label)
     weights = models.decoding_parameters(model)
     speed = harness.bandwidth()
     compared = harness.compare(f"{size} parameters, 1 image, {steps} codes, fp32", ways, rounds)
@@ -95,6 +96,7 @@ def measure(size: str, rounds: int) -> tuple[harness.Comparison, bool]:
         "language model calls": steps,
         "different codes": made["ours"].unique().numel(),
         "codes equal in 8 bits": (made["ours, 8 bits"] == made["ours"]).float().mean().item(),
+        "codes equal in 4 bits": (made["ours, 4 bits"] == made["ours"]).float().mean().item(),
         "bytes/s of one thread": speed,
         "share of the bandwidth roofline": share,
         "share, compiled": share * _median(compared, "ours") / _median(compared, "ours, compiled"),

@@ -21,6 +21,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "one code a run": {},
     "compiled": {"compile": True},
     "8 bits": {"linears": "int8"},
+    "4 bits": {"linears": "int4"},
     "jacobi, window 4": {"decoding": "jacobi", "window": 4},
     "jacobi, window 8": {"decoding": "jacobi", "window": 8},
     "zigzag, window 3": {"decoding": "zigzag", "window": 3},

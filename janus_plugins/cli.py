@@ -32,6 +32,7 @@ Overrides = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="folder of a trained model or of its run")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto")]
+LinearsChoice = Annotated[str, typer.Option("--linears", help="packed, plain, int8 or int4 (on a CPU)")]
 
 
 def main() -> None:
@@ -186,6 +187,7 @@ def generate(
     compile: Annotated[bool, typer.Option("--compile", help="one compiled graph a step")] = False,
     decoding: Annotated[str, typer.Option(help="steps, jacobi or zigzag")] = "steps",
     window: Annotated[int | None, typer.Option(help="codes of a run of the latter two")] = None,
+    linears: LinearsChoice = "packed",
     device: Device = "auto",
 ) -> None:
     """Make items from prompts and write them to files, prompt and seed inside."""
@@ -198,6 +200,7 @@ def generate(
     items = {name: [paths] * len(prompts) for name, paths in _items(image or [], item or []).items()}
     common: dict[str, Any] = {
         "items": items, "guidance": guidance, "temperature": temperature, "seed": seed, "max_rows": max_rows,
+        "linears": linears,
     }  # fmt: skip
     if not interleaved:
         made = loaded.generate(
@@ -236,13 +239,14 @@ def ask(
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
     top_p: float | None = None,
     seed: int = 0,
+    linears: LinearsChoice = "packed",
     device: Device = "auto",
 ) -> None:
     """Ask a question about images or other items; the answer goes to standard output as it comes."""
     items = _items(image or [], item or [])
     _load(model, device).ask(
         question, items=items, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
-        on_text=lambda piece: typer.echo(piece.text, nl=False),
+        linears=linears, on_text=lambda piece: typer.echo(piece.text, nl=False),
     )  # fmt: skip
     typer.echo()
 

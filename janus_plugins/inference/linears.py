@@ -3,7 +3,7 @@
 Decoding multiplies a few rows by every weight, step after step. On a CPU the general product takes up to
 twice as long as oneDNN's with a weight that lies in its own order (benchmarks/README.md). Each layer is laid
 out anew only when it has been asked often enough to pay, so a short answer costs nothing; the copies go
-when decoding ends. In 8 bits a weight is a quarter of its size, and results differ.
+when decoding ends. In 8 bits a weight is a quarter of its size, in 4 bits a seventh, and results differ.
 
 Only layers with exactly `nn.Linear`'s own arithmetic, without hooks and in fp32 on the CPU, are touched;
 all others compute as they are. A class derived from `nn.Linear` says by `is_linear_alone = True` that it is
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-Linears = Literal["packed", "plain", "int8"]
+Linears = Literal["packed", "plain", "int8", "int4"]
 LINEARS: tuple[str, ...] = get_args(Linears)
 
 Product = Callable[[Tensor], Tensor]
@@ -41,11 +41,12 @@ def fast_linears(choice: Linears, *roots: nn.Module) -> Iterator[None]:
 
     Args:
         choice: "packed": the same numbers to rounding; "plain": nothing changes; "int8": weights and
-            activations in 8 bits, each output and each row by its own scale.
+            activations in 8 bits, each output and each row by its own scale; "int4": weights in 4 bits,
+            every `_GROUP` of an output by a scale and a zero of their own, activations in bf16.
         roots: modules, of which layers may be shared.
     """
     layers = [] if choice == "plain" or not _HAS_ONEDNN else _layers(roots)
-    make = _pack if choice == "packed" else _quantise
+    make = _MAKERS.get(choice, _pack)
     for layer in layers:
         layer.forward = _Lazy((layer,), make, _CALLS_BEFORE if choice == "packed" else 0)  # type: ignore[method-assign, assignment]
     try:
@@ -149,3 +150,36 @@ def _quantise(weight: Tensor, bias: Tensor | None) -> Product:
         return result if bias is None else result + bias
 
     return product
+
+
+_GROUP = 32
+"""Weights that share a scale and a zero in 4 bits."""
+
+_OUTPUTS = 16
+"""The 4-bit product of a CPU makes a multiple of so many outputs."""
+
+
+def _quantise_to_4(weight: Tensor, bias: Tensor | None) -> Product:
+    """Return the product with a weight [N, K] in 4 bits; one whose sizes do not divide stays as it is."""
+    outputs, inputs = weight.shape
+    if outputs % _OUTPUTS or inputs % _GROUP:
+        return _pack(weight, bias)
+    groups = weight.view(outputs, -1, _GROUP)
+    least, most = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
+    scale = ((most - least) / 15).clamp(min=1e-9)
+    whole = ((groups - least) / scale).round().to(torch.int32).view(outputs, inputs)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(whole, 1)
+    # The product's zero is the middle of the 16 steps.
+    spread = torch.cat([scale, least + 8 * scale], 2).transpose(0, 1).to(torch.bfloat16).contiguous()
+    multiply = torch.ops.aten._weight_int4pack_mm_for_cpu.default
+
+    def product(source: Tensor) -> Tensor:
+        rows = source.reshape(-1, inputs).to(torch.bfloat16)
+        result: Tensor = multiply(rows, packed, _GROUP, spread).to(source.dtype)
+        result = result.view(*source.shape[:-1], outputs)
+        return result if bias is None else result + bias
+
+    return product
+
+
+_MAKERS: dict[Linears, Maker] = {"packed": _pack, "int8": _quantise, "int4": _quantise_to_4}

@@ -67,7 +67,7 @@ def generate(
         max_rows: most rows of the language model at once, of which an item takes two under guidance
             (default: by the memory of the cache).
         linears: how linear layers compute on a CPU: "packed" (a second copy of the weights in the order
-            that is read fastest), "plain" (no copies), or "int8" (faster still, other results).
+            that is read fastest), "plain" (no copies), "int8" or "int4" (other results).
         compile: run each step as one graph, compiled at the first call (half a minute to minutes) and kept
             for later ones of the same sizes; `linears` then has no say. Rounding differs.
         decoding: "steps" makes one code a run of the language model. "jacobi" guesses several and checks

@@ -51,7 +51,30 @@ def test_in_8_bits_rows_are_close_and_mind_no_mates():
     assert torch.equal(made[:1], alone)
 
 
-@pytest.mark.parametrize("choice", ["packed", "int8"])
+def test_in_4_bits_each_weight_is_within_half_a_step_of_its_group():
+    torch.manual_seed(1)
+    layer = nn.Linear(256, 192)
+    with torch.no_grad(), fast_linears("int4", layer):
+        made = layer(torch.eye(256))  # each row of it is one column of the weight, and the bias
+    groups = layer.weight.detach().view(192, 8, 32)
+    step = ((groups.amax(2) - groups.amin(2)) / 15).repeat_interleave(32, 1)
+    off = (made.T - layer.bias.detach()[:, None] - layer.weight.detach()).abs()
+    assert (off <= 0.5 * step + 0.01 * layer.weight.abs().max()).all()  # scales and answers are bf16
+    assert off.mean() > 0.1 * step.mean()
+
+
+def test_in_4_bits_rows_mind_no_mates_and_odd_sizes_stay():
+    model, source = layers(), torch.randn(3, 256)
+    odd = nn.Linear(250, 200)
+    with torch.no_grad(), fast_linears("int4", model, odd):
+        made, alone, kept = model(source), model(source[:1]), odd(source[:, :250])
+    expected = model(source)
+    assert ((made - expected).norm(dim=1) / expected.norm(dim=1)).max() < 0.15
+    assert torch.equal(made[:1], alone)
+    assert (kept - odd(source[:, :250])).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("choice", ["packed", "int8", "int4"])
 def test_layers_of_one_input_join(choice):
     torch.manual_seed(0)
     pair, source = nn.ModuleList([nn.Linear(256, 192), nn.Linear(256, 320)]), torch.randn(2, 256)
@@ -62,7 +85,7 @@ def test_layers_of_one_input_join(choice):
         assert joined.fast is not None
         assert pair[0].forward.joined([pair[0], nn.Linear(256, 192)]) is None
     expected = torch.cat([layer(source) for layer in pair], -1)
-    assert (made - expected).norm() / expected.norm() < (1e-5 if choice == "packed" else 0.03)
+    assert (made - expected).norm() / expected.norm() < {"packed": 1e-5, "int8": 0.03, "int4": 0.15}[choice]
 
 
 def test_layers_are_put_back_also_after_an_error():
@@ -109,5 +132,5 @@ def test_a_model_chooses_the_same_codes_and_words_either_way(wide):
 
 
 def test_an_unknown_way_is_refused(wide):
-    with pytest.raises(RunFileError, match="linears is 'int3'; it must be one of packed, plain, int8"):
+    with pytest.raises(RunFileError, match="linears is 'int3'; it must be one of packed, plain, int8, int4"):
         wide.generate("a seven", linears="int3")
