@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from janus_plugins import cli
 from tests.tiny import write_tiny
 
 
 def run(*words: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "janus_plugins", *map(str, words)],
         capture_output=True,
@@ -27,8 +31,22 @@ def run(*words: object, cwd: Path | None = None, **environment: str) -> subproce
     )
 
 
-def answer(*words: object, **environment: str) -> str:
-    done = run(*words, **environment)
+def called(*words: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line in this process: what it says and its exit code, without importing torch again."""
+    out, err = io.StringIO(), io.StringIO()
+    given, code = [str(word) for word in words], 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["janus-plugins", *given])
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return subprocess.CompletedProcess(given, code, out.getvalue(), err.getvalue())
+
+
+def answer(*words: object) -> str:
+    done = called(*words)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -69,7 +87,7 @@ def test_explain_as_json(tmp_path):
     ],
 )
 def test_errors_are_one_message_and_a_code(words, code, message):
-    done = run(*words)
+    done = called(*words)
     assert done.returncode == code, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -122,7 +140,7 @@ def test_ask_about_a_picture_and_without(trained, tmp_path):
                       "Which digit is this?", "--max-new-tokens", 3)  # fmt: skip
     assert by_input == said
     answer("ask", trained, "--question", "Put in order: two one", "--max-new-tokens", 2)
-    bad = run("ask", trained, "--input", "white.png", "--question", "What?")
+    bad = called("ask", trained, "--input", "white.png", "--question", "What?")
     assert bad.returncode == 2
     assert "MODALITY=FILE" in bad.stderr
 
@@ -157,7 +175,7 @@ def test_generate_from_a_picture_and_interleaved(trained, tmp_path):
         for part in parts
         for line in (part.get("text") or str(tmp_path / "mixed" / part["file"])).splitlines()
     ]
-    bad = run("generate", trained, *shown, *words, "--modality", "image")
+    bad = called("generate", trained, *shown, *words, "--modality", "image")
     assert bad.returncode == 2
     assert "leave it out" in bad.stderr
 
@@ -167,15 +185,15 @@ def test_evaluate_one_task(trained, tmp_path):
     assert told["details"]["understanding"]["samples"] == 4
     assert "generation" not in told
     assert json.loads((tmp_path / "evaluation.json").read_text()) == told
-    wrong = run("evaluate", trained, "understandin")
+    wrong = called("evaluate", trained, "understandin")
     assert wrong.returncode == 2
     assert "understanding" in wrong.stderr
 
 
 def test_starting_again_needs_resume_or_another_folder(trained):
     run_file = trained.parent / "tiny.yaml"
-    again = run("train", run_file, "--out", trained)
+    again = called("train", run_file, "--out", trained)
     assert again.returncode == 4
     assert "--resume" in again.stderr
-    finished = run("train", run_file, "--out", trained, "--resume", "--no-evaluate")
+    finished = called("train", run_file, "--out", trained, "--resume", "--no-evaluate")
     assert finished.returncode == 0, finished.stderr
