@@ -18,7 +18,7 @@ from janus_plugins.core.contracts import Draws
 from janus_plugins.inference.ahead import Ahead, Decoding
 from janus_plugins.inference.blocks import check_blocks, make_in_blocks
 from janus_plugins.inference.codes import CodeEmbedder
-from janus_plugins.inference.graph import GRAIN, CountedDraws, GraphStep, check_static, kept_step, rounded
+from janus_plugins.inference.graph import CountedDraws, GraphStep, check_static, kept_step, roomy
 from janus_plugins.inference.linears import Linears, fast_linears
 from janus_plugins.inference.sampling import SeededDraws
 from janus_plugins.inference.stream import Stream, rows_within
@@ -167,7 +167,7 @@ def generate_items(
                 model.language_model, path, rows, facts.tokens, embed_last, pick, draws
             ).cpu()
         room = facts.tokens - 1 if ahead is None else ahead.room
-        stream = _item_stream(model, batch, twice, room, GRAIN if compile else 1)
+        stream = _item_stream(model, batch, twice, room, compile)
         if decoding == "jacobi":
             return cast(Ahead, ahead).jacobi(stream, guidance, temperature, draws).cpu()
         if decoding == "zigzag":
@@ -179,13 +179,14 @@ def generate_items(
 
 
 def _item_stream(
-    model: UnifiedModel, batch: Sequence[ItemPrompt], twice: bool, room: int, grain: int
+    model: UnifiedModel, batch: Sequence[ItemPrompt], twice: bool, room: int, compile: bool
 ) -> Stream:
     """Run the prompts of a batch once each; continue with a row an item."""
     embeds, copies = _item_rows(model, batch, twice)
     positions = model.plan.model.facts.max_positions
     given = max(map(len, embeds))
-    room = rounded(given + room, grain) - given
+    if compile:
+        room = roomy(given + room) - given
     return Stream(
         model.language_model, embeds, room, positions, None if len(copies) == len(embeds) else copies
     )

@@ -8,7 +8,10 @@ serves every later call of the same shapes, as long as the weights stay as they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import functools
+import types
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -27,11 +30,19 @@ GRAIN = 64
 BACKEND = "inductor"
 """What compiles a step. Tests name a quicker one."""
 
+_INDUCTOR: dict[str, Any] = {
+    "freezing": True,
+    "max_autotune": True,
+    "max_autotune_gemm_backends": "CPP",
+    "size_asserts": False,
+}
+"""On a CPU: weights are constants, laid out once, and the products of a few rows are generated code."""
+
 LOOK = 16
 """Steps between looks at whether every row has ended: each look waits for the device."""
 
 REACH = 256
-"""On a GPU a step looks back over a multiple of this many slots; each takes a graph of its own."""
+"""A step on a GPU looks back over a multiple of this many slots; each takes a graph of its own."""
 
 
 class SteppedDraws:
@@ -123,7 +134,10 @@ class GraphStep:
         language_model: one whose `static_steps` is True.
         embed: what was picked last [N, ...] -> input embeddings [B, M].
         pick: hidden states [B, M] and the step's numbers -> the next pick [N, ...].
-        whole: look back over the whole cache (one graph, as a CPU needs it), not a multiple of `REACH` slots.
+        whole: on a CPU one graph serves every length of what is looked back over.
+        state: what the steps read and write.
+        compiled: the step as a graph.
+        recorded: by the slots that it looks back over, a step that is ready to be taken.
     """
 
     language_model: nn.Module
@@ -131,6 +145,7 @@ class GraphStep:
     pick: Callable[[Tensor, Draws], Tensor]
     whole: bool = field(init=False)
     state: State | None = None
+    compiled: Callable[..., None] | None = None
     recorded: dict[int, Callable[[], None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -148,7 +163,7 @@ class GraphStep:
         """Go on from a stream whose given slots have run, and whose first pick is made.
 
         Args:
-            stream: made with a cache of a multiple of `GRAIN` slots.
+            stream: made with a cache of `roomy` slots.
             first: the first pick [N, ...].
             draws: every row's numbers.
             counted: what the first pick took of them; every further one takes as many.
@@ -170,32 +185,58 @@ class GraphStep:
         for taken in range(done, steps):
             if finished is not None and taken % LOOK == 0 and finished(self.state.made[:, :taken]):
                 return self.state.made[:, :taken].clone()
-            self._replay(self._reach(stream.given + taken - 1))
+            self._replay(stream.given + taken - 1)
         return self.state.made.clone()
 
-    def _replay(self, reach: int) -> None:
-        if reach not in self.recorded:
-            assert self.state is not None
-            self.recorded[reach] = record(self._compiled(reach), self.state)
-            self.recorded[reach]()
-            return
-        # The state is the very one that the first call checked; checking it anew takes 4 % of a small step.
-        with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
-            self.recorded[reach]()
-
-    def _reach(self, filled: int) -> int:
+    def _replay(self, filled: int) -> None:
+        """Take the next step, `filled` slots of the cache being in use before it."""
         assert self.state is not None
-        length = self.state.visible.shape[1]
-        return length if self.whole else min(length, -(-(filled + 1) // REACH) * REACH)
+        grain = GRAIN if self.whole else REACH
+        reach = min(self.state.visible.shape[1] - 1, _rounded(filled + 1, grain))
+        if reach in self.recorded and self._again(self.recorded[reach]):
+            return
+        slots = torch.arange(reach, device=self.state.slot.device)
+        with self._compiling(slots, self.state.visible.shape[1] - 1):
+            self.compiled = self.compiled or self._compile()
+            self.recorded[reach] = record(functools.partial(self.compiled, slots=slots), self.state)
+            self.recorded[reach]()
 
-    def _compiled(self, reach: int) -> Callable[[State], None]:
-        # Frozen weights are laid out once, in the order that a CPU reads fastest.
-        options: Any = {"freezing": True} if self.whole and BACKEND == "inductor" else None
-        compiled = torch.compile(self._step, fullgraph=True, dynamic=False, backend=BACKEND, options=options)
-
-        def call(state: State) -> None:
+    def _again(self, step: Callable[[], None]) -> bool:
+        """Take a step that has run before; False if somebody made Dynamo forget it."""
+        # The state is the very one that a first call checked; checking it anew takes 4 % of a small step.
+        with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
             try:
-                compiled(state, reach)
+                step()
+            except RuntimeError as error:
+                if "skip_guard_eval_unsafe" not in str(error):
+                    raise
+                return False
+        return True
+
+    @contextmanager
+    def _compiling(self, slots: Tensor, most: int) -> Iterator[None]:
+        """Set what a compiler must know for a first call that looks at `slots`, of which there are `most`."""
+        import torch._dynamo.config as dynamo
+        import torch._inductor.config as inductor
+
+        # What one model's sizes are says nothing of the next model's.
+        with dynamo.patch(automatic_dynamic_shapes=False):
+            if not self.whole:
+                yield
+                return
+            # One graph for every length; Dynamo asks the global configuration whether weights are constants.
+            if most > GRAIN:
+                torch._dynamo.mark_dynamic(slots, 0, min=GRAIN, max=most)
+            with inductor.patch(_INDUCTOR if BACKEND == "inductor" else {}):
+                yield
+
+    def _compile(self) -> Callable[..., None]:
+        options = _INDUCTOR if self.whole and BACKEND == "inductor" else None
+        compiled = torch.compile(_own_code(self._step), fullgraph=True, backend=BACKEND, options=options)
+
+        def call(state: State, slots: Tensor) -> None:
+            try:
+                compiled(state, slots)  # type: ignore[no-untyped-call]
             except torch._dynamo.exc.TorchDynamoException as error:
                 raise RunFileError(
                     f"a step of {type(self.language_model).__name__} cannot be compiled "
@@ -204,8 +245,8 @@ class GraphStep:
 
         return call
 
-    def _step(self, state: State, reach: int) -> None:
-        slots = torch.arange(reach, device=state.slot.device)
+    def _step(self, state: State, slots: Tensor) -> None:
+        reach = len(slots)
         visible = state.visible[:, :reach] & (slots <= state.slot)
         positions = state.positions.index_select(1, state.slot)
         embeds = self.embed(state.last)[:, None]
@@ -276,8 +317,23 @@ def kept_step(
     return known[1]
 
 
-def rounded(value: int, grain: int) -> int:
-    """Return the next multiple of `grain`."""
+def _own_code(method: Any) -> Any:
+    """Return a method with a copy of its code: Dynamo keeps what it compiled, and how often, by the code."""
+    function = method.__func__
+    copy = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+    return types.MethodType(copy, method.__self__)
+
+
+def roomy(slots: int) -> int:
+    """Return the length of a cache for so many slots.
+
+    It is one more than a multiple of `GRAIN`: a step never looks back over all of it, so that one graph
+    serves every length (one that may be all of it is another case to a compiler).
+    """
+    return _rounded(slots, GRAIN) + 1
+
+
+def _rounded(value: int, grain: int) -> int:
     return -(-value // grain) * grain
 
 

@@ -17,7 +17,7 @@ from janus_plugins.core.choice import choose
 from janus_plugins.core.contracts import Draws
 from janus_plugins.inference.decode import Loop, row_embeds, rows_at_once
 from janus_plugins.inference.filling import Order, Watch, fill
-from janus_plugins.inference.graph import GRAIN, GraphStep, check_static, kept_step, rounded
+from janus_plugins.inference.graph import GraphStep, check_static, kept_step, roomy
 from janus_plugins.inference.linears import Linears, fast_linears
 from janus_plugins.inference.sampling import SeededDraws
 from janus_plugins.inference.stream import Stream
@@ -159,7 +159,7 @@ def _compiled(
         )
 
     # As many slots for every batch of about this length, so that they share what was compiled.
-    room = rounded(2 * longest + max_new_tokens, GRAIN) - longest
+    room = roomy(2 * longest + max_new_tokens) - longest
     stream = order.begin(range(len(order.lengths)), room)
     loop = Loop(order.pick, lambda made: order.embed(made[:, -1]), max_new_tokens, finished, compiled)
     made = loop.run(stream, SeededDraws(order.seeds, model.device)).tolist()

@@ -25,6 +25,7 @@ def _quick(monkeypatch, request):
     if "inductor" not in request.fixturenames:
         monkeypatch.setattr(graph, "BACKEND", "eager")
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
 
 
 @pytest.fixture
@@ -46,10 +47,8 @@ def test_items_equal_those_of_the_eager_loop(model, guidance, temperature):
 
 def test_a_step_is_kept_for_the_next_call_and_made_anew_for_other_weights(model, monkeypatch):
     made = []
-    whole = graph.GraphStep._compiled
-    monkeypatch.setattr(
-        graph.GraphStep, "_compiled", lambda self, reach: made.append(1) or whole(self, reach)
-    )
+    whole = graph.GraphStep._compile
+    monkeypatch.setattr(graph.GraphStep, "_compile", lambda self: made.append(1) or whole(self))
     first = codes(model, "a two", guidance=3.0, compile=True)
     assert torch.equal(codes(model, "a two", guidance=3.0, compile=True), first)
     other = codes(model, "a six", guidance=3.0, compile=True)
@@ -67,6 +66,38 @@ def test_words_equal_those_of_the_eager_loop(model, temperature):
     questions = ["Put in order: seven two nine", "two one"]
     settings = {"temperature": temperature, "max_new_tokens": 20}
     assert ask(model, questions, compile=True, **settings) == ask(model, questions, **settings)
+
+
+def test_one_graph_serves_every_length(model, monkeypatch):
+    """With fewer slots at a time a short prompt is enough: its codes look back over 8, 16, 24 ... slots."""
+    monkeypatch.setattr(graph, "GRAIN", 8)
+    expected = codes(model, "a seven", guidance=2.0)
+    for _ in range(2):
+        assert torch.equal(codes(model, "a seven", guidance=2.0, compile=True), expected)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    (kept,) = [step for _, step in graph._KEPT[model].values() if step.compiled and len(step.recorded) > 1]
+    assert len(kept.recorded) >= 3
+
+
+def test_what_dynamo_was_made_to_forget_is_compiled_again(model):
+    expected = codes(model, "a nine", guidance=2.0)
+    for _ in range(2):
+        assert torch.equal(codes(model, "a nine", guidance=2.0, compile=True), expected)
+        torch.compiler.reset()
+
+
+def test_models_take_turns(model):
+    """Their steps have the same code; each has its own weights and cache."""
+    other = small_model()
+    with torch.no_grad():
+        for parameter in other.language_model.parameters():
+            parameter.neg_()
+    settings = {"guidance": 3.0}
+    expected = [codes(each, "a two", **settings) for each in (model, other)]
+    assert not torch.equal(*expected)
+    for _ in range(3):
+        for each, wanted in zip((model, other), expected, strict=True):
+            assert torch.equal(codes(each, "a two", compile=True, **settings), wanted)
 
 
 def test_numbers_drawn_ahead_are_those_drawn_one_by_one():
@@ -93,6 +124,26 @@ def test_what_cannot_be_one_graph_is_refused():
 def test_the_compiled_step_gives_the_same_codes(model, inductor):
     expected = codes(model, "a seven", guidance=4.0, temperature=0.0)
     assert torch.equal(codes(model, "a seven", guidance=4.0, temperature=0.0, compile=True), expected)
+
+
+@pytest.mark.slow
+def test_weights_are_constants_of_their_own_model_alone(model, inductor, monkeypatch):
+    """Laid out while compiling, they belong to one model's graph; new ones are laid out anew."""
+    torch._dynamo.utils.counters.clear()
+    test_models_take_turns(model)
+    test_a_step_is_kept_for_the_next_call_and_made_anew_for_other_weights(small_model(), monkeypatch)
+
+
+@pytest.mark.slow
+def test_products_are_generated_code_with_packed_weights(model, inductor):
+    from torch._inductor import metrics
+
+    metrics.reset()
+    torch._dynamo.utils.counters.clear()
+    codes(model, "a seven", guidance=4.0, temperature=0.0, compile=True)
+    found = torch._dynamo.utils.counters["inductor"]
+    assert found["cpp_templated_kernel_counter"] > 0
+    assert found["extern_calls"] == 0
 
 
 @pytest.mark.gpu
