@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from janus_plugins.core.choice import choose, distribution, guide, linear_cross_entropy
+from janus_plugins.core.choice import choose, distribution
+from janus_plugins.core.class_layer import ClassLayer, guided_logits
 from janus_plugins.core.contracts import Draws
 from janus_plugins.core.facts import HeadFacts
 from janus_plugins.heads.code_mlp.spec import CodeHeadConfig
-
-
-class OutputLayer(nn.Linear):
-    """Give logits, or the loss in chunks; both inside `forward`, where ZeRO-3 has the weight."""
-
-    is_linear_alone = True
-
-    def forward(self, hidden: Tensor, targets: Tensor | None = None, chunk: int = 0) -> Tensor:
-        """Return logits [P, K], or with targets [P] the loss of each position [P]."""
-        if targets is None:
-            return super().forward(hidden)
-        return linear_cross_entropy(hidden, self.weight, self.bias, targets, chunk)
 
 
 class CodeHead(nn.Module):
@@ -32,7 +20,7 @@ class CodeHead(nn.Module):
         self.config = config
         width = config.width or facts.in_width
         self.output_mlp_projector = nn.Linear(facts.in_width, width)
-        self.vision_head = OutputLayer(width, facts.size)
+        self.vision_head = ClassLayer(width, facts.size)
 
     def _features(self, hidden: Tensor) -> Tensor:
         hidden = hidden.to(self.output_mlp_projector.weight.dtype)
@@ -60,7 +48,7 @@ class CodeHead(nn.Module):
         """Return the next code of each row [B]; see `core.contracts.Head`."""
         config = self.config
         return choose(
-            self._guided(hidden, unconditional, guidance),
+            guided_logits(self.logits, hidden, unconditional, guidance),
             temperature=temperature,
             draws=draws,
             top_k=config.top_k,
@@ -71,14 +59,8 @@ class CodeHead(nn.Module):
         self, hidden: Tensor, unconditional: Tensor | None, *, guidance: float, temperature: float
     ) -> Tensor:
         """Return the shares [P, K] that `sample` draws from; see `core.contracts.OpenHead`."""
-        logits, config = self._guided(hidden, unconditional, guidance), self.config
+        logits, config = guided_logits(self.logits, hidden, unconditional, guidance), self.config
         return distribution(logits, temperature=temperature, top_k=config.top_k, top_p=config.top_p)
-
-    def _guided(self, hidden: Tensor, unconditional: Tensor | None, guidance: float) -> Tensor:
-        # Both kinds of rows in one product: the weight is read once.
-        rows = hidden if unconditional is None else torch.cat((hidden, unconditional))
-        logits, *other = torch.split(self.logits(rows), len(hidden))
-        return guide(logits, other[0] if other else None, guidance)
 
 
 def build(config: CodeHeadConfig, facts: HeadFacts) -> CodeHead:

@@ -11,25 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from janus_plugins.core.choice import choose, guide, linear_cross_entropy
+from janus_plugins.core.choice import choose, guide
+from janus_plugins.core.class_layer import ClassLayer
 from janus_plugins.core.contracts import Draws
 from janus_plugins.core.facts import HeadFacts
 from janus_plugins.heads.depth.spec import DepthConfig
 
 Past = list[tuple[Tensor, Tensor]]
 """Keys and values [P, H, q, D] of the codes so far: none before the first, else the latest last."""
-
-
-class OutputLayer(nn.Linear):
-    """Give logits, or the loss in chunks; both inside `forward`, where ZeRO-3 has the weight."""
-
-    is_linear_alone = True
-
-    def forward(self, states: Tensor, targets: Tensor | None = None, chunk: int = 0) -> Tensor:
-        """Return logits [P, K], or with targets [P] the loss of each position [P]."""
-        if targets is None:
-            return super().forward(states)
-        return linear_cross_entropy(states, self.weight, self.bias, targets, chunk)
 
 
 class Block(nn.Module):
@@ -72,7 +61,7 @@ class Depth(nn.Module):
         feed = config.feed or 4 * width
         self.blocks = nn.ModuleList(Block(width, config.num_heads, feed) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
-        self.outputs = nn.ModuleList(OutputLayer(width, facts.size) for _ in range(facts.codebooks))
+        self.outputs = nn.ModuleList(ClassLayer(width, facts.size) for _ in range(facts.codebooks))
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return the cross-entropy of each frame [P] (float32) of hidden [P, M], codes [P, Q].

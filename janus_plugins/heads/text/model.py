@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from janus_plugins.core.choice import choose, guide, linear_cross_entropy
+from janus_plugins.core.choice import choose
+from janus_plugins.core.class_layer import ClassLayer, guided_logits
 from janus_plugins.core.contracts import Draws
 from janus_plugins.core.facts import HeadFacts
 from janus_plugins.heads.text.spec import TextConfig
-
-
-class OutputLayer(nn.Linear):
-    """Give logits, or the loss in chunks; both inside `forward`, where ZeRO-3 has the weight."""
-
-    is_linear_alone = True
-
-    def forward(self, hidden: Tensor, targets: Tensor | None = None, chunk: int = 0) -> Tensor:
-        """Return logits [P, V], or with targets [P] the loss of each position [P]."""
-        hidden = hidden.to(self.weight.dtype)
-        if targets is None:
-            return super().forward(hidden)
-        return linear_cross_entropy(hidden, self.weight, self.bias, targets, chunk)
 
 
 class TextHead(nn.Module):
@@ -30,7 +17,7 @@ class TextHead(nn.Module):
     def __init__(self, config: TextConfig, facts: HeadFacts) -> None:
         super().__init__()
         self.config = config
-        self.output = OutputLayer(facts.in_width, facts.size, bias=config.bias)
+        self.output = ClassLayer(facts.in_width, facts.size, bias=config.bias)
         nn.init.normal_(self.output.weight, std=0.02)
 
     def output_layer(self) -> nn.Linear:
@@ -57,11 +44,7 @@ class TextHead(nn.Module):
         draws: Draws,
     ) -> Tensor:
         """Return the next token id of each row [B]; see `core.contracts.Head`."""
-        # Both kinds of rows in one product: the weight is read once.
-        rows = hidden if unconditional is None else torch.cat((hidden, unconditional))
-        logits, *other = torch.split(self.logits(rows), len(hidden))
-        logits = guide(logits, other[0] if other else None, guidance)
-        config = self.config
+        logits, config = guided_logits(self.logits, hidden, unconditional, guidance), self.config
         return choose(logits, temperature=temperature, draws=draws, top_k=config.top_k, top_p=config.top_p)
 
 
