@@ -155,6 +155,8 @@ class StepLoader:
         from torch import Generator
         from torch.utils.data import DataLoader
 
+        from janus_plugins.data.parcel import pack
+
         engine = self._plan.run.engine
         options: dict[str, Any] = {}
         if engine.workers:
@@ -170,7 +172,7 @@ class StepLoader:
             sampler=orders,
             batch_size=None,
             num_workers=engine.workers,
-            collate_fn=_unchanged,
+            collate_fn=pack if engine.workers else _unchanged,
             generator=Generator().manual_seed(0),  # else it would draw from torch's global generator
             **options,
         )

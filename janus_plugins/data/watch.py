@@ -31,6 +31,8 @@ def prepared_steps(loader: Any, workers: int, timeout: float) -> Iterator[RankSt
         JanusPluginsError: what a worker reports.
         DataError: a worker died, or did not answer in time.
     """
+    from janus_plugins.data.parcel import unpack
+
     before = set(multiprocessing.active_children())
     steps = _started(loader)
     workers_of = [child for child in multiprocessing.active_children() if child not in before]
@@ -39,6 +41,8 @@ def prepared_steps(loader: Any, workers: int, timeout: float) -> Iterator[RankSt
         try:
             with watch:
                 made = next(steps)
+                if workers:
+                    made = unpack(made)
         except StopIteration:
             return
         except (RuntimeError, OSError, EOFError) as error:
