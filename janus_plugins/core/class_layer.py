@@ -42,5 +42,5 @@ def guided_logits(
     """
     if unconditional is None:
         return guide(logits_of(hidden), None, guidance)
-    logits, other = logits_of(torch.cat((hidden, unconditional))).split(len(hidden))
+    logits, other = torch.split(logits_of(torch.cat((hidden, unconditional))), len(hidden))
     return guide(logits, other, guidance)

@@ -100,4 +100,5 @@ class _Unpacker(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Tensor:
         """Return a tensor by its number."""
-        return self._tensors[pid]
+        tensor: Tensor = self._tensors[pid]
+        return tensor

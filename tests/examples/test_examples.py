@@ -80,7 +80,7 @@ def test_the_proofs_hold_their_measured_results() -> None:
     """A run file's table of results: one row a seed, each at least 95 % on held-out items."""
     for name in PROOFS:
         rows = re.findall(r"^\| (\d+) \| ([\d.]+) % \|", (EXAMPLES / name / "README.md").read_text(), re.M)
-        assert rows
+        assert len(rows) >= 3
         assert all(float(share) >= 95 for _, share in rows)
 
 
