@@ -2,9 +2,8 @@
 
 Run `OMP_NUM_THREADS=1 python -m benchmarks.data [--rounds N]`: the three stages of `configs/janus_1.3b.yaml`,
 its mix, its steps of 256, 512 and 256 samples and its rows of 4,096 slots, over Parquet files made in the
-formats of its data sets (tests/reference/made.py). A text is spelt in bytes, since no tokenizer can be fetched.
-How many workers a GPU takes is worked out: the tokens a second of 45 % of 989 TFLOP/s, over those that a worker
-prepares.
+formats of its data sets (tests/reference/made.py). A text is spelt in bytes, as no tokenizer can be fetched.
+How many workers a GPU takes is worked out: the tokens a second of 45 % of 989 TFLOP/s over a worker's.
 """
 
 from __future__ import annotations
