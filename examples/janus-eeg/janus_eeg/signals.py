@@ -4,7 +4,7 @@ import numpy as np
 
 from janus_eeg.spec import CHANNELS
 
-BANDS = {"delta": (1.5, 3.5), "theta": (4.5, 7.5), "alpha": (8.5, 12.5), "beta": (15.0, 28.0)}
+BANDS = {"delta": (1.5, 3.0), "theta": (5.0, 7.0), "alpha": (9.0, 12.0), "beta": (15.0, 28.0)}
 REGIONS = {
     "at the front": ("FP1", "FP2", "F3", "F4"),
     "in the middle": ("C3", "C4", "T7", "T8"),
@@ -72,7 +72,7 @@ def muscles(draw, rate, count):
         )
         for side in sides:
             for name, share in zip(MUSCLES[side], (1.0, 0.3, 0.3), strict=True):
-                made[CHANNELS.index(name), start : start + length] += share * draw.uniform(40, 80) * burst
+                made[CHANNELS.index(name), start : start + length] += share * draw.uniform(60, 120) * burst
     return made
 
 
