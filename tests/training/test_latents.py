@@ -192,7 +192,7 @@ def test_foreign_layouts_have_no_place_for_latents(model, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_digits_are_learnt(tmp_path: Path) -> None:
-    """Measured: 97 % (docs/latents.md); the bound lies well below."""
+    """Measured: 98.3 and 100 % (docs/latents.md); the bounds lie below."""
     from janus_plugins.evaluation.runner import evaluate_model
 
     plan = read_plan("digits_latents")
@@ -200,4 +200,5 @@ def test_digits_are_learnt(tmp_path: Path) -> None:
     assert result.model is not None
     report = evaluate_model(load(result.model))
     assert report["ceilings"]["reconstructed"] > 0.9
-    assert report["generation"] > 0.85
+    assert report["understanding"] > 0.92
+    assert report["generation"] > 0.9
