@@ -34,6 +34,7 @@ def test_the_digits_in_blocks_take_seven_passes():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_digits_in_blocks_are_recognised(tmp_path):
     """Up to the end of stage "unified", where docs/parallel.md says 97.0 %."""
     plan = read_plan(ROOT / "configs" / "digits_parallel.yaml")
