@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmarks import harness
 
 OVERRIDES = [
+    *(f"stages.{name}=null" for name in ("tokenizer", "adapters", "finetune")),
     "model.language_model.options.hidden_size=384",
     "model.language_model.options.intermediate_size=1024",
     "stages.unified.steps=30",
@@ -39,8 +40,6 @@ def step_seconds(world: int, folder: Path) -> list[float]:
         "janus_plugins",
         "train",
         "digits",
-        "--stage",
-        "unified",
         "--no-evaluate",
         "--out",
         str(out),
