@@ -25,7 +25,7 @@ from janus_plugins.inference.sampling import SeededDraws
 from janus_plugins.inference.stream import Stream
 
 GRAIN = 64
-"""Caches are as long as a multiple of this, so that prompts of about one length share what was compiled."""
+"""Slots by which caches differ in length (`roomy`): prompts of about one length share what was compiled."""
 
 BACKEND = "inductor"
 """What compiles a step. Tests name a quicker one."""
@@ -191,12 +191,12 @@ class GraphStep:
     def _replay(self, filled: int) -> None:
         """Take the next step, `filled` slots of the cache being in use before it."""
         assert self.state is not None
-        grain = GRAIN if self.whole else REACH
-        reach = min(self.state.visible.shape[1] - 1, _rounded(filled + 1, grain))
+        most = self.state.visible.shape[1] - 1
+        reach = min(most, _rounded(filled + 1, GRAIN if self.whole else REACH))
         if reach in self.recorded and self._again(self.recorded[reach]):
             return
         slots = torch.arange(reach, device=self.state.slot.device)
-        with self._compiling(slots, self.state.visible.shape[1] - 1):
+        with self._compiling(slots, most):
             self.compiled = self.compiled or self._compile()
             self.recorded[reach] = record(functools.partial(self.compiled, slots=slots), self.state)
             self.recorded[reach]()
@@ -224,15 +224,15 @@ class GraphStep:
             if not self.whole:
                 yield
                 return
-            # One graph for every length; Dynamo asks the global configuration whether weights are constants.
+            # One graph for every length. The options of `torch.compile` would not do: whether weights are
+            # constants Dynamo asks the global configuration.
             if most > GRAIN:
                 torch._dynamo.mark_dynamic(slots, 0, min=GRAIN, max=most)
-            with inductor.patch(_INDUCTOR if BACKEND == "inductor" else {}):
+            with inductor.patch(_INDUCTOR):
                 yield
 
     def _compile(self) -> Callable[..., None]:
-        options = _INDUCTOR if self.whole and BACKEND == "inductor" else None
-        compiled = torch.compile(_own_code(self._step), fullgraph=True, backend=BACKEND, options=options)
+        compiled = torch.compile(_own_code(self._step), fullgraph=True, backend=BACKEND)
 
         def call(state: State, slots: Tensor) -> None:
             try:

@@ -160,7 +160,7 @@ _OUTPUTS = 16
 
 
 def _quantise_to_4(weight: Tensor, bias: Tensor | None) -> Product:
-    """Return the product with a weight [N, K] in 4 bits; one whose sizes do not divide stays as it is."""
+    """Return the product with a weight [N, K] in 4 bits; one whose sizes do not divide is packed."""
     outputs, inputs = weight.shape
     if outputs % _OUTPUTS or inputs % _GROUP:
         return _pack(weight, bias)
