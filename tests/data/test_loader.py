@@ -209,15 +209,19 @@ def _quick_look(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
 
 
+def kill_a_worker() -> None:
+    child = multiprocessing.active_children()[0]
+    os.kill(child.pid or 0, signal.SIGKILL)
+    child.join()
+
+
 @pytest.mark.usefixtures("_quick_look")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_worker_is_an_error(workers: int) -> None:
     one = loader({"words": {"task": "text"}}, {"steps": 100}, {"workers": workers})
     steps = iter(one)
     next(steps)
-    child = multiprocessing.active_children()[0]
-    os.kill(child.pid or 0, signal.SIGKILL)
-    child.join()
+    kill_a_worker()
     started = time.monotonic()
     with pytest.raises(DataError, match="a data worker failed"):
         list(steps)
@@ -234,9 +238,7 @@ def test_a_worker_killed_with_the_lock_in_its_hands_is_an_error(monkeypatch: pyt
     next(steps)
     (made,) = iterators
     made._workers_done_event._cond._lock.acquire()  # as if by the worker that dies now
-    child = multiprocessing.active_children()[0]
-    os.kill(child.pid or 0, signal.SIGKILL)
-    child.join()
+    kill_a_worker()
     began = time.monotonic()
     with pytest.raises(DataError, match="a data worker failed"):
         list(steps)
