@@ -8,6 +8,7 @@ How many workers a GPU takes is worked out: the tokens a second of 45 % of 989 T
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -56,10 +57,9 @@ def main() -> int:
         "|---|---|---|---|---|",
     ]
     kept = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         write_all(plan_of("janus_1.3b").run.data, Path(folder), rows=64)
         os.environ |= {"HF_HOME": folder, "HF_HUB_OFFLINE": "1"}
-        os.chdir(folder)
         whole = {stage.name: stage.batch for stage in plan_of("janus_1.3b").run.stages}
         sizes = steps(**whole, number=given.rounds + 1)
         plan = plan_of("janus_1.3b", [*NO_DOWNLOADS, *sizes, "engine.workers=0"])
@@ -75,7 +75,6 @@ def main() -> int:
                 f"| {stage.name} | {found['packing']:.1%} | {found['tokens']:.0f} | "
                 f"{found['samples_per_second']:.0f} | {found['workers']:.2f} |"
             )
-        os.chdir("/")
     harness.keep("data", "\n".join(lines), {"steps": given.rounds, "stages": kept})
     return 0
 

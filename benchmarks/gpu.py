@@ -66,7 +66,7 @@ def main() -> int:
             speeds = {"seconds": taken, "images_per_second": batch / taken, "weights_roofline": roofline}
             lines.append({"batch": batch, "way": way, **speeds})
             print(f"batch {batch}, {way}: {taken:.2f} s, {batch / taken:.2f} images/s")
-            print(f"roofline of the weights alone: {roofline:.2f} s")
+    print(f"roofline of the weights alone: {roofline:.2f} s")
     answer = {
         "device": torch.cuda.get_device_name(),
         "bytes_per_second": speed,
