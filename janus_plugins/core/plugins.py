@@ -9,6 +9,7 @@ Knows nothing of what a component is for.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import inspect
 import logging
@@ -16,7 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import Distribution, EntryPoint, distribution, distributions
@@ -182,7 +183,8 @@ class PluginHost:
             for plugins in self._lists:
                 for problem in plugins.unknown([found.name for found in entries]):
                     _warn_once(problem)
-            self._plugins = tuple(self._load(found) for found in entries)
+            with _garbage_kept():
+                self._plugins = tuple(self._load(found) for found in entries)
         return self._plugins
 
     @property
@@ -283,6 +285,18 @@ class PluginHost:
                 first = self._declared.get(key, "the same plugin")
                 raise PluginError(f"{spec.kind}/{spec.name} is already offered by {first}; rename one")
         self._declared |= dict.fromkeys(names, found.name)
+
+
+@contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """Collect no garbage meanwhile: imports make none, and looking for it takes a fifth of their time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def installed_entries() -> list[InstalledEntry]:

@@ -7,8 +7,10 @@ import pytest
 from janus_plugins.core.catalogue import CatalogueEntry, catalogue
 from janus_plugins.core.plugins import missing_modules
 from janus_plugins.testing import check_component
+from janus_plugins.testing.rules import RULES
 
 SHIPPED = [entry for entry in catalogue().entries() if entry.owner.distribution == "janus-plugins"]
+PARALLEL = {kind for kind, rules in RULES.items() if any(rule.name == "ranks" for rule in rules)}
 
 
 def label(entry: CatalogueEntry) -> str:
@@ -25,7 +27,7 @@ def test_shipped_component(entry: CatalogueEntry) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("entry", [entry for entry in SHIPPED if entry.spec.kind != "source"], ids=label)
+@pytest.mark.parametrize("entry", [entry for entry in SHIPPED if entry.spec.kind in PARALLEL], ids=label)
 def test_shipped_component_on_two_ranks(entry: CatalogueEntry) -> None:
     if missing_modules(entry.spec):
         pytest.skip(f"needs {entry.spec.extra}")
