@@ -77,6 +77,8 @@ def measure(size: str, rounds: int) -> tuple[harness.Comparison, bool]:
         "ours, plain linear layers": lambda: by("plain"),
         "ours, 8 bits": lambda: by("int8"),
         "ours, 4 bits": lambda: by("int4"),
+        "ours, 8 bits, compiled": lambda: by("int8", compile=True),
+        "ours, 4 bits, compiled": lambda: by("int4", compile=True),
         "transformers generate": lambda: transformers_way(foreign, model, list(prompt.conditional)),
         "official-style loop": lambda: official_loop(
             foreign, (list(prompt.conditional), list(prompt.unconditional)), steps

@@ -22,6 +22,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "compiled": {"compile": True},
     "8 bits": {"linears": "int8"},
     "4 bits": {"linears": "int4"},
+    "8 bits, compiled": {"linears": "int8", "compile": True},
+    "4 bits, compiled": {"linears": "int4", "compile": True},
     "jacobi, window 4": {"decoding": "jacobi", "window": 4},
     "jacobi, window 8": {"decoding": "jacobi", "window": 8},
     "zigzag, window 3": {"decoding": "zigzag", "window": 3},

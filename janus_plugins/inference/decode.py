@@ -19,7 +19,7 @@ from janus_plugins.inference.ahead import Ahead, Decoding
 from janus_plugins.inference.blocks import check_blocks, make_in_blocks
 from janus_plugins.inference.codes import CodeEmbedder
 from janus_plugins.inference.graph import CountedDraws, GraphStep, check_static, kept_step, roomy
-from janus_plugins.inference.linears import Linears, fast_linears
+from janus_plugins.inference.linears import Linears, fast_linears, when_compiled
 from janus_plugins.inference.sampling import SeededDraws
 from janus_plugins.inference.stream import Stream, rows_within
 
@@ -138,14 +138,17 @@ def generate_items(
     def embed(made: Tensor) -> Tensor:
         return embed_last(made, 1)[:, 0]
 
+    if compile:
+        linears = when_compiled(linears)
+
     def compiled(stream: Stream) -> GraphStep:
-        key = (modality, guidance, temperature, facts.tokens, *stream.shape)
+        key = (modality, guidance, temperature, facts.tokens, linears, *stream.shape)
         parts = [model.language_model, path.adapter, path.head]
         return kept_step(
             model,
             key,
             parts,
-            lambda: GraphStep(model.language_model, lambda last: embed(last[:, None]), pick),
+            lambda: GraphStep(model.language_model, lambda last: embed(last[:, None]), pick, linears),
         )
 
     if path.blocks.size > 1:
@@ -174,7 +177,7 @@ def generate_items(
             return cast(Ahead, ahead).zigzag(stream, guidance, lambda hidden: pick(hidden, draws)).cpu()
         return loop.run(stream, draws).cpu()
 
-    with fast_linears("plain" if compile else linears, model.language_model, path.adapter, path.head):
+    with fast_linears(linears, model.language_model, path.adapter, path.head):
         return torch.cat([make(batch) for batch in _item_batches(prompts, at_once)])
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from janus_plugins.core.contracts import Cached, Draws
 from janus_plugins.core.errors import RunFileError
+from janus_plugins.inference.linears import Linears, state_of
 from janus_plugins.inference.sampling import SeededDraws
 from janus_plugins.inference.stream import Stream
 
@@ -37,6 +38,14 @@ _INDUCTOR: dict[str, Any] = {
     "size_asserts": False,
 }
 """On a CPU: weights are constants, laid out once, and the products of a few rows are generated code."""
+
+_INDUCTOR_IN_4_BITS: dict[str, Any] = {
+    **_INDUCTOR,
+    "max_autotune_gemm_backends": "CPP,ATEN",
+    "autotune_num_choices_displayed": 0,
+    "max_autotune_report_choices_stats": False,
+}
+"""Not every CPU has generated code for these: where two ways are known the quicker one is taken, tacitly."""
 
 LOOK = 16
 """Steps between looks at whether every row has ended: each look waits for the device."""
@@ -134,6 +143,7 @@ class GraphStep:
         language_model: one whose `static_steps` is True.
         embed: what was picked last [N, ...] -> input embeddings [B, M].
         pick: hidden states [B, M] and the step's numbers -> the next pick [N, ...].
+        linears: how linear layers compute.
         whole: on a CPU one graph serves every length of what is looked back over.
         state: what the steps read and write.
         compiled: the step as a graph.
@@ -143,6 +153,7 @@ class GraphStep:
     language_model: nn.Module
     embed: Callable[[Tensor], Tensor]
     pick: Callable[[Tensor, Draws], Tensor]
+    linears: Linears = "plain"
     whole: bool = field(init=False)
     state: State | None = None
     compiled: Callable[..., None] | None = None
@@ -174,18 +185,18 @@ class GraphStep:
             All picks [N, T, ...], T being at most `steps`.
         """
         state = _state(stream, first, draws.ahead(steps, counted.uniforms, counted.normals), steps)
-        done = 1
+        given = stream.given
         if self.state is None:
-            # An eager step first, in which a language model may make what its steps share.
+            # An eager step first, in which a language model may make what its steps share. It is taken again,
+            # so that a first call rounds as later ones do.
             stream.step(self.embed(first))
-            self._picked(state, stream.hidden)
-            self.state, self.recorded, done = state, {}, 2
+            self.state, self.recorded = state, {}
         else:
             self.state.take(state)
-        for taken in range(done, steps):
+        for taken in range(1, steps):
             if finished is not None and taken % LOOK == 0 and finished(self.state.made[:, :taken]):
                 return self.state.made[:, :taken].clone()
-            self._replay(stream.given + taken - 1)
+            self._replay(given + taken - 1)
         return self.state.made.clone()
 
     def _replay(self, filled: int) -> None:
@@ -228,7 +239,7 @@ class GraphStep:
             # constants Dynamo asks the global configuration.
             if most > GRAIN:
                 torch._dynamo.mark_dynamic(slots, 0, min=GRAIN, max=most)
-            with inductor.patch(_INDUCTOR):
+            with inductor.patch(_INDUCTOR_IN_4_BITS if self.linears == "int4" else _INDUCTOR):
                 yield
 
     def _compile(self) -> Callable[..., None]:
@@ -305,11 +316,7 @@ def kept_step(
     owner: nn.Module, key: Hashable, parts: list[nn.Module], make: Callable[[], GraphStep]
 ) -> GraphStep:
     """Return the step that was made for `key`, or make it; one whose weights have changed is made anew."""
-    weights = tuple(
-        (tensor.data_ptr(), tensor._version)
-        for part in parts
-        for tensor in [*part.parameters(), *part.buffers()]
-    )
+    weights = state_of(tensor for part in parts for tensor in [*part.parameters(), *part.buffers()])
     steps = _KEPT.setdefault(owner, {})
     known = steps.get(key)
     if known is None or known[0] != weights:

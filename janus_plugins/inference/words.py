@@ -18,7 +18,7 @@ from janus_plugins.core.contracts import Draws
 from janus_plugins.inference.decode import Loop, row_embeds, rows_at_once
 from janus_plugins.inference.filling import Order, Watch, fill
 from janus_plugins.inference.graph import GraphStep, check_static, kept_step, roomy
-from janus_plugins.inference.linears import Linears, fast_linears
+from janus_plugins.inference.linears import Linears, fast_linears, when_compiled
 from janus_plugins.inference.sampling import SeededDraws
 from janus_plugins.inference.stream import Stream
 
@@ -100,9 +100,12 @@ def generate_text(
     batches = [range(first, min(first + at_once, len(prompts))) for first in range(0, len(prompts), at_once)]
     if compile:
         check_static(language_model)
-        key = ("text", temperature, top_p, max_new_tokens)
-        return [said for rows in batches for said in _compiled(model, key, order(rows), max_new_tokens)]
+        linears = when_compiled(linears)
     with fast_linears(linears, language_model):
+        if compile:
+            key = ("text", temperature, top_p, max_new_tokens)
+            made = [_compiled(model, key, order(rows), max_new_tokens, linears) for rows in batches]
+            return [said for batch in made for said in batch]
         if hasattr(language_model.new_cache(1, 1), "put"):
             return fill(order(range(len(prompts))), at_once, model.device)
         return [said for rows in batches for said in fill(order(rows), len(rows), model.device)]
@@ -139,7 +142,7 @@ def begin_text(model: UnifiedModel, prompts: Sequence[TextPrompt], room: int) ->
 
 
 def _compiled(
-    model: UnifiedModel, key: tuple[Any, ...], order: Order, max_new_tokens: int
+    model: UnifiedModel, key: tuple[Any, ...], order: Order, max_new_tokens: int, linears: Linears
 ) -> list[list[int]]:
     """Answer one batch by compiled steps."""
     longest, ends = max(order.lengths), torch.tensor(order.limits, device=model.device)
@@ -153,9 +156,9 @@ def _compiled(
     def compiled(stream: Stream) -> GraphStep:
         return kept_step(
             model,
-            (*key, *stream.shape),
+            (*key, linears, *stream.shape),
             [model.language_model],
-            lambda: GraphStep(model.language_model, order.embed, order.pick),
+            lambda: GraphStep(model.language_model, order.embed, order.pick, linears),
         )
 
     # As many slots for every batch of about this length, so that they share what was compiled.

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from janus_plugins.core.errors import DataError
 from janus_plugins.core.samples import Item, Sample
@@ -126,30 +123,3 @@ def test_refusals_and_prompts_without_pictures(model: Any) -> None:
     with pytest.raises(DataError, match="answers hold items"):
         classified_answers(model, "sort", {"train_source": "draw", "limit": 2})
     assert "The next digit." not in prompts_of(model.plan, "image")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_interleaved_digits_are_learnt(tmp_path: Path) -> None:
-    """Measured: 84, 85.5 and 45.5 % (docs/generation.md); the bounds lie well below."""
-    from janus_plugins.door import load, plan
-    from janus_plugins.evaluation.runner import evaluate_model
-    from janus_plugins.training.run import train
-
-    run = plan(Path(__file__).parents[2] / "configs" / "digits_interleaved.yaml")
-    done = train(run, tmp_path, console=Console(file=io.StringIO()))
-    assert done.model is not None
-    scores = evaluate_model(load(done.model), ("counting", "counting_on", "next"))
-    assert scores["counting"] > 0.7
-    assert scores["counting_on"] > 0.7
-    assert scores["next"] > 0.3
-
-
-def test_the_run_file_of_interleaved_digits_asks_for_its_tasks() -> None:
-    from janus_plugins.door import plan
-
-    run = plan(Path(__file__).parents[2] / "configs" / "digits_interleaved.yaml").run
-    assert {run.evaluation[name].task for name in ("counting", "counting_on", "next")} == {
-        "classified-answers"
-    }
-    assert [stage.learn_begin for stage in run.stages] == [False, False, True, True]

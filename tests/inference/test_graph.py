@@ -8,10 +8,11 @@ import torch
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.inference import graph
 from janus_plugins.inference.decode import ItemPrompt, generate_items
+from janus_plugins.inference.linears import FEW_BITS
 from janus_plugins.inference.sampling import SeededDraws
 from janus_plugins.inference.session import ask, generate
 
-from .test_integration import small_model
+from .test_integration import WIDE, small_model
 from .toys import PlacedCodeAdapter, toy_model
 
 
@@ -77,6 +78,21 @@ def test_one_graph_serves_every_length(model, monkeypatch):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     (kept,) = [step for _, step in graph._KEPT[model].values() if step.compiled and len(step.recorded) > 1]
     assert len(kept.recorded) >= 3
+
+
+@pytest.mark.parametrize("linears", FEW_BITS)
+def test_weights_of_few_bits_are_compiled_as_they_are_kept(linears):
+    wide = small_model(WIDE)
+    settings = {"guidance": 2.0, "temperature": 0.0, "linears": linears}
+    expected = codes(wide, "a seven", **settings)
+    assert not torch.equal(expected, codes(wide, "a seven", **{**settings, "linears": "packed"}))
+    for _ in range(2):
+        assert torch.equal(codes(wide, "a seven", compile=True, **settings), expected)
+        for _, step in graph._KEPT[wide].values():
+            step.recorded.clear()  # as for a length that was not there: guards are asked again
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    said = [wide.ask("two one", max_new_tokens=9, linears=linears, compile=way) for way in (False, True)]
+    assert said[0] == said[1]
 
 
 def test_what_dynamo_was_made_to_forget_is_compiled_again(model):

@@ -41,14 +41,18 @@ model:
 """
 
 
-def small_model():
+def small_model(run=RUN):
     """Compose the model, its choices clear."""
-    composed = compose_plan(resolve(load_run_text(RUN, "small.yaml")))
+    composed = compose_plan(resolve(load_run_text(run, "small.yaml")))
     head = composed.generation["image"].head
     with torch.no_grad():
         for parameter in (*head.parameters(), composed.language_model.text_head.output.weight):
             parameter.mul_(10)
     return composed
+
+
+WIDE = RUN.replace("hidden_size: 32, intermediate_size: 64", "hidden_size: 256, intermediate_size: 512")
+"""Of layers large enough to be computed in other ways."""
 
 
 @pytest.fixture(scope="module")
