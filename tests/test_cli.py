@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import os
 import re
 import subprocess
@@ -118,6 +119,14 @@ def test_a_run_leaves_its_results(trained):
     assert "data:image/png;base64" in report
     with Image.open(trained / "samples.png") as picture:
         assert picture.size[0] > 100
+
+
+@pytest.mark.parametrize(("stage", "number"), [("adapters", 1), ("finetune", 2)])
+def test_a_stage_alone_is_evaluated_if_it_is_the_last(trained, tmp_path, stage, number):
+    before = f"stage_{number - 1}"
+    shutil.copytree(trained / "checkpoints" / before, tmp_path / "checkpoints" / before)
+    answer("train", trained.parent / "tiny.yaml", "--stage", stage, "--out", tmp_path)
+    assert (tmp_path / "evaluation.json").exists() == (stage == "finetune")
 
 
 def test_generate_writes_pictures_with_their_prompt(trained, tmp_path):

@@ -104,7 +104,7 @@ def _held_out(plan: RunPlan, name: str) -> Source:
 def train_and_evaluate(
     plan: RunPlan, out: Path, stage: str | None, resume: bool, evaluate: bool, source: Path | None = None
 ) -> None:
-    """Train, from the weights at `source` if given; then on the first rank evaluate and write the report."""
+    """Train, from the weights at `source` if given; after the last stage the first rank evaluates and reports."""
     from janus_plugins.door import load
     from janus_plugins.evaluation.pictures import picture_grids, sampler
     from janus_plugins.model.start import take_weights
@@ -114,7 +114,7 @@ def train_and_evaluate(
 
     start = None if source is None else lambda model: take_weights(model, load(source), str(source))
     trained = train(plan, out, only_stage=stage, resume=resume, sampler=sampler(plan), start=start)
-    if not trained.is_main or stage is not None:
+    if not trained.is_main or stage not in (None, plan.run.stages[-1].name):
         return
     result: dict[str, Any] | None = None
     pictures: dict[str, Path] = {}
