@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
