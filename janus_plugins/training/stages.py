@@ -19,9 +19,16 @@ from janus_plugins.training.recipe import Recipe
 from janus_plugins.training.weights import Kept, full_weights, keep_frozen, load_weights
 from janus_plugins.training.world import World
 
+SLOW_BF16 = (
+    "note: this CPU has no instructions for bf16, so a step takes several times as long as in fp32; where memory "
+    "allows, set engine.precision to fp32"
+)
+
 
 def train_stages(run: Run, out: Path, chosen: list[int], found: Found | None) -> Position:
     """Train the chosen stages that are not behind `found`, and return where the run has come to."""
+    if run.recipe.engine.precision == "bf16" and not run.world.multiplies_bf16:
+        run.metrics.say(SLOW_BF16)
     position = found.position if found else Position(chosen[0], 0, 0)
     if found and found.kind == "stage":
         if found.position.stage in chosen:  # it may have died between this and writing the model

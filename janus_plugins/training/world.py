@@ -42,6 +42,13 @@ class World:
         """Answer whether this process prints and writes for all."""
         return self.rank == 0
 
+    @property
+    def multiplies_bf16(self) -> bool:
+        """Answer whether the device has instructions for bf16; a CPU without them takes several times as long."""
+        if self.device.type != "cpu":
+            return True
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
     def gather(self, value: T) -> list[T]:
         """Return every rank's value, in the order of ranks. Collective; values are plain data."""
         if self.size == 1:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from janus_plugins.core.errors import RunFileError
@@ -110,6 +112,19 @@ def test_what_is_frozen_stays_bit_identical(world: World, tmp_path: Path) -> Non
         changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
         assert changed == set(learnt), stage.name
         before = after
+
+
+@pytest.mark.parametrize(
+    ("precision", "able", "told"), [("bf16", False, 1), ("bf16", True, 0), ("fp32", False, 0)]
+)
+def test_a_cpu_without_bf16_is_named(
+    precision: str, able: bool, told: int, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(World, "multiplies_bf16", able)
+    said = io.StringIO()
+    recipe = toy_run(toy_stage("one", steps=1), engine=zero(0, precision))
+    start(recipe, tmp_path, world, console=Console(file=said, width=500))
+    assert said.getvalue().count("set engine.precision to fp32") == told
 
 
 def test_counts_of_a_reconstruction_are_items() -> None:
