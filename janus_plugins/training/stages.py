@@ -20,7 +20,7 @@ from janus_plugins.training.weights import Kept, full_weights, keep_frozen, load
 from janus_plugins.training.world import World
 
 SLOW_BF16 = (
-    "note: this CPU has no instructions for bf16, so a step takes several times as long as in fp32; where "
+    "note: this CPU has no instructions for bf16, so a step takes many times as long as in fp32; where "
     "memory allows, set engine.precision to fp32"
 )
 

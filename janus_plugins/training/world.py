@@ -44,7 +44,7 @@ class World:
 
     @property
     def multiplies_bf16(self) -> bool:
-        """Answer whether the device has instructions for bf16; without them a CPU is several times slower."""
+        """Answer whether the device has instructions for bf16; without them a CPU is many times slower."""
         if self.device.type != "cpu":
             return True
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
