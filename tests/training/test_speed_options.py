@@ -63,11 +63,13 @@ def losses(folder: Path, *overrides: str) -> list[float]:
     plan = read_plan(str(write_tiny(folder)), list(overrides))
     train(plan, folder / "run")
     lines = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [one["loss"] for one in map(json.loads, lines) if "loss" in one]
+    logged = [one["loss"] for one in map(json.loads, lines) if "loss" in one]
+    return [loss for one in logged for _, loss in sorted(one.items())]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo looks at it
 def test_compiled_blocks_train_alike_under_deepspeed(tmp_path: Path):
     for name in ("plain", "fused"):
         (tmp_path / name).mkdir()
