@@ -32,7 +32,7 @@ model:
               max_positions: 128}}
     tokenizer: {{type: bytes}}
 data:
-  words: {{use: hf-dataset, task: text, options: {{path: parquet, data_files: {file}, text: text}}}}
+  words: {{use: hf-dataset, task: text, options: {{path: {file}, columns: {{text: "{{text}}"}}}}}}
 stages:
   - {{name: one, learn: {{language_model: 1.0e-3}}, mix: {{text: 1}}, steps: 4, batch: 32, max_length: 64}}
 """

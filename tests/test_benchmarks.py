@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import harness, plugins
+from benchmarks import growth, harness, plugins
 from benchmarks.training import padded, usual_loss
 from janus_plugins.data.loader import StepLoader
 from janus_plugins.door import plan as read_plan
@@ -56,6 +56,12 @@ def test_padded_rows_have_the_same_loss_as_packed_ones(tmp_path):
     ours, usual = model(batch, dict.fromkeys(batch.targets(), 1.0)).loss, usual_loss(model, rows)
     assert usual.item() == pytest.approx(ours.item(), rel=1e-5)
     assert torch.isfinite(ours)
+
+
+def test_growth_with_the_size_of_a_data_set_is_measured(tmp_path):
+    curve = growth.data(True, tmp_path)
+    assert curve.sizes == (1_000, 10_000)
+    assert all(seconds > 0 for seconds in curve.seconds)
 
 
 def test_listing_plugins_finds_every_one_and_costs_little_for_each(tmp_path):
