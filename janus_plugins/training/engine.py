@@ -10,7 +10,6 @@ without a wrapper (ZeRO 0 in fp32) we look at the reduced gradients ourselves.
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -123,12 +122,12 @@ class Engine:
         return bool(self.deepspeed.was_step_applied()), math.nan if norm is None else float(norm)
 
     def close(self) -> None:
-        """Free what DeepSpeed holds; the model inside cannot be used again under ZeRO 3."""
+        """Let DeepSpeed's engine go; the model inside cannot be used again under ZeRO 3.
+
+        It holds itself: its memory is free after the next `World.collect_garbage`.
+        """
         self.deepspeed.destroy()
         self.deepspeed = None
-        if self._world.device.type != "cpu":
-            gc.collect()  # the engine holds itself; its memory would outlive it into the next stage
-            torch.cuda.empty_cache()
 
 
 class _Totals:

@@ -41,6 +41,7 @@ def train_stages(run: Run, out: Path, chosen: list[int], found: Found | None) ->
             continue
         inside = found if found and found.kind == "step" and found.position.stage == index else None
         position = _train_stage(run, out, Position(index, position.step, position.total), inside)
+        run.world.collect_garbage()  # or a stage's model and moments stay beside the next one's
         run.settle(over=index == chosen[-1])
     return position
 

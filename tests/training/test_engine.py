@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,25 @@ def test_a_cpu_without_bf16_is_named(
     recipe = toy_run(toy_stage("one", steps=1), engine=zero(0, precision))
     start(recipe, tmp_path, world, console=Console(file=said, width=500))
     assert said.getvalue().count("set engine.precision to fp32") == told
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_a_stage_leaves_no_memory_to_the_next(
+    zero_stage: int, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[Any] = []
+    alive: list[int] = []
+    begin = Engine.__init__
+
+    def begin_and_look(self: Engine, *given: Any) -> None:
+        alive.append(sum(each() is not None for each in held))
+        begin(self, *given)
+        held.extend(map(weakref.ref, (self.module, self.optimizer, next(self.module.parameters()))))
+
+    monkeypatch.setattr(Engine, "__init__", begin_and_look)
+    stages = [toy_stage(name, steps=1) for name in ("one", "two", "three")]
+    start(toy_run(*stages, engine=zero(zero_stage)), tmp_path, world)
+    assert alive == [0, 0, 0]
 
 
 def test_counts_of_a_reconstruction_are_items() -> None:
