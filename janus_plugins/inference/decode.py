@@ -138,9 +138,6 @@ def generate_items(
     def embed(made: Tensor) -> Tensor:
         return embed_last(made, 1)[:, 0]
 
-    if compile:
-        linears = when_compiled(linears)
-
     def compiled(stream: Stream) -> GraphStep:
         key = (modality, guidance, temperature, facts.tokens, linears, *stream.shape)
         parts = [model.language_model, path.adapter, path.head]
@@ -156,6 +153,7 @@ def generate_items(
     if compile:
         check_static(model.language_model)
         embedder.check_alike("compile")
+        linears = when_compiled(linears)
     loop = Loop(pick, embed, facts.tokens, compiled=compiled if compile else None)
     ahead = None if decoding == "steps" else Ahead(model.language_model, path.head, embedder, facts, window)
     if ahead is not None:

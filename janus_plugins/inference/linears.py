@@ -92,9 +92,8 @@ class _Lazy:
 
     def __init__(self, layers: Sequence[nn.Linear], choice: Linears) -> None:
         self.weak, self.choice = [ref(layer) for layer in layers], choice
-        self.left = _CALLS_BEFORE
-        # Those of fewer bits are there from the start: they are kept, and a compiler must not see them made.
-        self.fast: Product | None = _made(choice, layers) if choice in FEW_BITS else None
+        self.left = 0 if choice in FEW_BITS else _CALLS_BEFORE
+        self.fast: Product | None = None
 
     @property
     def layers(self) -> list[nn.Linear]:
@@ -141,55 +140,64 @@ _OUTPUTS = 16
 """They make a multiple of so many outputs."""
 
 
-class _In8Bits(nn.Module):
-    """Multiply by a weight [N, K] in 8 bits, each output by its own scale; the input is rounded to bf16."""
+class _InFewBits(nn.Module):
+    """Multiply rows, rounded to bf16, by a weight of few bits."""
 
     bias: Tensor | None
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, bias: Tensor | None) -> None:
         super().__init__()
-        scale = (weight.float().abs().amax(1) / 127).clamp(min=1e-12)
-        self.register_buffer("whole", (weight / scale[:, None]).round().to(torch.int8))
-        self.register_buffer("scale", scale.to(torch.bfloat16))
         self.register_buffer("bias", bias)
 
     def forward(self, source: Tensor) -> Tensor:
         """Return [..., N] of [..., K]."""
         rows = source.reshape(-1, source.shape[-1]).to(torch.bfloat16)
-        result: Tensor = torch.ops.aten._weight_int8pack_mm(rows, self.whole, self.scale).to(source.dtype)
-        result = result.view(*source.shape[:-1], -1)
+        result = self.multiply(rows).to(source.dtype)
+        result = result.view(*source.shape[:-1], result.shape[-1])
         return result if self.bias is None else result + self.bias
 
+    def multiply(self, rows: Tensor) -> Tensor:
+        """Return [B, N] of [B, K], all in bf16."""
+        raise NotImplementedError
 
-class _In4Bits(nn.Module):
-    """Multiply by a weight [N, K] in 4 bits, scale and zero by groups; the input is rounded to bf16."""
 
-    bias: Tensor | None
+class _In8Bits(_InFewBits):
+    """Keep a weight [N, K] in 8 bits, each output by its own scale."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
+        super().__init__(bias)
+        scale = (weight.float().abs().amax(1) / 127).clamp(min=1e-12)
+        self.register_buffer("whole", (weight / scale[:, None]).round().to(torch.int8))
+        self.register_buffer("scale", scale.to(torch.bfloat16))
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        """Return [B, N] of [B, K]."""
+        result: Tensor = torch.ops.aten._weight_int8pack_mm(rows, self.whole, self.scale)
+        return result
+
+
+class _In4Bits(_InFewBits):
+    """Keep a weight [N, K] in 4 bits, scale and zero by groups."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(bias)
         outputs, inputs = weight.shape
         groups = weight.float().view(outputs, -1, _GROUP)
         least, most = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
         scale = ((most - least) / 15).clamp(min=1e-9)
         whole = ((groups - least) / scale).round().to(torch.int32).view(outputs, inputs)
-        self.outputs = outputs
         self.register_buffer("packed", torch.ops.aten._convert_weight_to_int4pack_for_cpu(whole, 1))
         # The product's zero is the middle of the 16 steps.
         spread = torch.cat([scale, least + 8 * scale], 2).transpose(0, 1)
         self.register_buffer("spread", spread.to(torch.bfloat16).contiguous())
-        self.register_buffer("bias", bias)
 
-    def forward(self, source: Tensor) -> Tensor:
-        """Return [..., N] of [..., K]."""
-        rows = source.reshape(-1, source.shape[-1]).to(torch.bfloat16)
-        multiply = torch.ops.aten._weight_int4pack_mm_for_cpu.default
-        result: Tensor = multiply(rows, self.packed, _GROUP, self.spread).to(source.dtype)
-        result = result.view(*source.shape[:-1], self.outputs)
-        return result if self.bias is None else result + self.bias
+    def multiply(self, rows: Tensor) -> Tensor:
+        """Return [B, N] of [B, K]."""
+        result: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, _GROUP, self.spread)
+        return result
 
 
-def _few_bits(kind: type[_In8Bits] | type[_In4Bits]) -> Maker:
+def _few_bits(kind: type[_In8Bits | _In4Bits]) -> Maker:
     """Return what makes products of few bits, and plain ones of weights whose sizes do not divide."""
 
     def make(weight: Tensor, bias: Tensor | None) -> Product:

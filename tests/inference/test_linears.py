@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -66,15 +68,22 @@ def test_in_8_bits_each_weight_is_within_half_a_step():
 
 @pytest.mark.parametrize("choice", FEW_BITS)
 def test_weights_of_few_bits_are_kept_until_they_change(choice, monkeypatch):
-    made = []
-    monkeypatch.setitem(linears._MAKERS, choice, lambda *given: made.append(given))
-    model = layers()
+    made, source = [], torch.randn(2, 256)
+
+    def make(weight, bias):
+        made.append(weight)
+        return functools.partial(nn.functional.linear, weight=weight, bias=bias)
+
+    monkeypatch.setitem(linears._MAKERS, choice, make)
+    model, unused = layers(), nn.Linear(256, 256)
     for _ in range(2):
-        with fast_linears(choice, model):
+        with fast_linears(choice, model, unused):
+            model(source)
             assert len(made) == 2
     with torch.no_grad():
         model[0].weight.mul_(2)
-    with fast_linears(choice, model):
+    with fast_linears(choice, model, unused):
+        model(source)
         assert len(made) == 3
 
 
