@@ -104,10 +104,7 @@ def _held_out(plan: RunPlan, name: str) -> Source:
 def train_and_evaluate(
     plan: RunPlan, out: Path, stage: str | None, resume: bool, evaluate: bool, source: Path | None = None
 ) -> None:
-    """Train, from the weights at `source` if given; after the last stage the first rank evaluates.
-
-    It writes the run's report, too.
-    """
+    """Train, from the weights at `source` if given; after the last stage evaluate and report on one rank."""
     from janus_plugins.door import load
     from janus_plugins.evaluation.pictures import picture_grids, sampler
     from janus_plugins.model.start import take_weights

@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from janus_plugins.door import load, plan
+from janus_plugins.evaluation.runner import evaluate_model
+from janus_plugins.training.run import train
+
 pytest.importorskip("sklearn")
+RUN = Path(__file__).parents[2] / "configs" / "digits_interleaved.yaml"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_interleaved_digits_are_learnt(tmp_path: Path) -> None:
     """Measured: 84, 85.5 and 45.5 % (docs/generation.md); the bounds lie well below."""
-    from janus_plugins.door import load, plan
-    from janus_plugins.evaluation.runner import evaluate_model
-    from janus_plugins.training.run import train
-
-    run = plan(Path(__file__).parents[2] / "configs" / "digits_interleaved.yaml")
-    done = train(run, tmp_path, console=Console(file=io.StringIO()))
+    done = train(plan(RUN), tmp_path, console=Console(file=io.StringIO()))
     assert done.model is not None
     scores = evaluate_model(load(done.model), ("counting", "counting_on", "next"))
     assert scores["counting"] > 0.7
@@ -29,9 +29,7 @@ def test_interleaved_digits_are_learnt(tmp_path: Path) -> None:
 
 
 def test_the_run_file_of_interleaved_digits_asks_for_its_tasks() -> None:
-    from janus_plugins.door import plan
-
-    run = plan(Path(__file__).parents[2] / "configs" / "digits_interleaved.yaml").run
+    run = plan(RUN).run
     assert {run.evaluation[name].task for name in ("counting", "counting_on", "next")} == {
         "classified-answers"
     }
