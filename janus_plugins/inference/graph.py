@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from janus_plugins.core.contracts import Cached, Draws
 from janus_plugins.core.errors import RunFileError
+from janus_plugins.inference.few_rows import few_rows
 from janus_plugins.inference.linears import Linears, state_of
 from janus_plugins.inference.sampling import SeededDraws
 from janus_plugins.inference.stream import Stream
@@ -207,7 +208,7 @@ class GraphStep:
         if reach in self.recorded and self._again(self.recorded[reach]):
             return
         slots = torch.arange(reach, device=self.state.slot.device)
-        with self._compiling(slots, most):
+        with self._compiling(slots, *self.state.visible.shape):
             self.compiled = self.compiled or self._compile()
             self.recorded[reach] = record(functools.partial(self.compiled, slots=slots), self.state)
             self.recorded[reach]()
@@ -225,8 +226,8 @@ class GraphStep:
         return True
 
     @contextmanager
-    def _compiling(self, slots: Tensor, most: int) -> Iterator[None]:
-        """Set what a compiler must know for a first call that looks at `slots`, of which there are `most`."""
+    def _compiling(self, slots: Tensor, rows: int, length: int) -> Iterator[None]:
+        """Set what a compiler must know for a first call that looks at `slots` of a cache [rows, length]."""
         import torch._dynamo.config as dynamo
         import torch._inductor.config as inductor
 
@@ -237,9 +238,10 @@ class GraphStep:
                 return
             # One graph for every length. The options of `torch.compile` would not do: whether weights are
             # constants Dynamo asks the global configuration.
-            if most > GRAIN:
-                torch._dynamo.mark_dynamic(slots, 0, min=GRAIN, max=most)
-            with inductor.patch(_INDUCTOR_IN_4_BITS if self.linears == "int4" else _INDUCTOR):
+            if length - 1 > GRAIN:
+                torch._dynamo.mark_dynamic(slots, 0, min=GRAIN, max=length - 1)
+            options = _INDUCTOR_IN_4_BITS if self.linears == "int4" else _INDUCTOR
+            with inductor.patch(options), few_rows(rows):
                 yield
 
     def _compile(self) -> Callable[..., None]:

@@ -1,0 +1,85 @@
+"""Products of a few rows as generated code: the numbers of plain ones, and taken only where they fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from janus_plugins.inference import few_rows as module
+from janus_plugins.inference.few_rows import few_rows
+
+
+class Products(nn.Module):
+    """Layers of whole and of broken blocks, with and without a bias, after one another."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(67, 96, bias=False)  # inputs that four streams do not divide
+        self.second = nn.Linear(96, 64)
+        self.third = nn.Linear(64, 50)  # outputs that no block divides
+
+    def forward(self, rows):
+        return self.third(self.second(nn.functional.silu(self.first(rows))))
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """Return (rows, outputs) of every innermost loop that was written."""
+    made = []
+    kind = module._product()
+    whole = kind.codegen_define
+    monkeypatch.setattr(
+        kind,
+        "codegen_define",
+        lambda self, kernel: made.append(self.register_blocking[:2]) or whole(self, kernel),
+    )
+    return made
+
+
+def compiled(model, rows, most=4):
+    import torch._inductor.config as inductor
+
+    from janus_plugins.inference.graph import _INDUCTOR
+
+    torch._dynamo.reset()
+    with torch.no_grad(), inductor.patch({**_INDUCTOR, "fx_graph_cache": False}), few_rows(most):
+        return torch.compile(model, dynamic=False)(rows)
+
+
+def knows_how():
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    return pick_vec_isa().bit_width() in (256, 512) and str(pick_vec_isa()).startswith("avx")
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype"), [(1, torch.float32), (2, torch.bfloat16), (3, torch.float32), (4, torch.float32)]
+)
+def test_products_are_those_of_plain_layers(rows, dtype, written):
+    torch.manual_seed(rows)
+    model = Products().to(dtype).eval()
+    given = torch.randn(rows, 67, dtype=dtype)
+    close = {"atol": 2e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
+    torch.testing.assert_close(compiled(model, given), model(given).detach(), **close)
+    assert {block[0] for block in written} == ({rows} if knows_how() else set())
+
+
+def test_more_rows_are_left_to_inductor(written):
+    model, given = Products().eval(), torch.randn(5, 67)
+    torch.testing.assert_close(compiled(model, given, most=5), model(given).detach(), atol=2e-6, rtol=1e-5)
+    assert not written
+
+
+def test_what_is_compiled_elsewhere_stays_as_it_was():
+    known = module._writing().micro_gemm_configs
+    before = list(known.items())
+    with few_rows(2):
+        assert next(iter(known)) is module._product()
+    assert list(known.items()) == before
+
+
+def test_a_torch_without_these_parts_compiles_as_it_does(monkeypatch):
+    monkeypatch.delattr(module._writing(), "micro_gemm_configs")
+    with few_rows(2):
+        pass
