@@ -43,6 +43,24 @@ class CausalLanguageModel(nn.Module):
         self.attention = attention
         self.model = _body(config)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> CausalLanguageModel:
+        """Keep the frequencies of rotary positions as precise as they are, whatever the weights become.
+
+        Rounded to bf16 they are off by up to 0.4 %, and angles at slot 600 by up to 0.7 radians.
+        """
+        precise = [
+            (module, name, buffer)
+            for module in self.model.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+            if buffer.is_floating_point()
+        ]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for module, name, buffer in precise:
+            moved = getattr(module, name)
+            if moved.dtype != buffer.dtype:
+                setattr(module, name, buffer.to(moved.device))
+        return self
+
     def attach_text_head(self, head: nn.Module) -> None:
         """Take the head; where the facts say tied, its output layer gets the token embedding's weight.
 

@@ -202,6 +202,21 @@ def test_the_reference_model_has_the_reference_number_of_parameters():
     assert sum(each.numel() for each in model.parameters()) == 1_652_656_128
 
 
+@pytest.mark.parametrize(
+    "rounded", [lambda model: model.to("cpu", torch.bfloat16), lambda model: model.half()]
+)
+def test_rotary_frequencies_stay_precise_in_any_dtype(rounded):
+    model = tiny_llama()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert any("inv_freq" in name for name in before)
+    whole = torch.nn.ModuleDict({"language_model": model})
+    rounded(whole)
+    assert next(model.parameters()).dtype != torch.float32
+    for name, buffer in model.named_buffers():
+        assert buffer.dtype == torch.float32, name
+        assert torch.equal(buffer, before[name]), name
+
+
 def test_tied_weights_are_one_parameter():
     model = tiny_llama(tie=True)
     names = [name for name, _ in model.named_parameters()]
