@@ -51,6 +51,7 @@ bench: setup
 
 bench-gpu:
 	$(PYTHON) -m benchmarks.gpu
+	$(PYTHON) -m benchmarks.gpu_training
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

@@ -5,7 +5,6 @@ Run `python -m benchmarks.generation [--size 7.5M|170M]`. Codes must be equal be
 
 from __future__ import annotations
 
-import statistics
 import sys
 import time
 from typing import Any
@@ -27,8 +26,8 @@ GUIDANCE = 5.0
 def official_loop(foreign: Any, rows: tuple[list[int], list[int]], steps: int) -> Tensor:
     """Generate the way of the official script: growing cache, conditional and unconditional interleaved."""
     core = foreign.model
-    embeds = core.language_model.get_input_embeddings()(torch.tensor(rows))
-    cache, made = DynamicCache(), torch.zeros((1, steps), dtype=torch.int64)
+    embeds = core.language_model.get_input_embeddings()(torch.tensor(rows, device=foreign.device))
+    cache, made = DynamicCache(), torch.zeros((1, steps), dtype=torch.int64, device=foreign.device)
     for step in range(steps):
         answer = core.language_model(inputs_embeds=embeds, use_cache=True, past_key_values=cache)
         logits = core.generation_head(answer.last_hidden_state[:, -1, :])
@@ -43,7 +42,8 @@ def official_loop(foreign: Any, rows: tuple[list[int], list[int]], steps: int) -
 
 def transformers_way(foreign: Any, model: UnifiedModel, conditional: list[int]) -> Tensor:
     """Generate by `JanusForConditionalGeneration.generate`, greedily."""
-    ids, template, tokenizer = torch.tensor([conditional]), model.template, model.tokenizer
+    ids = torch.tensor([conditional], device=foreign.device)
+    template, tokenizer = model.template, model.tokenizer
     answer: Tensor = foreign.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
@@ -90,25 +90,21 @@ def measure(size: str, rounds: int) -> tuple[harness.Comparison, bool]:
     made = {label: way() for label, way in ways.items()}
     equal = all(torch.equal(codes, made["ours"]) for label, codes in made.items() if "bits" not in label)
     weights = models.decoding_parameters(model)
-    speed = harness.bandwidth()
+    read = "the weights are read, and no more"
+    ways[read] = harness.reading(weights * 4 * steps)
     compared = harness.compare(f"{size} parameters, 1 image, {steps} codes, fp32", ways, rounds)
-    share = weights * 4 * steps / speed / statistics.median(compared.cpu["ours"])
     compared.counts = {
         "parameters read by a step": weights,
         "language model calls": steps,
         "different codes": made["ours"].unique().numel(),
         "codes equal in 8 bits": (made["ours, 8 bits"] == made["ours"]).float().mean().item(),
         "codes equal in 4 bits": (made["ours, 4 bits"] == made["ours"]).float().mean().item(),
-        "bytes/s of one thread": speed,
-        "share of the bandwidth roofline": share,
-        "share, compiled": share * _median(compared, "ours") / _median(compared, "ours, compiled"),
+        "bytes/s of one thread": weights * 4 * steps / compared.median(read),
+        "share of the bandwidth roofline": compared.median(read) / compared.median("ours"),
+        "share, compiled": compared.median(read) / compared.median("ours, compiled"),
         "CPU s to compile, once": compiling,
     }
     return compared, equal
-
-
-def _median(compared: harness.Comparison, way: str) -> float:
-    return statistics.median(compared.cpu[way])
 
 
 def main() -> int:

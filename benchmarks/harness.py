@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -39,6 +39,7 @@ class Comparison:
         counts: what does not depend on the machine.
         stolen: share of the machine's time that its host gave to others meanwhile.
         waited: share of the wall-clock time in which this process did not run.
+        clock: which of the two times ratios are of.
     """
 
     name: str
@@ -48,10 +49,20 @@ class Comparison:
     counts: dict[str, Any] = field(default_factory=dict)
     stolen: float = 0.0
     waited: float = 0.0
+    clock: Literal["cpu", "wall"] = "cpu"
+
+    @property
+    def times(self) -> dict[str, list[float]]:
+        """Return what ratios are of: seconds a round, by way."""
+        return self.cpu if self.clock == "cpu" else self.wall
+
+    def median(self, way: str) -> float:
+        """Return the median seconds of a way."""
+        return statistics.median(self.times[way])
 
     def ratios(self, other: str) -> list[float]:
-        """Return how many times the CPU time of ours another way took, round by round."""
-        return [theirs / mine for theirs, mine in zip(self.cpu[other], self.cpu[self.ours], strict=True)]
+        """Return how many times the time of ours another way took, round by round."""
+        return [theirs / mine for theirs, mine in zip(self.times[other], self.times[self.ours], strict=True)]
 
 
 def compare(
@@ -59,11 +70,15 @@ def compare(
     ways: Mapping[str, Callable[[], object]],
     rounds: int = 5,
     counts: Mapping[str, Any] | None = None,
+    clock: Literal["cpu", "wall"] = "cpu",
 ) -> Comparison:
-    """Run the ways in turn, `rounds` times after one that does not count; the first way is ours."""
+    """Run the ways in turn, `rounds` times after one that does not count; the first way is ours.
+
+    A way that has a device work for it returns once the device has done so.
+    """
     for way in ways.values():
         way()
-    made = Comparison(name, next(iter(ways)), counts=dict(counts or {}))
+    made = Comparison(name, next(iter(ways)), counts=dict(counts or {}), clock=clock)
     before, started, ran = ticks(), time.perf_counter(), time.process_time()
     for _ in range(rounds):
         for label, way in ways.items():
@@ -92,15 +107,20 @@ def _lines(path: str) -> list[str]:
         return []
 
 
-def bandwidth(megabytes: int = 400) -> float:
-    """Return bytes a second that one thread reads from memory: the best of a few sums over an array."""
-    array = torch.ones(megabytes * 250_000)
-    taken = []
-    for _ in range(5):
-        started = time.process_time()
-        array.sum()
-        taken.append(time.process_time() - started)
-    return array.nbytes / min(taken)
+def reading(num_bytes: int) -> Callable[[], object]:
+    """Return work that reads so many bytes from memory and does nothing else with them.
+
+    The product of long rows with a vector reads several places in turn, which is often quicker than a sum.
+    """
+    rows = torch.ones(4_000, 25_000)
+    vector = torch.ones(25_000)
+
+    def read() -> None:
+        for first in range(0, num_bytes, rows.nbytes):
+            left = (num_bytes - first) * len(rows) // rows.nbytes
+            rows[:left].mv(vector)
+
+    return read
 
 
 def markdown(made: Comparison) -> str:

@@ -64,15 +64,15 @@ def ours(size: str, side: int = 12) -> UnifiedModel:
     return model
 
 
-def theirs(model: UnifiedModel) -> Any:
-    """Return transformers' model of the same weights, through `jp.convert`."""
+def theirs(model: UnifiedModel, dtype: torch.dtype = torch.float32) -> Any:
+    """Return transformers' model of the same weights, through `jp.convert`, on the CPU."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         native, foreign = Path(folder, "native"), Path(folder, "transformers")
         model.save(str(native))
         jp.convert(native, foreign, layout="transformers")
-        return JanusForConditionalGeneration.from_pretrained(foreign, dtype=torch.float32).eval()
+        return JanusForConditionalGeneration.from_pretrained(foreign, dtype=dtype).eval()
 
 
 def decoding_parameters(model: UnifiedModel) -> int:
