@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -72,7 +74,15 @@ def theirs(model: UnifiedModel, dtype: torch.dtype = torch.float32) -> Any:
         native, foreign = Path(folder, "native"), Path(folder, "transformers")
         model.save(str(native))
         jp.convert(native, foreign, layout="transformers")
-        return JanusForConditionalGeneration.from_pretrained(foreign, dtype=dtype).eval()
+        return mended(JanusForConditionalGeneration.from_pretrained(foreign, dtype=dtype).eval())
+
+
+def mended(foreign: Any) -> Any:
+    """Let transformers 5.17 generate images: it calls its own method without an argument that it needs."""
+    whole = foreign._prepare_static_cache
+    if "prefill_chunk_size" in inspect.signature(whole).parameters:
+        foreign._prepare_static_cache = functools.partial(whole, prefill_chunk_size=None)
+    return foreign
 
 
 def decoding_parameters(model: UnifiedModel) -> int:

@@ -181,7 +181,7 @@ def test_ids_equal_transformers(model, processor, number):
     pictures = [Image.fromarray(noise(40, 24)) for _ in range(number)]
     content = [{"type": "image"}] * number + [{"type": "text", "text": " What is in this picture?  "}]
     spelt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    expected = processor(text=spelt, images=pictures, return_tensors="np").input_ids[0].tolist()
+    expected = processor(text=[spelt], images=pictures, return_tensors="np").input_ids[0].tolist()
     chat = Spelling(model.tokenizer, model.template, model.item_tokens)
     plan = plan_question(" What is in this picture?  ", [("image", 16)] * number, chat)
     assert with_placeholder(plan, chat) == expected

@@ -22,7 +22,7 @@ _PLACES = {
     "decoder_transformer.": "decoder.decoder_transformer.",
     "decoder.layers.": "decoder.decoder_seanet.layers.",
 }
-"""Where transformers' modules stand whose names published files give without their half of the codec."""
+"""Where a newer transformers has, in two halves, the modules that published files name outright."""
 
 _EPSILON = 1e-5
 """Least count of a code's uses that its sum is divided by. Source: transformers, MimiEuclideanCodebook."""
@@ -51,7 +51,9 @@ class Mimi(nn.Module):
             "sliding_window": config.window,
         }
         self.codec: Any = MimiModel(PublishedConfig(**published))
-        assert self.codec.config.latent_stride == HALVING
+        self.halves = not hasattr(self.codec, "downsample")
+        if self.halves:
+            assert self.codec.config.latent_stride == HALVING
         for _, layers in self._quantizers():
             for layer in layers:
                 # transformers leaves the codebooks at zero, where every sound has the same codes.
@@ -71,7 +73,7 @@ class Mimi(nn.Module):
         samples = items["samples"].to(self._dtype)
         if not len(samples):
             return torch.empty(0, *self.shape, dtype=torch.int64, device=samples.device)
-        frames = self.codec.encoder(samples).latents
+        frames = self._frames(samples)
         codes = []
         for quantizer, layers in self._quantizers():
             residual = quantizer.input_proj(frames) if quantizer.input_proj else frames
@@ -91,8 +93,7 @@ class Mimi(nn.Module):
             summed = torch.stack(chosen).sum(0).transpose(1, 2)
             frames.append(quantizer.output_proj(summed) if quantizer.output_proj else summed)
             place += len(chosen)
-        sound: Tensor = self.codec.decoder(torch.stack(frames).sum(0)).audio_values
-        return sound[..., : self.config.samples]
+        return self._sound(torch.stack(frames).sum(0))[..., : self.config.samples]
 
     def load_weights(self, source: str) -> None:
         """Load weights of transformers' Mimi from a file, a folder or a hub id.
@@ -100,8 +101,29 @@ class Mimi(nn.Module):
         Raises:
             CheckpointError: nothing there, or keys or shapes that do not fit.
         """
-        tensors = {_renamed(name): each for name, each in read_weights(source).items()}
+        read = read_weights(source)
+        tensors = {_renamed(name): each for name, each in read.items()} if self.halves else read
         load_exactly(self.codec, tensors, source)
+
+    def _frames(self, samples: Tensor) -> Tensor:
+        """Return what codes are chosen for [N, width, T]."""
+        codec = self.codec
+        frames: Tensor
+        if self.halves:
+            frames = codec.encoder(samples).latents
+        else:
+            frames = codec.downsample(_along_time(codec.encoder_transformer, codec.encoder(samples)))
+        return frames
+
+    def _sound(self, frames: Tensor) -> Tensor:
+        """Return the sound of frames [N, width, T]."""
+        codec = self.codec
+        sound: Tensor
+        if self.halves:
+            sound = codec.decoder(frames).audio_values
+        else:
+            sound = codec.decoder(_along_time(codec.decoder_transformer, codec.upsample(frames)))
+        return sound
 
     def _quantizers(self) -> Iterator[tuple[Any, Any]]:
         """Yield the semantic and the acoustic quantizer with those of its layers that are in use."""
@@ -125,6 +147,12 @@ def _vectors(layer: Any) -> Tensor:
     book = layer.codebook
     vectors: Tensor = book.embed_sum / book.cluster_usage.clamp(min=_EPSILON)[:, None]
     return vectors
+
+
+def _along_time(transformer: Any, frames: Tensor) -> Tensor:
+    """Run a transformer over frames [N, width, T]."""
+    result: Tensor = transformer(frames.transpose(1, 2), return_dict=True).last_hidden_state
+    return result.transpose(1, 2)
 
 
 def _renamed(name: str) -> str:
