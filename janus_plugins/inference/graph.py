@@ -32,7 +32,7 @@ GRAIN = 64
 BACKEND = "inductor"
 """What compiles a step. Tests name a quicker one."""
 
-_INDUCTOR: dict[str, Any] = {
+INDUCTOR: dict[str, Any] = {
     "freezing": True,
     "max_autotune": True,
     "max_autotune_gemm_backends": "CPP",
@@ -41,7 +41,7 @@ _INDUCTOR: dict[str, Any] = {
 """On a CPU: weights are constants, laid out once, and the products of a few rows are generated code."""
 
 _INDUCTOR_IN_4_BITS: dict[str, Any] = {
-    **_INDUCTOR,
+    **INDUCTOR,
     "max_autotune_gemm_backends": "CPP,ATEN",
     "autotune_num_choices_displayed": 0,
     "max_autotune_report_choices_stats": False,
@@ -240,7 +240,7 @@ class GraphStep:
             # constants Dynamo asks the global configuration.
             if length - 1 > GRAIN:
                 torch._dynamo.mark_dynamic(slots, 0, min=GRAIN, max=length - 1)
-            options = _INDUCTOR_IN_4_BITS if self.linears == "int4" else _INDUCTOR
+            options = _INDUCTOR_IN_4_BITS if self.linears == "int4" else INDUCTOR
             with inductor.patch(options), few_rows(rows):
                 yield
 

@@ -40,10 +40,10 @@ def written(monkeypatch):
 def compiled(model, rows, most=4):
     import torch._inductor.config as inductor
 
-    from janus_plugins.inference.graph import _INDUCTOR
+    from janus_plugins.inference.graph import INDUCTOR
 
     torch._dynamo.reset()
-    with torch.no_grad(), inductor.patch({**_INDUCTOR, "fx_graph_cache": False}), few_rows(most):
+    with torch.no_grad(), inductor.patch({**INDUCTOR, "fx_graph_cache": False}), few_rows(most):
         return torch.compile(model, dynamic=False)(rows)
 
 
