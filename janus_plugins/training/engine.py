@@ -128,6 +128,12 @@ class Engine:
         """
         self.deepspeed.destroy()
         self.deepspeed = None
+        from deepspeed.runtime.zero import parameter_offload
+
+        # Under ZeRO 3 DeepSpeed keeps the module that it was made for in a list of the whole process.
+        ours = {id(module) for module in self.module.modules()}
+        kept = getattr(parameter_offload, "FWD_MODULE_STACK", [])
+        kept[:] = [module for module in kept if id(module) not in ours]
 
 
 class _Totals:

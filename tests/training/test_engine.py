@@ -128,7 +128,7 @@ def test_a_cpu_without_bf16_is_named(
     assert said.getvalue().count("set engine.precision to fp32") == told
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2])
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
 def test_a_stage_leaves_no_memory_to_the_next(
     zero_stage: int, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
