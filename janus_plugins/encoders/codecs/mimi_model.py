@@ -51,7 +51,7 @@ class Mimi(nn.Module):
             "sliding_window": config.window,
         }
         self.codec: Any = MimiModel(PublishedConfig(**published))
-        self.halves = not hasattr(self.codec, "downsample")
+        self.halves = hasattr(self.codec.encoder, "encoder_seanet")
         if self.halves:
             assert self.codec.config.latent_stride == HALVING
         for _, layers in self._quantizers():
