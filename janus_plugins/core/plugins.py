@@ -183,8 +183,9 @@ class PluginHost:
             for plugins in self._lists:
                 for problem in plugins.unknown([found.name for found in entries]):
                     _warn_once(problem)
+            bystanders = Bystanders()
             with _garbage_kept():
-                self._plugins = tuple(self._load(found) for found in entries)
+                self._plugins = tuple(self._load(found, bystanders) for found in entries)
         return self._plugins
 
     @property
@@ -192,13 +193,13 @@ class PluginHost:
         """Return the report of every plugin, sorted by distribution and entry."""
         return [plugin.report for plugin in self.plugins]
 
-    def _load(self, found: InstalledEntry) -> LoadedPlugin:
+    def _load(self, found: InstalledEntry, bystanders: Bystanders) -> LoadedPlugin:
         """Load one entry point; whatever it raises ends in its report."""
         reason = self._why_blocked(found)
         if reason:
             return LoadedPlugin(_report(found, "blocked", error=reason), found.owner)
         _trace(f"loading {found.name} ({found.entry.value})")
-        had_torch, bystanders, started = "torch" in sys.modules, Bystanders(), time.perf_counter()
+        had_torch, started = "torch" in sys.modules, time.perf_counter()
         plugin: Any = None
         specs: tuple[ComponentSpec, ...] = ()
         raised: BaseException | None = None

@@ -12,16 +12,22 @@ from typing import Any
 
 
 class Bystanders:
-    """Remember the process's global state, to be put back after foreign code has run."""
+    """Remember the process's global state, to be put back each time that foreign code has run."""
 
     def __init__(self) -> None:
         self._random = random.getstate()
         self._variables = dict(os.environ)
-        self._numpy: Any = sys.modules.get("numpy")
-        self._torch: Any = sys.modules.get("torch")
-        if self._numpy is not None:
+        self._numpy: Any = None
+        self._torch: Any = None
+        self._meet_libraries()
+
+    def _meet_libraries(self) -> None:
+        """Remember a library's state as it is when it is first seen: what loaded it is not blamed for it."""
+        if self._numpy is None and "numpy" in sys.modules:
+            self._numpy = sys.modules["numpy"]
             self._numpy_state = self._numpy.random.get_state()
-        if self._torch is not None:
+        if self._torch is None and "torch" in sys.modules:
+            self._torch = sys.modules["torch"]
             self._torch_state = self._torch.get_rng_state()
             self._threads = self._torch.get_num_threads()
 
@@ -41,6 +47,7 @@ class Bystanders:
             os.environ.clear()
             os.environ.update(self._variables)
             changed.append(f"the environment ({', '.join(sorted(moved))})")
+        self._meet_libraries()
         return changed
 
     def _put_torch_back(self) -> list[str]:
