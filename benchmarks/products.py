@@ -1,8 +1,8 @@
 """Measure products of two rows with the weights of a language model, as a compiled step makes them on a CPU.
 
-Run `OMP_NUM_THREADS=1 python -m benchmarks.products`: 24 layers of 1,024 channels, 415 MB in fp32, compiled
-with our innermost loops (`janus_plugins/inference/few_rows.py`) and with Inductor's own, beside reading as
-many bytes and doing no more. Results must be equal to rounding.
+Run `OMP_NUM_THREADS=1 python -m benchmarks.products`: 24 layers of 1,024 channels, in fp32 (415 MB) and in 8
+bits (104 MB), compiled with our innermost loops (`janus_plugins/inference/few_rows.py`) and with Inductor's
+own, beside reading as many bytes and doing no more. Results must be equal to rounding.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn.functional import silu
 from benchmarks import harness
 from janus_plugins.inference.few_rows import few_rows
 from janus_plugins.inference.graph import INDUCTOR
+from janus_plugins.inference.linears import In8Bits
 
 WIDTH, INNER, BLOCKS = 1024, 2816, 12
 
@@ -38,11 +39,21 @@ class Blocks(nn.Module):
         return rows
 
 
-def compiled(rows: Tensor, most: int) -> Callable[[], Tensor]:
+def in_8_bits() -> Blocks:
+    """Return the blocks with the products of `linears="int8"`."""
+    blocks = Blocks()
+    for layers in (blocks.up, blocks.down):
+        for index, layer in enumerate(layers):
+            assert isinstance(layer, nn.Linear)
+            layers[index] = In8Bits(layer.weight.detach(), None)
+    return blocks
+
+
+def compiled(blocks: Blocks, rows: Tensor, most: int) -> Callable[[], Tensor]:
     """Return the layers compiled, with our loops for products of up to `most` rows."""
     import torch._inductor.config as inductor
 
-    step = torch.compile(Blocks().eval(), dynamic=False)
+    step = torch.compile(blocks.eval(), dynamic=False)
 
     def run() -> Tensor:
         made: Tensor = step(rows)
@@ -53,20 +64,32 @@ def compiled(rows: Tensor, most: int) -> Callable[[], Tensor]:
     return run
 
 
+def measure(make: Callable[[], Blocks], what: str, rounds: int, tolerance: float) -> harness.Comparison:
+    """Compare both ways and reading for blocks of one kind."""
+    rows = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(1))
+    blocks = make()
+    weights = [*blocks.parameters()] or [each for each in blocks.buffers() if each.dtype == torch.int8]
+    num_bytes = sum(each.nbytes for each in weights)
+    read = "the weights are read, and no more"
+    theirs, ours = compiled(make(), rows, 99), compiled(blocks, rows, 2)
+    torch.testing.assert_close(ours(), theirs(), atol=tolerance, rtol=tolerance)
+    ways = {"ours": ours, "Inductor's own loops": theirs, read: harness.reading(num_bytes)}
+    name = f"products of 2 rows with {num_bytes / 1e6:.0f} MB, {what}"
+    made = harness.compare(name, ways, rounds)
+    made.counts = {f"GB/s, {way}": num_bytes / made.median(way) / 1e9 for way in ways}
+    return made
+
+
 @torch.no_grad()
 def main() -> int:
-    """Compare both ways and reading."""
+    """Measure both kinds of weights."""
     given = harness.options(__doc__ or "").parse_args()
     torch.set_num_threads(1)
-    rows = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(1))
-    num_bytes = sum(each.nbytes for each in Blocks().parameters())
-    read = "the weights are read, and no more"
-    theirs, ours = compiled(rows, 99), compiled(rows, 2)
-    torch.testing.assert_close(ours(), theirs(), atol=1e-4, rtol=1e-4)
-    ways = {"ours": ours, "Inductor's own loops": theirs, read: harness.reading(num_bytes)}
-    made = harness.compare(f"products of 2 rows with {num_bytes / 1e6:.0f} MB", ways, 4 * given.rounds)
-    made.counts = {f"GB/s, {way}": num_bytes / made.median(way) / 1e9 for way in ways}
-    return harness.report("products", [made], given.force)
+    made = [
+        measure(Blocks, "fp32", 4 * given.rounds, 1e-4),
+        measure(in_8_bits, "8 bits", 4 * given.rounds, 5e-2),  # inputs are rounded to bf16
+    ]
+    return harness.report("products", made, given.force)
 
 
 if __name__ == "__main__":

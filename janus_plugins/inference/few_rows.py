@@ -2,10 +2,11 @@
 
 Such a product is as fast as the weight comes from memory, and a core keeps more of it under way when it
 reads several places in turn: from four places of one block of the weight it gets a third more each second
-than from one, which is how Inductor's own loops read (benchmarks/products.py). Everything around the
-innermost loops stays Inductor's: the order in which weights lie, threads, what follows a product. Products
-of more rows, which take what they need from a cache, stay its own altogether, and so do all on CPUs without
-AVX2.
+than from one, which is how Inductor's own loops read (benchmarks/products.py). A weight in 8 bits comes
+quicker than it is converted: there each input is converted once, and more outputs are summed up at once.
+Everything around the innermost loops stays Inductor's: the order in which weights lie, threads, what
+follows a product. Products of more rows, which take what they need from a cache, stay its own altogether,
+and so do all on CPUs without AVX2.
 """
 
 from __future__ import annotations
@@ -15,15 +16,37 @@ import hashlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-STREAMS = 4
-"""Places of a block that are read in turn."""
+
+class _Weights(NamedTuple):
+    """Say how weights of one kind are met.
+
+    Attributes:
+        inputs: what they are multiplied with. All is summed up in fp32.
+        streams: places of a block that are read in turn.
+        whole: the number of inputs must be a multiple of it. Of blocks that fit, Inductor takes the largest;
+            its own for 8 bits count so many inputs.
+    """
+
+    inputs: torch.dtype
+    streams: int
+    whole: int
+
+
+_WEIGHTS = {
+    torch.float32: _Weights(torch.float32, 4, 1),
+    torch.bfloat16: _Weights(torch.bfloat16, 4, 1),
+    torch.int8: _Weights(torch.bfloat16, 1, 64),  # which wait for conversions, not for memory
+}
 
 _VECTORS = {1: 4, 2: 4, 3: 4, 4: 2}
 """By rows, vectors of outputs summed up at once: their sums fill 4 to 12 of a core's 16 registers."""
+
+_CONVERTED = 128
+"""Inputs of a row and stream that are converted to fp32 at once; they stay in the nearest cache."""
 
 _WHOLE = 1 << 20
 """More inputs than any weight has: a block holds all of its outputs' inputs."""
@@ -49,11 +72,12 @@ inline void {{kernel_name}}_rows(
             sums[row][column] = accum ? Vector::loadu(C + row * ldc + column * Vector::size()) : Vector(0.0f);
         }
     }
-    auto add = [&](int64_t k) __attribute__((always_inline)) {
+    // Add the products of input `k`, of which row `row` holds `rows[row * step]`.
+    auto add = [&](const auto* rows, int64_t step, int64_t k) __attribute__((always_inline)) {
         Vector given[ROWS];
         {{unroll}}
         for (int64_t row = 0; row < ROWS; ++row) {
-            given[row] = Vector(static_cast<float>(A[row * lda + k]));
+            given[row] = Vector(static_cast<float>(rows[row * step]));
         }
         Vector weights[COLUMNS];
         const auto* place = B + k * ldb;
@@ -66,7 +90,12 @@ inline void {{kernel_name}}_rows(
 {%- else %}
         {{unroll}}
         for (int64_t column = 0; column < COLUMNS; ++column) {
+{%- if input2_dtype == torch.int8 %}
+            const auto whole = at::vec::convert_to_int32<int8_t>(place + column * Vector::size());
+            weights[column] = at::vec::convert<float>(whole);
+{%- else %}
             weights[column] = Vector::loadu(place + column * Vector::size());
+{%- endif %}
         }
 {%- endif %}
         {{unroll}}
@@ -78,14 +107,42 @@ inline void {{kernel_name}}_rows(
         }
     };
     const int64_t part = K / {{streams}};
+{%- if input_dtype == torch.float32 %}
     for (int64_t k = 0; k < part; ++k) {
         {{unroll}}
         for (int64_t stream = 0; stream < {{streams}}; ++stream) {
-            add(stream * part + k);
+            add(A + stream * part + k, lda, stream * part + k);
         }
     }
+{%- else %}
+    // Converting an input each time that it is met would take as long as a product.
+    using Given = at::vec::Vectorized<{{input_t}}>;
+    constexpr int64_t SOME = {{some}};
+    float converted[{{streams}}][ROWS][SOME];
+    for (int64_t first = 0; first < part; first += SOME) {
+        const int64_t count = std::min(SOME, part - first);
+        for (int64_t stream = 0; stream < {{streams}}; ++stream) {
+            for (int64_t row = 0; row < ROWS; ++row) {
+                const auto* from = A + row * lda + stream * part + first;
+                float* to = converted[stream][row];
+                for (int64_t k = 0; k < count; k += Given::size()) {
+                    const auto both = Given::loadu(from + k, std::min<int64_t>(Given::size(), count - k));
+                    const auto [one, other] = at::vec::convert_to_float<{{input_t}}>(both);
+                    one.store(to + k);
+                    other.store(to + k + Vector::size());
+                }
+            }
+        }
+        for (int64_t k = 0; k < count; ++k) {
+            {{unroll}}
+            for (int64_t stream = 0; stream < {{streams}}; ++stream) {
+                add(&converted[stream][0][k], SOME, stream * part + first + k);
+            }
+        }
+    }
+{%- endif %}
     for (int64_t k = {{streams}} * part; k < K; ++k) {
-        add(k);
+        add(A + k, lda, k);
     }
     {{unroll}}
     for (int64_t row = 0; row < ROWS; ++row) {
@@ -130,7 +187,7 @@ def few_rows(rows: int) -> Iterator[None]:
     # Of two ways that rank the same, Inductor takes the first.
     _refill(known, {**ours, **before})
     # Code is found again on disk by the settings it was made with.
-    made_of = repr((_LOOPS, STREAMS, _VECTORS))
+    made_of = repr((_LOOPS, _WEIGHTS, _VECTORS, _CONVERTED))
     tag = compiler.cache_key_tag + hashlib.sha256(made_of.encode()).hexdigest()
     blocks = f"{max(_VECTORS)},1,{_WHOLE}"
     try:
@@ -168,7 +225,8 @@ def _product() -> type[Any]:
                 "kernel": kernel,
                 "rows": rows,
                 "outputs": outputs,
-                "streams": STREAMS,
+                "streams": _WEIGHTS[self.input2_dtype].streams,
+                "some": _CONVERTED,
                 "unroll": kernel.unroll_pragma(16),
             }
             return str(KernelTemplate._template_from_string(_LOOPS).render(options))
@@ -178,17 +236,18 @@ def _product() -> type[Any]:
 
 @functools.cache
 def _configs() -> list[Any]:
-    """Return what products the loops are for: of fp32 or bf16, summed up in fp32."""
+    """Return what products the loops are for."""
     from torch._inductor import cpu_vec_isa
 
     made: list[Any] = []
     for isa, lanes in ((cpu_vec_isa.VecAVX2, 8), (cpu_vec_isa.VecAVX512, 16)):
         for rows, vectors in _VECTORS.items():
-            for dtype in (torch.float32, torch.bfloat16):
+            for dtype, weights in _WEIGHTS.items():
                 made += _writing().generate_gemm_config(
                     isa,
-                    [(rows, vectors * lanes, 1)],
-                    input_dtype=dtype,
+                    [(rows, vectors * lanes, weights.whole)],
+                    input_dtype=weights.inputs,
+                    input2_dtype=dtype,
                     output_dtype=torch.float32,
                     extra_check=_fits,
                 )
@@ -206,4 +265,5 @@ def _fits(
     **__: Any,
 ) -> bool:
     block = config.register_blocking
-    return not dynamic_M and alpha == 1 and rows == block.block_m and outputs % block.block_n == 0
+    whole = outputs % block.block_n == 0 and inputs % block.block_k == 0
+    return not dynamic_M and alpha == 1 and rows == block.block_m and whole

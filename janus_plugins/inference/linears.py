@@ -161,14 +161,35 @@ class _InFewBits(nn.Module):
         raise NotImplementedError
 
 
-class _In8Bits(_InFewBits):
+_FEW_ROWS = 16
+"""Rows that the product in 8 bits is made for. For more, a weight is converted, part by part."""
+
+_PART = 256
+"""Outputs of such a part: it stays in the nearer caches from one use to the next."""
+
+
+class In8Bits(_InFewBits):
     """Keep a weight [N, K] in 8 bits, each output by its own scale."""
+
+    whole: Tensor
+    scale: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(bias)
         scale = (weight.float().abs().amax(1) / 127).clamp(min=1e-12)
         self.register_buffer("whole", (weight / scale[:, None]).round().to(torch.int8))
         self.register_buffer("scale", scale.to(torch.bfloat16))
+
+    def forward(self, source: Tensor) -> Tensor:
+        """Return [..., N] of [..., K]."""
+        # A compiler would keep the converted parts, in four times the memory.
+        if source.numel() <= _FEW_ROWS * source.shape[-1] or torch.compiler.is_compiling():
+            return super().forward(source)
+        exact = source.float()
+        firsts = range(0, len(self.whole), _PART)
+        parts = [linear(exact, self.whole[first : first + _PART].float()) for first in firsts]
+        result = torch.cat(parts, -1).mul_(self.scale).to(source.dtype)
+        return result if self.bias is None else result + self.bias
 
     def multiply(self, rows: Tensor) -> Tensor:
         """Return [B, N] of [B, K]."""
@@ -197,7 +218,7 @@ class _In4Bits(_InFewBits):
         return result
 
 
-def _few_bits(kind: type[_In8Bits | _In4Bits]) -> Maker:
+def _few_bits(kind: type[In8Bits | _In4Bits]) -> Maker:
     """Return what makes products of few bits, and plain ones of weights whose sizes do not divide."""
 
     def make(weight: Tensor, bias: Tensor | None) -> Product:
@@ -211,7 +232,7 @@ def _few_bits(kind: type[_In8Bits | _In4Bits]) -> Maker:
 
 _MAKERS: dict[Linears, Maker] = {
     "packed": _pack,
-    "int8": _few_bits(_In8Bits),
+    "int8": _few_bits(In8Bits),
     "int4": _few_bits(_In4Bits),
 }
 

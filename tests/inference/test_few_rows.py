@@ -8,6 +8,7 @@ from torch import nn
 
 from janus_plugins.inference import few_rows as module
 from janus_plugins.inference.few_rows import few_rows
+from janus_plugins.inference.linears import In8Bits
 
 
 class Products(nn.Module):
@@ -25,14 +26,14 @@ class Products(nn.Module):
 
 @pytest.fixture
 def written(monkeypatch):
-    """Return (rows, outputs) of every innermost loop that was written."""
+    """Return (rows, outputs, inputs at once) of every innermost loop that was written."""
     made = []
     kind = module._product()
     whole = kind.codegen_define
     monkeypatch.setattr(
         kind,
         "codegen_define",
-        lambda self, kernel: made.append(self.register_blocking[:2]) or whole(self, kernel),
+        lambda self, kernel: made.append(tuple(self.register_blocking)) or whole(self, kernel),
     )
     return made
 
@@ -64,6 +65,22 @@ def test_products_are_those_of_plain_layers(rows, dtype, written):
     close = {"atol": 2e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
     torch.testing.assert_close(compiled(model, given), model(given).detach(), **close)
     assert {block[0] for block in written} == ({rows} if knows_how(dtype) else set())
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_in_8_bits_are_those_of_the_library(rows, dtype, written):
+    torch.manual_seed(rows)
+    model = nn.Sequential(
+        In8Bits(torch.randn(96, 192), torch.randn(96, dtype=dtype)),  # inputs not converted in one go
+        In8Bits(torch.randn(64, 96), None),  # inputs that no block of 64 divides
+    ).eval()
+    given = torch.randn(rows, 192, dtype=dtype)
+    made, expected = compiled(model, given), model(given)
+    assert made.dtype == dtype
+    assert (made - expected).norm() / expected.norm() < 0.01
+    if knows_how(torch.bfloat16):
+        assert {(block[0], block[2]) for block in written} == {(rows, 64)}
 
 
 def test_more_rows_are_left_to_inductor(written):

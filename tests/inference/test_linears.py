@@ -117,6 +117,23 @@ def test_sizes_that_a_product_of_few_bits_cannot_read_stay(choice, sizes):
     assert torch.equal(made, odd(source))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, linears._FEW_ROWS, linears._FEW_ROWS + 1, 40])
+def test_weights_in_8_bits_are_the_same_ones_for_few_rows_and_for_many(rows, dtype):
+    torch.manual_seed(0)
+    layer = nn.Linear(192, linears._PART + 64).to(dtype)
+    source = torch.randn(2, rows, 192, dtype=dtype)[:1]
+    with torch.no_grad(), fast_linears("int8", layer):
+        made = layer(source)
+        kept = layer.forward.fast
+    exact = source.float() @ (kept.whole.float() * kept.scale[:, None].float()).T + layer.bias.float()
+    assert made.dtype == dtype
+    assert made.shape == (1, rows, len(kept.whole))
+    # Few rows are rounded to bf16; many are not.
+    limit = 1e-6 if rows > linears._FEW_ROWS and dtype == torch.float32 else 5e-3
+    assert (made - exact).norm() / exact.norm() < limit
+
+
 @pytest.mark.parametrize("choice", ["packed", "int8", "int4"])
 def test_layers_of_one_input_join(choice):
     torch.manual_seed(0)
