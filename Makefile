@@ -42,6 +42,7 @@ check: test
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.generation
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.products
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.halves
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.training
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.data --rounds 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.growth

@@ -18,6 +18,7 @@ from janus_plugins.core.errors import BadSample, JanusPluginsError, RunFileError
 from janus_plugins.core.plan import Part
 from janus_plugins.core.suggest import nearest
 from janus_plugins.inference.checks import Given
+from janus_plugins.inference.halves import widened
 from janus_plugins.sequence.assemble import collate_items
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def embed_items(model: UnifiedModel, modality: str, arrays: Sequence[Arrays]) ->
     def run(group: list[int], items: dict[str, Tensor]) -> Tensor:
         return path(items, [entering[index] for index in group])  # type: ignore[no-any-return]
 
-    embedded = _in_groups(arrays, model.device, run)
+    with widened(path):
+        embedded = _in_groups(arrays, model.device, run)
     return [values[: plan.tokens(number)] for values, number in zip(embedded, entering, strict=True)]
 
 
@@ -96,7 +98,8 @@ def _identity(value: object) -> object:
 def encode_items(model: UnifiedModel, modality: str, arrays: Sequence[Arrays]) -> Tensor:
     """Return codes [N, T] or [N, T, Q], or latents [N, T, C], of read items, on the CPU."""
     encoder = cast(Any, model.generation[modality]).encoder
-    made = _in_groups(arrays, model.device, lambda group, items: encoder.encode(items))
+    with widened(encoder):
+        made = _in_groups(arrays, model.device, lambda group, items: encoder.encode(items))
     return torch.stack([codes.cpu() for codes in made])
 
 
@@ -110,8 +113,9 @@ def decode_items(model: UnifiedModel, modality: str, codes: Tensor) -> list[Any]
     for one in codes:
         # One at a time: in a batch convolutions round differently, and 9 of 100 pictures (measured)
         # then had a pixel one level off, depending on their batch mates.
-        decoded = encoder.decode(one[None].to(model.device)).float().cpu().numpy()
-        artefacts.append(processor.restore(decoded[0]))
+        with widened(encoder):
+            decoded = encoder.decode(one[None].to(model.device))
+        artefacts.append(processor.restore(decoded.float().cpu().numpy()[0]))
     return artefacts
 
 

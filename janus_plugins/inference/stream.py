@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from janus_plugins.core.contracts import Cached
 from janus_plugins.core.facts import LanguageModelFacts
+from janus_plugins.inference.halves import widened
 
 CACHE_BUDGET = 4 * 2**30
 """Bytes of keys and values that one batch may hold where the caller sets no `max_rows`.
@@ -88,7 +89,7 @@ class Stream:
         stop = self.given + embeds.shape[1]
         visible = None if self._visible is None else self._visible[:, :stop]
         plan = Cached(self.given, visible)
-        return cast(Tensor, self._model(embeds, self._positions[:, self.given : stop], plan, self.cache))
+        return self._through(embeds, self._positions[:, self.given : stop], plan)
 
     def keep(self, slots: int) -> None:
         """Keep the first slots of the last `look`; the next one writes over the rest."""
@@ -108,7 +109,7 @@ class Stream:
         mask = torch.cat((before, seen.expand(len(before), -1, -1)), -1)
         at = (positions[:, first : first + 1] + ahead).clamp(max=self._max_positions - 1)
         self.given += steps
-        return cast(Tensor, self._model(embeds, at, Cached(start, mask), self.cache))
+        return self._through(embeds, at, Cached(start, mask))
 
     def extend(self, rows: Sequence[Tensor]) -> None:
         """Append several slots to every row [length, M]; shorter ones are padded on their left."""
@@ -192,8 +193,12 @@ class Stream:
     def _run(self, embeds: Tensor, start: int) -> Tensor:
         visible = None if self._visible is None else self._visible[:, : self.given]
         positions = self._positions[:, start : self.given]
-        hidden = self._model(embeds, positions, Cached(start, visible), self.cache)
-        return cast(Tensor, hidden[:, -1])
+        return self._through(embeds, positions, Cached(start, visible))[:, -1]
+
+    def _through(self, embeds: Tensor, positions: Tensor, plan: Cached) -> Tensor:
+        """Run the language model over slots [B, S, M]."""
+        with widened(self._model, embeds.shape[0] * embeds.shape[1]):
+            return cast(Tensor, self._model(embeds, positions, plan, self.cache))
 
 
 def pad_left(rows: Sequence[Tensor], length: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import nn
 from janus_plugins.core.errors import BadSample, JanusPluginsError
 from janus_plugins.core.samples import Item
 from janus_plugins.data.precomputed import Address
+from janus_plugins.inference.halves import widened
 from janus_plugins.sequence.assemble import collate_items
 from janus_plugins.training.publish import sync
 
@@ -36,7 +37,8 @@ class Encoder:
         """Return codes [T] or [T, Q] (int32), latents or features [T, C] (float32) of processed items."""
         items = {name: value.to(self.device) for name, value in collate_items(list(arrays)).items()}
         path, _ = self.address
-        made: Any = self.module.encode(items) if path == "generation" else self.module(items)  # type: ignore[operator]
+        with widened(self.module):
+            made: Any = self.module.encode(items) if path == "generation" else self.module(items)  # type: ignore[operator]
         kind = torch.float32 if made.is_floating_point() else torch.int32
         return list(made.to("cpu", kind).numpy())
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from janus_plugins.core.runfile import load_run_text
 from janus_plugins.core.wiring import resolve
+from janus_plugins.inference import halves
 from janus_plugins.inference.prompts import item_prompt
 from janus_plugins.inference.sampling import row_seed
 from janus_plugins.inference.session import save_generated
@@ -118,3 +119,28 @@ def test_half_precision_runs(model):
     made = half.generate(["a seven", "a three"], num_per_prompt=2)
     assert made[3].artefact.size == (8, 8)
     assert isinstance(half.ask("which?", images=[picture(0)], max_new_tokens=3), str)
+
+
+def test_where_half_precision_is_slow_prompts_encoders_and_decoders_run_in_fp32(model, monkeypatch):
+    half = compose_plan(model.plan, model.tokenizer).to(torch.bfloat16)
+    codes = half.encode("image", [picture(0)])
+    monkeypatch.setattr(halves, "is_slow", lambda dtype, device: dtype == torch.bfloat16)
+    computed = []
+    dispatch = halves._InFp32.__torch_dispatch__
+
+    def noted(self, func, types, args=(), kwargs=None):
+        computed.append(func.overloadpacket.__name__)
+        return dispatch(self, func, types, args, kwargs)
+
+    monkeypatch.setattr(halves._InFp32, "__torch_dispatch__", noted)
+
+    def by(run):
+        computed.clear()
+        run()
+        return {"convolution", "mm"} & set(computed)
+
+    assert "convolution" in by(lambda: half.decode("image", codes))
+    assert "convolution" in by(lambda: half.encode("image", [picture(0)]))
+    assert by(lambda: half.generate("a seven or a three", return_codes=True)) == {"mm"}
+    question = "which of the ten digits is it?"
+    assert by(lambda: half.ask(question, images=[picture(0)], max_new_tokens=3)) == {"convolution", "mm"}
