@@ -4,7 +4,7 @@ Decoding multiplies a few rows by every weight, step after step. On a CPU the ge
 twice as long as oneDNN's with a weight that lies in its own order (benchmarks/README.md). Each layer is laid
 out anew only when it has been asked often enough to pay, so a short answer costs nothing; the copies go
 when decoding ends. In 8 bits a weight is a quarter of its size, in 4 bits a seventh, and results differ;
-those copies stay until the weights change. They pay for a few rows at once, not for many.
+those copies stay until the weights change. They pay for a few rows at once; for many they gain no time.
 
 Only layers with exactly `nn.Linear`'s own arithmetic, without hooks and in fp32 on the CPU (bf16, too, for
 fewer bits), are touched; all others compute as they are. A class derived from `nn.Linear` says by
