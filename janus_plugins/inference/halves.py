@@ -1,9 +1,9 @@
 """Half precision on a CPU that has no instructions for it: products and convolutions computed in fp32.
 
 Without them torch multiplies numbers of 16 bits several times slower than fp32, and convolves them almost a
-hundred times slower (measured with AVX2: 11 against 75 GFLOP/s, and 1 against 71). Here they are converted,
-computed in fp32 and rounded once, as such instructions do themselves. It pays where a weight meets many rows:
-prompts, encoders, decoders. A step, which does little more than read its weights, stays as it is.
+hundred times slower (benchmarks/halves.py). Here they are converted, computed in fp32 and rounded once, as
+such instructions do themselves. It pays where a weight meets many rows: in prompts, encoders, decoders and
+training. A step of decoding, which does little more than read its weights, stays as it is.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _OTHERS = {
     _aten.baddbmm.default,
     _aten.convolution.default,
     _aten._convolution.default,
+    _aten.convolution_backward.default,
 }
 
 
@@ -84,7 +85,8 @@ class _InFp32(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func in _PRODUCTS and not named:
             return self._product(func, *args)
         if func in _OTHERS:
-            return func(*self._wide(args), **self._wide(named)).to(self._dtype)
+            made = func(*self._wide(args), **self._wide(named))
+            return tree_map_only(Tensor, lambda one: one.to(self._dtype), made)
         if torch.is_inference_mode_enabled() and func.has_kernel_for_dispatch_key(_COMPOSITE):
             with self:
                 return func.decompose(*args, **named)
@@ -99,8 +101,9 @@ class _InFp32(TorchDispatchMode):  # type: ignore[no-untyped-call]
         parts = []
         for first in range(0, weight.shape[1], _PART):
             some = slice(first, first + _PART)
-            parts.append(func(*(each[..., some].float() for each in added), wide, weight[:, some].float()))
-        return torch.cat(parts, 1).to(self._dtype)
+            made = func(*(each[..., some].float() for each in added), wide, weight[:, some].float())
+            parts.append(made.to(self._dtype))
+        return torch.cat(parts, 1)
 
     def _wide(self, values: Any) -> Any:
         def widen(one: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from janus_plugins.core.schema import EngineBlock, StageBlock
+from janus_plugins.inference.halves import widened
 from janus_plugins.sequence.batch import Batch
 from janus_plugins.training.ds_config import deepspeed_config, zero_stage
 from janus_plugins.training.optim import Learning, build_optimizer, loss_scales, rate_factor, set_rates
@@ -94,9 +95,10 @@ class Engine:
         scale = {path: value * self._undo for path, value in scales.items()}
         totals = _Totals()
         for batch in micro:
-            losses = self.deepspeed(batch.to(self._world.device), scale, self._stage.reconstruct)
-            totals.add(losses.sums, losses.counts)
-            self.deepspeed.backward(_poisoned(losses.loss))
+            with widened(self.module):
+                losses = self.deepspeed(batch.to(self._world.device), scale, self._stage.reconstruct)
+                totals.add(losses.sums, losses.counts)
+                self.deepspeed.backward(_poisoned(losses.loss))
             self._measure()
             self.deepspeed.step()
         return StepOutcome(*totals.read(), *self._verdict(), max(rates))

@@ -20,8 +20,8 @@ from janus_plugins.training.weights import Kept, full_weights, keep_frozen, load
 from janus_plugins.training.world import World
 
 SLOW_BF16 = (
-    "note: this CPU has no instructions for bf16, so a step takes many times as long as in fp32; where "
-    "memory allows, set engine.precision to fp32"
+    "note: this CPU has no instructions for bf16: products are computed in fp32 and rounded, so a step takes "
+    "longer than in fp32; where memory allows, set engine.precision to fp32"
 )
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from janus_plugins.core.errors import JanusPluginsError, RunFileError
+from janus_plugins.inference.halves import is_slow
 
 T = TypeVar("T")
 
@@ -46,9 +47,7 @@ class World:
     @property
     def multiplies_bf16(self) -> bool:
         """Answer whether the device has instructions for bf16; without them a CPU is many times slower."""
-        if self.device.type != "cpu":
-            return True
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return not is_slow(torch.bfloat16, self.device)
 
     def collect_garbage(self) -> None:
         """Give back the memory of what holds itself and nobody else reaches, as a closed engine does."""

@@ -73,6 +73,19 @@ def test_results_are_those_of_fp32_rounded(dtype, grad, slow, computed):
     assert computed.count("other") == 3  # two convolutions and a product of batches
 
 
+def test_gradients_are_those_of_fp32_rounded(slow, computed):
+    torch.manual_seed(0)
+    model, pixels = Parts().bfloat16(), torch.randn(2, 3, 5, 5).bfloat16()
+    exact = copy.deepcopy(model).float()
+    exact(pixels.float()).square().mean().backward()
+    with widened(model):
+        model(pixels).square().mean().backward()
+    for (name, made), expected in zip(model.named_parameters(), exact.parameters(), strict=True):
+        assert made.grad.dtype == torch.bfloat16, name
+        assert (made.grad.float() - expected.grad).norm() / expected.grad.norm() < 5e-2, name
+    assert computed.count("other") == 3 + 2 + 2  # and backwards: two convolutions, a product for each factor
+
+
 def test_one_product_is_rounded_once(slow):
     torch.manual_seed(0)
     layer, rows = nn.Linear(300, 77).bfloat16(), torch.randn(FEW_ROWS + 1, 300).bfloat16()
