@@ -23,6 +23,9 @@ FEW_ROWS = 16
 _PART = 1024
 """Outputs of a weight that are converted at once: they stay in the nearer caches until they are used."""
 
+_ASKED = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+"""What tells whether the CPU has instructions for a format."""
+
 _aten = torch.ops.aten
 
 _PRODUCTS = {_aten.mm.default, _aten.addmm.default}
@@ -56,12 +59,11 @@ def widened(module: nn.Module, rows: int | None = None) -> Iterator[None]:
 
 def is_slow(dtype: torch.dtype, device: torch.device) -> bool:
     """Answer whether a device computes this format without instructions for it."""
-    if device.type != "cpu":
+    name = _ASKED.get(dtype)
+    if name is None or device.type != "cpu":
         return False
-    # Without oneDNN torch's own products are used, which are slow in any case.
-    if dtype == torch.bfloat16:
-        return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return dtype == torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    able = getattr(torch.ops.mkldnn, name, None)  # not in builds without oneDNN, whose own products are slow
+    return able is None or not able()
 
 
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
@@ -93,7 +95,7 @@ class _InFp32(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **named)
 
     def _product(self, func: Callable[..., Tensor], *args: Tensor) -> Tensor:
-        """Multiply rows [B, K] by a weight [K, N]; what is added, [N] or [B, N], comes before them."""
+        """Multiply rows [B, K] by a weight [K, N]; what is added, as wide as [B, N], comes before them."""
         *added, rows, weight = args
         if len(rows) <= FEW_ROWS:
             return func(*args)
@@ -101,7 +103,8 @@ class _InFp32(TorchDispatchMode):  # type: ignore[no-untyped-call]
         parts = []
         for first in range(0, weight.shape[1], _PART):
             some = slice(first, first + _PART)
-            made = func(*(each[..., some].float() for each in added), wide, weight[:, some].float())
+            biases = (each if each.shape[-1:] in ((), (1,)) else each[..., some] for each in added)
+            made = func(*(each.float() for each in biases), wide, weight[:, some].float())
             parts.append(made.to(self._dtype))
         return torch.cat(parts, 1)
 

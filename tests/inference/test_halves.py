@@ -120,3 +120,17 @@ def test_whether_a_format_is_slow_is_asked_of_the_machine(monkeypatch):
         monkeypatch.setattr(torch.ops, "mkldnn", known)
         assert halves.is_slow(torch.bfloat16, cpu) is not answer
         assert halves.is_slow(torch.float16, cpu) is not answer
+    monkeypatch.setattr(torch.ops, "mkldnn", object())  # a build without oneDNN
+    assert halves.is_slow(torch.bfloat16, cpu)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (halves._PART + 40,), (40, 1), (40, halves._PART + 40)])
+def test_what_is_added_may_be_narrower(shape, slow, computed):
+    torch.manual_seed(0)
+    added, rows, weight = (
+        torch.randn(size).bfloat16() for size in (shape, (40, 30), (30, halves._PART + 40))
+    )
+    with widened(nn.Linear(1, 1).bfloat16()):
+        made = torch.addmm(added, rows, weight)
+    assert torch.equal(made, torch.addmm(added.float(), rows.float(), weight.float()).bfloat16())
+    assert computed == ["addmm"]
