@@ -115,7 +115,7 @@ inline void {{kernel_name}}_rows(
         }
     }
 {%- else %}
-    // Converting an input each time that it is met would take as long as a product.
+    // Converting an input each time that it is met would take longer.
     using Given = at::vec::Vectorized<{{input_t}}>;
     constexpr int64_t SOME = {{some}};
     float converted[{{streams}}][ROWS][SOME];

@@ -141,7 +141,7 @@ _OUTPUTS = 16
 
 
 class _InFewBits(nn.Module):
-    """Multiply rows, rounded to bf16, by a weight of few bits."""
+    """Multiply rows by a weight of few bits."""
 
     bias: Tensor | None
 
@@ -151,13 +151,12 @@ class _InFewBits(nn.Module):
 
     def forward(self, source: Tensor) -> Tensor:
         """Return [..., N] of [..., K]."""
-        rows = source.reshape(-1, source.shape[-1]).to(torch.bfloat16)
-        result = self.multiply(rows).to(source.dtype)
+        result = self.multiply(source.reshape(-1, source.shape[-1])).to(source.dtype)
         result = result.view(*source.shape[:-1], result.shape[-1])
         return result if self.bias is None else result + self.bias
 
     def multiply(self, rows: Tensor) -> Tensor:
-        """Return [B, N] of [B, K], all in bf16."""
+        """Return [B, N] of [B, K]."""
         raise NotImplementedError
 
 
@@ -180,20 +179,15 @@ class In8Bits(_InFewBits):
         self.register_buffer("whole", (weight / scale[:, None]).round().to(torch.int8))
         self.register_buffer("scale", scale.to(torch.bfloat16))
 
-    def forward(self, source: Tensor) -> Tensor:
-        """Return [..., N] of [..., K]."""
-        # A compiler would keep the converted parts, in four times the memory.
-        if source.numel() <= _FEW_ROWS * source.shape[-1] or torch.compiler.is_compiling():
-            return super().forward(source)
-        exact = source.float()
-        firsts = range(0, len(self.whole), _PART)
-        parts = [linear(exact, self.whole[first : first + _PART].float()) for first in firsts]
-        result = torch.cat(parts, -1).mul_(self.scale).to(source.dtype)
-        return result if self.bias is None else result + self.bias
-
     def multiply(self, rows: Tensor) -> Tensor:
-        """Return [B, N] of [B, K]."""
-        result: Tensor = torch.ops.aten._weight_int8pack_mm(rows, self.whole, self.scale)
+        """Return [B, N] of [B, K]; few rows are rounded to bf16."""
+        # A compiler would keep the converted parts, in four times the memory.
+        if len(rows) > _FEW_ROWS and not torch.compiler.is_compiling():
+            exact, firsts = rows.float(), range(0, len(self.whole), _PART)
+            parts = [linear(exact, self.whole[first : first + _PART].float()) for first in firsts]
+            return torch.cat(parts, -1).mul_(self.scale)
+        rounded = rows.to(torch.bfloat16)
+        result: Tensor = torch.ops.aten._weight_int8pack_mm(rounded, self.whole, self.scale)
         return result
 
 
@@ -213,8 +207,9 @@ class _In4Bits(_InFewBits):
         self.register_buffer("spread", spread.to(torch.bfloat16).contiguous())
 
     def multiply(self, rows: Tensor) -> Tensor:
-        """Return [B, N] of [B, K]."""
-        result: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, _GROUP, self.spread)
+        """Return [B, N] of [B, K], rounded to bf16."""
+        rounded = rows.to(torch.bfloat16)
+        result: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(rounded, self.packed, _GROUP, self.spread)
         return result
 
 

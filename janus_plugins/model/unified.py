@@ -7,8 +7,8 @@ planned on the CPU; it knows no special ids, templates or files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -18,7 +18,6 @@ from janus_plugins.core.catalogue import load_processor
 from janus_plugins.core.plan import RunPlan
 from janus_plugins.core.schema import ItemTokens
 from janus_plugins.inference import session
-from janus_plugins.inference.halves import widened
 from janus_plugins.inference.interleaved import interleave
 from janus_plugins.model.joint import adapt, takes_lengths
 from janus_plugins.sequence.assemble import PRECOMPUTED
@@ -44,13 +43,6 @@ class Losses(NamedTuple):
     counts: dict[str, Tensor]
 
 
-@contextmanager
-def _frozen(encoder: nn.Module) -> Iterator[None]:
-    """Keep no graph of what an encoder computes, and use what is fast without one."""
-    with torch.no_grad(), widened(encoder):
-        yield
-
-
 class UnderstandingPath(nn.Module):
     """Bring items to embeddings: encoder, then adapter."""
 
@@ -70,7 +62,7 @@ class UnderstandingPath(nn.Module):
         """
         features = items.get(PRECOMPUTED)
         if features is None:
-            with nullcontext() if learns(self.encoder) else _frozen(self.encoder):
+            with nullcontext() if learns(self.encoder) else torch.no_grad():
                 features = self.encoder(items)
         return adapt(self.adapter, features, entering if self._takes_lengths else None)
 
@@ -90,7 +82,7 @@ class SharedUnderstandingPath(nn.Module):
     def forward(self, items: dict[str, Tensor], entering: Sequence[int]) -> Tensor:
         """Return embeddings [N, T', M] of collated items; a frozen encoder keeps no graph."""
         (encoder,) = self._elsewhere
-        with nullcontext() if learns(encoder) else _frozen(encoder):
+        with nullcontext() if learns(encoder) else torch.no_grad():
             features = encoder.features(items)  # type: ignore[operator]
         return adapt(self.adapter, features, entering if self._takes_lengths else None)
 
@@ -129,7 +121,7 @@ class GenerationPath(nn.Module):
         """
         codes = items.get(PRECOMPUTED)
         if codes is None:
-            with _frozen(self.encoder):
+            with torch.no_grad():
                 codes = self.encoder.encode(items)  # type: ignore[operator]
         if self.order is not None:
             codes = codes[:, torch.tensor(self.order, device=codes.device)]

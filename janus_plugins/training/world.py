@@ -46,7 +46,7 @@ class World:
 
     @property
     def multiplies_bf16(self) -> bool:
-        """Answer whether the device has instructions for bf16; without them a CPU is many times slower."""
+        """Answer whether the device has instructions for bf16; without them a CPU computes in fp32."""
         return not is_slow(torch.bfloat16, self.device)
 
     def collect_garbage(self) -> None:
