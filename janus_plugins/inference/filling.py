@@ -60,7 +60,7 @@ def fill(order: Order, seats: int, device: torch.device) -> list[list[int]]:
     waiting = sorted(range(len(order.lengths)), key=lambda index: -order.lengths[index])
     first, waiting = waiting[:seats], waiting[seats:]
     answers: list[list[int]] = [[] for _ in order.lengths]
-    look = LOOK if device.type == "cuda" else 1  # on a CPU a look costs nothing
+    look = 1 if device.type == "cpu" else LOOK  # on a CPU a look costs nothing
     room = max(order.limits[index] for index in first) - 1
     if waiting:
         longest = max(length + limit for length, limit in zip(order.lengths, order.limits, strict=True))

@@ -14,7 +14,7 @@ import torch
 from janus_plugins.core.specs import ComponentSpec
 from janus_plugins.testing.case import Case, Neighbour, cases
 from janus_plugins.testing.presets import tiny_options
-from janus_plugins.testing.report import Broken, CheckReport, ContractBroken, RuleResult, Skipped
+from janus_plugins.testing.report import Broken, CheckReport, ContractBroken, RuleResult, Skipped, described
 from janus_plugins.testing.rules import RULES, Rule, declared
 
 
@@ -108,16 +108,7 @@ def _tried(rule: Rule, case: Case, path: str) -> RuleResult:
 
 def _failed(rule: Rule, path: str, spec: ComponentSpec, error: Exception, seconds: float = 0.0) -> RuleResult:
     """Make a failure of whatever a rule, or the component inside it, raised."""
-    expected, seen = rule.summary, _described(error)
+    expected, seen = rule.summary, described(error)
     if isinstance(error, Broken):
         expected, seen = error.expected, error.seen
     return RuleResult(rule.name, path, "failed", expected, seen, rule.read(spec.kind), seconds)
-
-
-def _described(error: Exception) -> str:
-    """Name an unforeseen error and the line that raised it."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    where = f" ({Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno})" if frame else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from janus_plugins.core.errors import JanusPluginsError
 
 Status = Literal["passed", "failed", "skipped"]
 PAGE = "docs/plugins/testing.md"
+MOST = 500
+"""Letters of an unforeseen error that a report shows; torch's may have thousands."""
 
 
 class Broken(Exception):
@@ -28,6 +31,17 @@ def expect(fine: bool, expected: str, seen: object) -> None:
     """Raise `Broken` unless `fine`."""
     if not fine:
         raise Broken(expected, str(seen))
+
+
+def described(error: BaseException) -> str:
+    """Name an unforeseen error and the line that raised it, or that called what raised it in a library."""
+    where, frame = "", error.__traceback__
+    while frame is not None:
+        file = Path(frame.tb_frame.f_code.co_filename)
+        if "torch" not in file.parts and file.name != "elsewhere.py":
+            where = f" ({file.name}:{frame.tb_lineno})"
+        frame = frame.tb_next
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:MOST]}{where}"
 
 
 @dataclass(frozen=True)

@@ -189,8 +189,10 @@ class Language(_Base):
     def run(self, module: Any, inputs: Inputs) -> Tensor:
         """Return the component's answer."""
         rows, slots = inputs["embeds"].shape[:2]
-        positions = torch.arange(slots).expand(rows, slots)
-        answer: Tensor = module(inputs["embeds"], positions, packed_plan([[slots]] * rows, slots))
+        device = inputs["embeds"].device
+        positions = torch.arange(slots, device=device).expand(rows, slots)
+        plan = packed_plan([[slots]] * rows, slots).to(device)
+        answer: Tensor = module(inputs["embeds"], positions, plan)
         return answer
 
     def learnt(self, module: Any, inputs: Inputs) -> Tensor | None:

@@ -166,7 +166,7 @@ class TinyModel:
         """Run a batch forwards and backwards; return the loss, a mean over every path's targets."""
         counts = batch.targets(reconstruct)
         scale = {path: 1 / count for path, count in counts.items() if count}
-        loss: Tensor = self.model(batch, scale, reconstruct).loss
+        loss: Tensor = self.model(batch.to(self.model.device), scale, reconstruct).loss
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())

@@ -54,6 +54,14 @@ class RootOfZero(Encoder):
         return super().forward(items) + energy.mean((1, 2), keepdim=True)
 
 
+class Numbered(Encoder):
+    """Adds numbers that are made on the CPU, wherever the features are."""
+
+    def forward(self, items: dict[str, Tensor]) -> Tensor:
+        features = super().forward(items)
+        return features + 0.1 * torch.arange(features.shape[-1]).to(features.dtype)
+
+
 class Skipping(Encoder):
     """Runs nothing where there seems to be nothing to run, so that ranks fall out of step."""
 

@@ -45,10 +45,11 @@ def test_a_component_that_keeps_its_contract_passes(kind: Kind) -> None:
         ("build_RootOfZero", {"dummy", "absent"}),
         ("build_Skipping", {"absent"}),
         ("build_FullPrecision", {"bf16"}),
-        ("build_Hidden", {"saved"}),
+        ("build_Hidden", {"saved", "device"}),
         ("build_Constant", {"items-apart"}),
         ("build_Random", {"repeatable"}),
         ("on_the_cpu", {"meta"}),
+        ("build_Numbered", {"device"}),
         ("no_module", {"builds"}),
     ],
 )

@@ -14,6 +14,7 @@ from janus_plugins.testing.rules import (
     callbacks,
     composed,
     declared,
+    device,
     encoders,
     joints,
     language,
@@ -45,6 +46,7 @@ _COMPOSED = (
     Rule("wiring", composed.wiring, first=True),
     Rule("absent", composed.absent),
     Rule("trains", composed.trains),
+    Rule("device", device.device),
     Rule("ranks", composed.ranks),
 )
 

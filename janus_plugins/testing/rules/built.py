@@ -60,9 +60,9 @@ def repeatable(case: Case) -> None:
     # A head's losses may draw noise (diffusion); in eval mode nothing else may.
     seed = 0 if case.kind == Kind.HEAD else 1
     first, again = run(subject, one, inputs), run(subject, one, inputs, seed)
-    expect(close(first, again), "the same answer from the same module twice", _difference(first, again))
+    expect(close(first, again), "the same answer from the same module twice", difference(first, again))
     other = run(subject, two, inputs)
-    expect(close(first, other), "the same answer from an equal module", _difference(first, other))
+    expect(close(first, other), "the same answer from an equal module", difference(first, other))
 
 
 def alone(case: Case) -> None:
@@ -76,7 +76,7 @@ def alone(case: Case) -> None:
         mine = subject.part(together, row, item)
         single = subject.part(run(subject, module, subject.inputs([item])), 0, item)
         wanted = f"item {item} of {len(ALL)} to give the same answer alone as in the batch"
-        expect(close(single, mine), wanted, _difference(single, mine))
+        expect(close(single, mine), wanted, difference(single, mine))
 
 
 def bf16(case: Case) -> None:
@@ -176,7 +176,7 @@ def saved(case: Case) -> None:
         two.load_state_dict(load_file(path))
     answers = [run(subject, module, subject.inputs(ALL)) for module in (one, two)]
     wanted = "the same answer after saving and loading the state dict (register state as parameter or buffer)"
-    expect(close(*answers), wanted, _difference(*answers))
+    expect(close(*answers), wanted, difference(*answers))
 
 
 def _answer(subject: Subject, module: nn.Module, given: Inputs) -> Tensor:
@@ -201,7 +201,8 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def _difference(one: Tensor, other: Tensor) -> str:
+def difference(one: Tensor, other: Tensor) -> str:
+    """Say how two tensors differ."""
     if one.shape != other.shape:
         return f"shapes {list(one.shape)} and {list(other.shape)}"
     if not one.is_floating_point():
