@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from janus_plugins.core.moving import moved
 from janus_plugins.core.samples import Sample
 
 if TYPE_CHECKING:
@@ -224,9 +225,9 @@ class Packed:
 
     def to(self, device: torch.device | str) -> Packed:
         """Return the same plan with its tensors on `device`."""
-        groups = tuple(group.to(device) for group in self.groups)
-        reach = self.reach and tuple(None if each is None else each.to(device) for each in self.reach)
-        return Packed(groups, self.cu_seqlens.to(device), self.max_length, reach)
+        groups = tuple(moved(group, device) for group in self.groups)
+        reach = self.reach and tuple(None if each is None else moved(each, device) for each in self.reach)
+        return Packed(groups, moved(self.cu_seqlens, device), self.max_length, reach)
 
 
 @dataclass(frozen=True)

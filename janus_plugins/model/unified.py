@@ -217,7 +217,7 @@ class UnifiedModel(nn.Module):
             total = total + losses.sum() * scale.get(label, 0.0)
             if at.numel():
                 sums[label] = losses.detach().sum()
-                counts[label] = torch.tensor(float(at.numel()), device=hidden.device)
+                counts[label] = total.new_full((), at.numel(), dtype=torch.float32)
         return Losses(total, sums, counts)
 
     def _reconstruct(self, items: ItemBatch, name: str, scale: Mapping[str, float]) -> Losses:
@@ -225,7 +225,7 @@ class UnifiedModel(nn.Module):
         number = 0 if items.absent else len(items.lengths)
         total = parts["loss"] * (number * scale.get("reconstruct", 0.0))
         sums = {f"reconstruct.{key}": value.detach() * number for key, value in parts.items()}
-        count = torch.tensor(float(number), device=total.device)
+        count = total.new_full((), number, dtype=torch.float32)
         return Losses(total, sums, dict.fromkeys(sums, count))
 
     def init_tables(self) -> None:
@@ -325,8 +325,11 @@ def _by_task(batch: Batch, losses: Tensor) -> tuple[dict[str, Tensor], dict[str,
     if not batch.text_at.numel():
         return sums, counts
     number = len(batch.tasks)
-    summed = losses.new_zeros(number).index_add_(0, batch.text_tasks, losses)
-    counted = torch.bincount(batch.text_tasks, minlength=number).to(losses.dtype)
+    # On a GPU `bincount` would wait for all that runs before it.
+    summed, counted = (
+        losses.new_zeros(number).index_add_(0, batch.text_tasks, each)
+        for each in (losses, losses.new_ones(len(losses)))
+    )
     for position, task in enumerate(batch.tasks):
         sums[f"text.{task}"], counts[f"text.{task}"] = summed[position], counted[position]
     return sums, counts

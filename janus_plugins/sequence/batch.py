@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from janus_plugins.core.moving import moved
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -41,13 +43,13 @@ class ItemBatch:
     entering: tuple[int, ...] = ()
 
     def to(self, device: torch.device | str) -> ItemBatch:
-        """Return the same items with every tensor on `device`."""
+        """Return the same items with every tensor on `device`; the host does not wait for the copies."""
         return replace(
             self,
-            items={name: tensor.to(device, non_blocking=True) for name, tensor in self.items.items()},
-            at=self.at.to(device),
-            predict_at=None if self.predict_at is None else self.predict_at.to(device),
-            targets=None if self.targets is None else self.targets.to(device),
+            items={name: moved(tensor, device) for name, tensor in self.items.items()},
+            at=moved(self.at, device),
+            predict_at=None if self.predict_at is None else moved(self.predict_at, device),
+            targets=None if self.targets is None else moved(self.targets, device),
         )
 
 
@@ -100,15 +102,15 @@ class Batch:
         return counts
 
     def to(self, device: torch.device | str) -> Batch:
-        """Return the same batch with every tensor on `device`."""
+        """Return the same batch with every tensor on `device`; the host does not wait for the copies."""
         return replace(
             self,
-            ids=self.ids.to(device),
-            positions=self.positions.to(device),
+            ids=moved(self.ids, device),
+            positions=moved(self.positions, device),
             packed=self.packed.to(device),
-            text_at=self.text_at.to(device),
-            text_targets=self.text_targets.to(device),
-            text_tasks=self.text_tasks.to(device),
+            text_at=moved(self.text_at, device),
+            text_targets=moved(self.text_targets, device),
+            text_tasks=moved(self.text_tasks, device),
             understanding={name: items.to(device) for name, items in self.understanding.items()},
             generation={name: items.to(device) for name, items in self.generation.items()},
         )

@@ -9,20 +9,20 @@ uses; of these "lazy" also runs backward.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 AWAY = torch.device("lazy", 0)
 """The device that tensors made under `elsewhere()` may be on."""
 
 _CPU = torch.device("cpu")
+_DATA: Any = Tensor.data
 _aten = torch.ops.aten
 _BETWEEN = (_aten.copy_.default, _aten._to_copy.default)
 _INDEXED = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
@@ -96,6 +96,10 @@ class _Calls(TorchFunctionMode):
             return torch.tensor(*args[1:], **{**kwargs, "device": None}).to(AWAY)
         if function in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], AwayTensor):
             args = (args[0], _listed(args[1]), *args[2:])
+        if function == _DATA.__get__ and isinstance(args[0], AwayTensor):
+            return args[0].detach()
+        if function == _DATA.__set__ and any(isinstance(each, AwayTensor) for each in args):
+            return _assign(*args)
         if function is Tensor.tolist and isinstance(args[0], AwayTensor):
             return args[0].cpu().tolist()
         if function in (Tensor.numpy, Tensor.__array__) and isinstance(args[0], AwayTensor):
@@ -121,17 +125,44 @@ def elsewhere() -> Iterator[Elsewhere]:
     Yields:
         What counts the host's waits.
     """
-    before = torch.__future__.get_swap_module_params_on_conversion()
-    torch.__future__.set_swap_module_params_on_conversion(True)
+    asked = torch._has_compatible_shallow_copy_type
+
+    def compatible(input: Tensor, from_: Tensor) -> bool:
+        return isinstance(input, AwayTensor) or isinstance(from_, AwayTensor) or asked(input, from_)
+
+    # A module that moves keeps its parameters, as between the CPU and CUDA: ties and optimisers stay.
+    torch._has_compatible_shallow_copy_type = compatible
     try:
         with Elsewhere() as mode, _Calls():
             yield mode
     finally:
-        torch.__future__.set_swap_module_params_on_conversion(before)
+        torch._has_compatible_shallow_copy_type = asked
+
+
+def _assign(tensor: Any, value: Tensor) -> None:
+    """Do `tensor.data = value` where one of the two is away."""
+    if isinstance(tensor, AwayTensor) and isinstance(value, AwayTensor):
+        with torch._C.DisableTorchFunctionSubclass():
+            _DATA.__set__(tensor, value)
+        tensor.here = value.here
+        return
+    fresh = AwayTensor(value.here) if isinstance(value, AwayTensor) else value.detach()
+    fresh.requires_grad_(tensor.requires_grad)
+    learnt, gradient = isinstance(tensor, nn.Parameter), tensor.grad
+    if isinstance(fresh, AwayTensor):
+        tensor.__class__, tensor.here = AwayTensor, fresh.here
+        if learnt:
+            tensor._is_param = True
+    else:
+        del tensor.here
+        tensor.__class__ = nn.Parameter if learnt else Tensor
+    torch._C._swap_tensor_impl(tensor, fresh)
+    if gradient is not None:
+        tensor.grad = gradient.to(tensor.device)
 
 
 def _dispatched(operator: Any, args: Any, kwargs: dict[str, Any], waits: Counter[str]) -> Any:
-    tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+    tensors = list(_tensors([*args, *kwargs.values()]))
     away = any(isinstance(each, AwayTensor) for each in tensors)
     target = kwargs.get("device")
     goes = away if target is None else _is_away(target)
@@ -144,20 +175,43 @@ def _dispatched(operator: Any, args: Any, kwargs: dict[str, Any], waits: Counter
         return 0  # the way that is made of plain operators
     if operator not in _BETWEEN:
         _check(operator, name, tensors, [*args, *kwargs.values()])
-    if _waits(operator, name, args, tensors, away, goes):
+    if _waits(operator, name, args, kwargs, away, goes):
         waits[name.removeprefix("aten::")] += 1
     given = {key: _CPU if key == "device" and value is not None else value for key, value in kwargs.items()}
-    made = operator(*_here(args), **_here(given))
+    made = operator(
+        *_each(AwayTensor, _here, args),
+        **{key: _each(AwayTensor, _here, each) for key, each in given.items()},
+    )
     if not goes or name in ("aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero"):
         return made
     if name == "aten::_unsafe_view":  # shares memory, and does not say so: autograd adds to it in place
         made = made.clone()
-    wrapped = tree_map_only(Tensor, AwayTensor, made)
+    wrapped = _each(Tensor, AwayTensor, made)
+    if not operator.is_view and not operator._schema.is_mutable:
+        return wrapped
     return return_and_correct_aliasing(operator, args, kwargs, wrapped)  # type: ignore[no-untyped-call]
 
 
-def _here(values: Any) -> Any:
-    return tree_map_only(AwayTensor, lambda each: each.here, values)
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield an operator's tensors, also of its lists."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+def _each(kind: type, change: Callable[[Any], Any], value: Any) -> Any:
+    """Return a value with every tensor of a kind changed, also in lists."""
+    if isinstance(value, kind):
+        return change(value)
+    if isinstance(value, list | tuple):
+        return type(value)(_each(kind, change, one) for one in value)
+    return value
+
+
+def _here(tensor: AwayTensor) -> Tensor:
+    return tensor.here
 
 
 def _check(operator: Any, name: str, tensors: list[Tensor], values: list[Any]) -> None:
@@ -174,11 +228,16 @@ def _check(operator: Any, name: str, tensors: list[Tensor], values: list[Any]) -
         raise RuntimeError(f"{operator}: a generator of the CPU cannot draw a tensor on {AWAY}")
 
 
-def _waits(operator: Any, name: str, args: Any, tensors: list[Tensor], away: bool, goes: bool) -> bool:
-    """Answer whether the host must wait: for values, or for a copy to the CPU."""
+def _waits(operator: Any, name: str, args: Any, kwargs: dict[str, Any], away: bool, goes: bool) -> bool:
+    """Answer whether the host must wait: for values, or for a copy that it was not asked to leave behind."""
     if operator in _BETWEEN:
-        return any(isinstance(each, AwayTensor) for each in tensors) and not goes
+        source = args[1] if operator is _aten.copy_.default else args[0]
+        crosses = isinstance(source, AwayTensor) != goes
+        left = kwargs.get("non_blocking") or (operator is _aten.copy_.default and any(args[2:]))
+        return crosses and not (goes and left)
     if name in _INDEXED:
         indices = [each for each in args[1] if each is not None]
-        return any(each.dtype in (torch.bool, torch.uint8) for each in indices)
+        return any(
+            each.dtype in (torch.bool, torch.uint8) or not isinstance(each, AwayTensor) for each in indices
+        )
     return away and name in _SIZED_BY_VALUES

@@ -87,8 +87,8 @@ class Rvq(nn.Module):
         }
         weights = self.config.loss
         loss: Tensor = torch.stack([getattr(weights, name) * each for name, each in losses.items()]).sum()
-        used = sum(len(column.unique()) for column in codes.T) / codes.shape[1]
-        return {"loss": loss, **losses, "codes_used": loss.new_tensor(used)}
+        used = loss.new_zeros(codes.shape[1], self.config.codebook_size).scatter_(1, codes.T, 1)
+        return {"loss": loss, **losses, "codes_used": used.sum(1).mean()}
 
     def load_weights(self, source: str) -> None:
         """Load weights that were trained here, from a file or a folder.

@@ -82,7 +82,7 @@ class Movqgan(nn.Module):
             + weights.codebook * losses["codebook"]
             + weights.commitment * losses["commitment"]
         )
-        used = torch.tensor(len(torch.unique(ids)), device=ids.device, dtype=torch.float32)
+        used = table.new_zeros(len(table)).index_fill_(0, ids.reshape(-1), 1).sum()
         return {"loss": loss, **losses, "codes_used": used}
 
     def load_weights(self, source: str) -> None:

@@ -6,7 +6,6 @@ vectors that it looks up; transformers' JanusVQVAE does so in decoding only, and
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -90,7 +89,7 @@ class Vq(nn.Module):
         if self.config.loss.entropy:
             losses["entropy"] = entropy_loss(vectors, table)
         passed = vectors + (table[ids] - vectors).detach()
-        used = torch.tensor(len(torch.unique(ids)), device=ids.device, dtype=torch.float32)
+        used = table.new_zeros(len(table)).index_fill_(0, ids.reshape(-1), 1).sum()
         return passed.view(len(pixels), -1, self.config.code_width), losses, used
 
     def _weighted(self, losses: dict[str, Tensor]) -> Tensor:

@@ -1,0 +1,115 @@
+"""Answers and items on a device that is not the CPU: the same, and the host waits outside the loop alone.
+
+The device is a stand-in, `janus_plugins.testing.elsewhere`. What waits as often for 64 codes as for 16 does not
+wait inside the loop over codes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from janus_plugins.inference import graph
+from janus_plugins.inference.graph import LOOK
+from janus_plugins.inference.session import ask, generate
+from janus_plugins.model.unified import UnifiedModel
+from janus_plugins.testing.elsewhere import AWAY, elsewhere
+
+from .test_integration import RUN, picture, small_model
+
+Way = Callable[[UnifiedModel], Any]
+
+
+@pytest.fixture(scope="module")
+def here() -> UnifiedModel:
+    return small_model()
+
+
+@pytest.fixture(scope="module")
+def away(here: UnifiedModel) -> Iterator[UnifiedModel]:
+    with elsewhere():
+        yield copy.deepcopy(here).to(AWAY)
+
+
+def items(**options: Any) -> Way:
+    prompts = ["a seven", "one two"]
+    return lambda model: generate(model, prompts, num_per_prompt=2, seed=3, return_codes=True, **options)
+
+
+def words(*questions: str, **options: Any) -> Way:
+    return lambda model: ask(model, list(questions), **{"max_new_tokens": 40, **options})
+
+
+WAYS: dict[str, Way] = {
+    "sampled": items(),
+    "greedy": items(temperature=0.0),
+    "without guidance": items(guidance=1.0),
+    "few rows": items(max_rows=2),
+    "jacobi": items(decoding="jacobi"),
+    "zigzag": items(decoding="zigzag", window=2),
+    "shown": items(images=[[picture(3)], [picture(4)]]),
+    "compiled": items(compile=True),
+    "words": words("two one", "three four"),
+    "sampled words": words("two", temperature=1.0, top_p=0.9),
+    "words of pictures": words("what?", "how?", images=[[picture(1)], [picture(1), picture(2)]]),
+    "filled": words("two one", "six", "three four five", max_rows=2),
+    "compiled words": words("two one", "three four", compile=True),
+    "interleaved": lambda model: [str(part) for part in model.generate("draw", interleaved=True, seed=1)],
+}
+
+
+def counted(way: Way, model: UnifiedModel) -> tuple[Any, Counter[str]]:
+    with elsewhere() as mode:
+        made = way(model)
+    return made, mode.waits
+
+
+@pytest.fixture(autouse=True)
+def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that is a graph elsewhere runs as it is here: no compiler knows the stand-in."""
+    monkeypatch.setattr(graph.GraphStep, "_compile", lambda self: self._step)
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_what_is_made_is_the_same(name: str, here: UnifiedModel, away: UnifiedModel) -> None:
+    expected, (made, _) = WAYS[name](here), counted(WAYS[name], away)
+    assert torch.equal(made, expected) if isinstance(made, Tensor) else made == expected
+
+
+def test_codes_become_pictures(here: UnifiedModel, away: UnifiedModel) -> None:
+    codes = here.encode("image", [picture(1), picture(2)])
+    made, _ = counted(lambda model: model.encode("image", [picture(1), picture(2)]), away)
+    assert torch.equal(made, codes)
+    pictures, _ = counted(lambda model: model.decode("image", codes), away)
+    for one, other in zip(pictures, here.decode("image", codes), strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_the_host_waits_as_often_for_many_codes_as_for_few(compile: bool, guidance: float) -> None:
+    waits = []
+    for size in (8, 16):  # 16 and 64 codes
+        model = small_model(RUN.replace("image_size: 8", f"image_size: {size}"))
+        with elsewhere():
+            model.to(AWAY)
+        codes, counts = counted(items(compile=compile, guidance=guidance), model)
+        waits.append((codes.shape[1], counts))
+    (few, fewer), (many, more) = waits
+    assert many == 4 * few
+    assert fewer == more
+    assert sum(more.values()) < many
+
+
+def test_the_host_looks_at_words_now_and_then(away: UnifiedModel) -> None:
+    short, long = (
+        sum(counted(words("two", max_new_tokens=number, temperature=1.0), away)[1].values())
+        for number in (LOOK, 2 * LOOK)
+    )
+    assert long - short <= 2
