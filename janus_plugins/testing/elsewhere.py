@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 
 AWAY = torch.device("lazy", 0)
 """The device that tensors made under `elsewhere()` may be on."""
+
+_COUNTERS: list[Counter[str]] = []
+"""Of every `elsewhere()` that is open, the innermost last."""
 
 _CPU = torch.device("cpu")
 _DATA: Any = Tensor.data
@@ -62,8 +66,8 @@ class AwayTensor(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Compute on the CPU, outside the mode too (a backward pass)."""
-        return _dispatched(func, args, kwargs or {}, Counter())
+        """Compute on the CPU, also where the mode does not reach, as in a thread of the backward pass."""
+        return _dispatched(func, args, kwargs or {}, _COUNTERS[-1] if _COUNTERS else Counter())
 
 
 class Elsewhere(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -132,11 +136,20 @@ def elsewhere() -> Iterator[Elsewhere]:
 
     # A module that moves keeps its parameters, as between the CPU and CUDA: ties and optimisers stay.
     torch._has_compatible_shallow_copy_type = compatible
+    known = AWAY.type in vars(torch)
+    if (
+        not known
+    ):  # activation checkpointing asks a device's module for random states, unless nothing ran there
+        setattr(torch, AWAY.type, SimpleNamespace(_initialized=False))
     try:
         with Elsewhere() as mode, _Calls():
+            _COUNTERS.append(mode.waits)
             yield mode
     finally:
+        _COUNTERS.pop()
         torch._has_compatible_shallow_copy_type = asked
+        if not known:
+            delattr(torch, AWAY.type)
 
 
 def _assign(tensor: Any, value: Tensor) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -32,9 +32,9 @@ def here() -> UnifiedModel:
 
 
 @pytest.fixture(scope="module")
-def away(here: UnifiedModel) -> Iterator[UnifiedModel]:
+def away(here: UnifiedModel) -> UnifiedModel:
     with elsewhere():
-        yield copy.deepcopy(here).to(AWAY)
+        return copy.deepcopy(here).to(AWAY)
 
 
 def items(**options: Any) -> Way:
