@@ -52,7 +52,7 @@ LOOK = 16
 """Steps between looks at whether every row has ended: each look waits for the device."""
 
 REACH = 256
-"""A step on a GPU looks back over a multiple of this many slots; each takes a graph of its own."""
+"""A step on a GPU looks back over a multiple of this many slots; each takes a recording of its own."""
 
 
 class SteppedDraws:
@@ -145,7 +145,7 @@ class GraphStep:
         embed: what was picked last [N, ...] -> input embeddings [B, M].
         pick: hidden states [B, M] and the step's numbers -> the next pick [N, ...].
         linears: how linear layers compute.
-        whole: on a CPU one graph serves every length of what is looked back over.
+        on_cpu: whether the weights are on a CPU.
         state: what the steps read and write.
         compiled: the step as a graph.
         recorded: by the slots that it looks back over, a step that is ready to be taken.
@@ -155,13 +155,13 @@ class GraphStep:
     embed: Callable[[Tensor], Tensor]
     pick: Callable[[Tensor, Draws], Tensor]
     linears: Linears = "plain"
-    whole: bool = field(init=False)
+    on_cpu: bool = field(init=False)
     state: State | None = None
     compiled: Callable[..., None] | None = None
     recorded: dict[int, Callable[[], None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.whole = next(self.language_model.parameters()).device.type == "cpu"
+        self.on_cpu = next(self.language_model.parameters()).device.type == "cpu"
 
     def run(
         self,
@@ -204,7 +204,7 @@ class GraphStep:
         """Take the next step, `filled` slots of the cache being in use before it."""
         assert self.state is not None
         most = self.state.visible.shape[1] - 1
-        reach = min(most, _rounded(filled + 1, GRAIN if self.whole else REACH))
+        reach = min(most, _rounded(filled + 1, GRAIN if self.on_cpu else REACH))
         if reach in self.recorded and self._again(self.recorded[reach]):
             return
         slots = torch.arange(reach, device=self.state.slot.device)
@@ -233,13 +233,14 @@ class GraphStep:
 
         # What one model's sizes are says nothing of the next model's.
         with dynamo.patch(automatic_dynamic_shapes=False):
-            if not self.whole:
-                yield
-                return
-            # One graph for every length. The options of `torch.compile` would not do: whether weights are
-            # constants Dynamo asks the global configuration.
+            # What is compiled serves every length: Dynamo gives up a function after a few of them.
             if length - 1 > GRAIN:
                 torch._dynamo.mark_dynamic(slots, 0, min=GRAIN, max=length - 1)
+            if not self.on_cpu:
+                yield
+                return
+            # The options of `torch.compile` would not do: whether weights are constants Dynamo asks the
+            # global configuration.
             options = _INDUCTOR_IN_4_BITS if self.linears == "int4" else INDUCTOR
             with inductor.patch(options), few_rows(rows):
                 yield

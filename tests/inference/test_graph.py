@@ -12,7 +12,7 @@ from janus_plugins.inference.linears import FEW_BITS
 from janus_plugins.inference.sampling import SeededDraws
 from janus_plugins.inference.session import ask, generate
 
-from .test_integration import WIDE, small_model
+from .test_integration import RUN, WIDE, small_model
 from .toys import PlacedCodeAdapter, toy_model
 
 
@@ -78,6 +78,19 @@ def test_one_graph_serves_every_length(model, monkeypatch):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     (kept,) = [step for _, step in graph._KEPT[model].values() if step.compiled and len(step.recorded) > 1]
     assert len(kept.recorded) >= 3
+
+
+def test_one_graph_serves_every_length_of_a_device(model, monkeypatch):
+    """A device looks back over fewer lengths, each recorded by itself; Dynamo would give up after eight graphs."""
+    monkeypatch.setattr(graph, "GRAIN", 4)
+    monkeypatch.setattr(graph, "REACH", 4)
+    monkeypatch.setattr(graph.GraphStep, "__post_init__", lambda self: setattr(self, "on_cpu", False))
+    long = small_model(RUN.replace("image_size: 8", "image_size: 16"))
+    expected = codes(long, "a seven", guidance=2.0)
+    assert torch.equal(codes(long, "a seven", guidance=2.0, compile=True), expected)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    (kept,) = [step for _, step in graph._KEPT[long].values()]
+    assert len(kept.recorded) > torch._dynamo.config.recompile_limit
 
 
 @pytest.mark.parametrize("linears", FEW_BITS)
