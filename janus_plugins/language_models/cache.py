@@ -15,7 +15,9 @@ from janus_plugins.core.errors import RunFileError
 class KeyValueCache:
     """Hold keys and values of `batch` rows of at most `length` slots, one pair of tensors a layer.
 
-    A layer's tensors [B, G, length, D] are made at its first write, in the dtype it computes in.
+    A layer's tensors [B, G, length, D] are made at its first write, in the dtype it computes in. On a device
+    where a kernel is worth saving they lie beside one another, [B, 2 G, length, D], if keys are as wide as
+    values: a slot is then written at once.
 
     Attributes:
         step: the short way of one slot at a time (`step.LlamaStep`), False where there is none, None
@@ -28,12 +30,20 @@ class KeyValueCache:
         self.batch = batch
         self.length = length
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._both: dict[int, Tensor] = {}
 
     def select(self, rows: Tensor) -> KeyValueCache:
         """Return a cache of copies of the named rows [B'] (int64), in that order, with repeats."""
         chosen = KeyValueCache(len(rows), self.length)
-        chosen.layers = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.layers.items()}
+        for layer, (keys, values) in self.layers.items():
+            if layer in self._both:
+                chosen._keep(layer, self._both[layer][rows])
+            else:
+                chosen.layers[layer] = (keys[rows], values[rows])
         return chosen
+
+    def _keep(self, layer: int, both: Tensor) -> None:
+        self._both[layer], self.layers[layer] = both, _halves(both)
 
     def copy_(self, other: KeyValueCache) -> None:
         """Take over the keys and values of a cache of as many rows and at most as many slots."""
@@ -62,8 +72,10 @@ class KeyValueCache:
         """
         stop = start + key.shape[2]
         if layer not in self.layers:
-            shapes = [(self.batch, each.shape[1], self.length, each.shape[3]) for each in (key, value)]
-            self.layers[layer] = (key.new_zeros(shapes[0]), value.new_zeros(shapes[1]))
+            self._make(layer, key, value)
+        if slot is not None and layer in self._both:
+            both = self._both[layer]  # alone: a compiler that met its views, too, would copy the whole of it
+            return _halves(both.index_copy_(2, slot, torch.cat((key, value), 1))[:, :, :stop])
         keys, values = self.layers[layer]
         if slot is None:
             keys[:, :, start:stop] = key
@@ -72,6 +84,19 @@ class KeyValueCache:
             keys.index_copy_(2, slot, key)
             values.index_copy_(2, slot, value)
         return keys[:, :, :stop], values[:, :, :stop]
+
+    def _make(self, layer: int, key: Tensor, value: Tensor) -> None:
+        shapes = [(self.batch, each.shape[1], self.length, each.shape[3]) for each in (key, value)]
+        if shapes[0] == shapes[1] and key.dtype == value.dtype and key.device.type != "cpu":
+            batch, groups, length, width = shapes[0]
+            self._keep(layer, key.new_zeros(batch, 2 * groups, length, width))
+        else:
+            self.layers[layer] = (key.new_zeros(shapes[0]), value.new_zeros(shapes[1]))
+
+
+def _halves(both: Tensor) -> tuple[Tensor, Tensor]:
+    groups = both.shape[1] // 2
+    return both[:, :groups], both[:, groups:]
 
 
 class CachedAttention:

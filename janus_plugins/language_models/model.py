@@ -22,7 +22,7 @@ from janus_plugins.language_models.cache import CachedAttention, KeyValueCache
 from janus_plugins.language_models.keeping import selective_contexts
 from janus_plugins.language_models.published import transformers_config
 from janus_plugins.language_models.spec import CausalLmConfig, LlamaConfig
-from janus_plugins.language_models.step import LlamaStep, can_step
+from janus_plugins.language_models.step import LlamaStep, can_step, join_weights
 from janus_plugins.language_models.weights import load_published
 
 _SCALED_LOGITS = {"logit_scale": 1.0, "logits_scaling": 1.0, "final_logit_softcapping": None}
@@ -121,6 +121,10 @@ class CausalLanguageModel(nn.Module):
 
     def new_cache(self, batch: int, length: int) -> KeyValueCache:
         """Make a static key-value cache for `batch` rows of at most `length` slots."""
+        # Before anybody notes where weights lie (`inference.graph.kept_step`).
+        on_cpu = next(self.model.parameters()).device.type == "cpu"
+        if not (on_cpu or self.training) and can_step(self.model):
+            join_weights(self.model)
         return KeyValueCache(batch, length)
 
     def set_checkpointing(self, on: bool | Literal["selective"]) -> None:

@@ -24,6 +24,7 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from janus_plugins.language_models.cache import CachedAttention, KeyValueCache
+from janus_plugins.language_models.joining import lie_together, whole_of
 
 _KINDS = (
     LlamaModel,
@@ -49,6 +50,18 @@ def can_step(body: nn.Module) -> bool:
     return all(_untouched(module) for module in body.modules() if module is not body.rotary_emb)
 
 
+def join_weights(body: Any) -> None:
+    """Move the weights of a body that `can_step` accepts to where a step reads them in fewer products."""
+    for layer in body.layers:
+        for layers in _of_one_input(layer):
+            lie_together(layers)
+
+
+def _of_one_input(layer: Any) -> tuple[tuple[nn.Linear, ...], tuple[nn.Linear, ...]]:
+    block, mlp = layer.self_attn, layer.mlp
+    return (block.q_proj, block.k_proj, block.v_proj), (mlp.gate_proj, mlp.up_proj)
+
+
 def _untouched(module: nn.Module) -> bool:
     bare = next(module.parameters(), None) is None and not list(module.children())
     known = bare or type(module) in _KINDS
@@ -70,9 +83,9 @@ class LlamaStep:
         self.layers = list(body.layers)
         config = body.config
         self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
-        blocks = [layer.self_attn for layer in self.layers]
-        self.qkvs = [_side_by_side(block.q_proj, block.k_proj, block.v_proj) for block in blocks]
-        self.gate_ups = [_side_by_side(layer.mlp.gate_proj, layer.mlp.up_proj) for layer in self.layers]
+        shared = [_of_one_input(layer) for layer in self.layers]
+        self.qkvs = [_side_by_side(*layers) for layers, _ in shared]
+        self.gate_ups = [_side_by_side(*layers) for _, layers in shared]
         self.cache = cache
         self.cos, self.sin = self._angles(body, cache.length)
 
@@ -102,8 +115,14 @@ class LlamaStep:
         """Return what a layer's attention adds [B, M]; writes the slot's key and value."""
         rows, turning = len(stream), self.heads + self.groups
         mixed = self.qkvs[index](_normed(layer.input_layernorm, stream)).view(rows, turning + self.groups, -1)
-        turned, value = _turn(mixed[:, :turning], cos, sin), mixed[:, turning:]
-        query, key = turned[:, : self.heads], turned[:, self.heads :]
+        value = mixed[:, turning:]
+        if torch.compiler.is_compiling() and stream.device.type != "cpu":
+            # Keys are turned where they are written, queries where they are read.
+            query = _turn(mixed[:, : self.heads], cos, sin)
+            key = _turn(mixed[:, self.heads : turning], cos, sin)
+        else:
+            turned = _turn(mixed[:, :turning], cos, sin)
+            query, key = turned[:, : self.heads], turned[:, self.heads :]
         keys, values = self.cache.update(index, key[:, :, None], value[:, :, None], attend.start, attend.slot)
         output = _look(query, keys, values, attend.mask, layer.self_attn.scaling)
         result: Tensor = layer.self_attn.o_proj.forward(output.reshape(rows, -1))
@@ -114,6 +133,9 @@ def _side_by_side(*layers: nn.Linear) -> Callable[[Tensor], Tensor]:
     """Return layers of one input as one product, where whoever runs the model offers that."""
     offered = getattr(layers[0].forward, "joined", None)
     joined: Callable[[Tensor], Tensor] | None = offered(layers) if offered else None
+    whole = whole_of(layers)
+    if joined is None and whole is not None:
+        return functools.partial(linear, weight=whole[0], bias=whole[1])
     return joined or functools.partial(_all_of, layers)
 
 
@@ -128,11 +150,12 @@ def _all_of(layers: tuple[nn.Linear, ...], source: Tensor) -> Tensor:
 def _look(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Attend from one slot a row: query [B, H, D], keys and values [B, G, S, D] -> [B, H, D]."""
     (rows, heads, width), groups = query.shape, keys.shape[1]
-    if not (torch.compiler.is_compiling() and query.device.type == "cpu"):
+    if not torch.compiler.is_compiling():
         return scaled_dot_product_attention(
             query[:, :, None], keys, values, attn_mask=mask, scale=scale, enable_gqa=heads != groups
         )
-    # Loops over one query are what a compiler fuses best; a kernel for many queries takes longer.
+    # Loops over one query are what a compiler fuses best; a kernel for many queries takes longer, and on a
+    # GPU may compile for one length alone.
     shared = query.view(rows, groups, heads // groups, 1, width)
     scores = (keys[:, :, None].float() * shared).sum(-1) * scale
     if mask is not None:

@@ -72,8 +72,17 @@ def counted(way: Way, model: UnifiedModel) -> tuple[Any, Counter[str]]:
 
 @pytest.fixture(autouse=True)
 def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step that is a graph elsewhere runs as it is here: no compiler knows the stand-in."""
-    monkeypatch.setattr(graph.GraphStep, "_compile", lambda self: self._step)
+    """A step that is a graph elsewhere runs as it is here, in what a compiler is given: none knows the stand-in."""
+
+    def compile(self: graph.GraphStep) -> Callable[..., None]:
+        def step(*given: Any, **named: Any) -> None:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(torch.compiler, "is_compiling", lambda: True)
+                self._step(*given, **named)
+
+        return step
+
+    monkeypatch.setattr(graph.GraphStep, "_compile", compile)
 
 
 @pytest.mark.parametrize("name", WAYS)
