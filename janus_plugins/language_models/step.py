@@ -104,9 +104,9 @@ class LlamaStep:
         cos, sin = self.cos[at][:, None], self.sin[at][:, None]
         stream = embeds[:, 0]
         for index, layer in enumerate(self.layers):
-            stream = stream + self._attention(index, layer, stream, cos, sin, attend)
+            stream = _sum(stream, self._attention(index, layer, stream, cos, sin, attend))
             gates, ups = self.gate_ups[index](_normed(layer.post_attention_layernorm, stream)).chunk(2, -1)
-            stream = stream + layer.mlp.down_proj.forward(silu(gates).mul_(ups))
+            stream = _sum(stream, layer.mlp.down_proj.forward(silu(gates).mul_(ups)))
         return _normed(self.norm, stream)[:, None]
 
     def _attention(
@@ -162,6 +162,13 @@ def _look(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scal
         scores = scores.masked_fill(~mask, float("-inf"))
     shares = scores.softmax(-1)[..., None]
     return (values[:, :, None] * shares).sum(3).to(query.dtype)
+
+
+def _sum(stream: Tensor, change: Tensor) -> Tensor:
+    if torch.compiler.is_compiling() and stream.device.type != "cpu":
+        # A plain sum would become part of the product, which then copies the stream first.
+        return (stream.float() + change.float()).to(stream.dtype)
+    return stream + change
 
 
 def _normed(norm: Any, stream: Tensor) -> Tensor:

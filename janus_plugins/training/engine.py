@@ -60,7 +60,7 @@ class Engine:
         import deepspeed
 
         self._stage, self._world = stage, world
-        self.optimizer = build_optimizer(model, stage, learning)
+        self.optimizer = build_optimizer(model, stage, learning, world.device)
         self.deepspeed: Any
         self.deepspeed, *_ = deepspeed.initialize(
             model=model,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.core.schema import Schedule
 from janus_plugins.training.optim import (
+    build_optimizer,
     choose_learning,
     loss_scales,
     parameter_groups,
@@ -52,6 +54,25 @@ def test_the_longest_prefix_wins_and_the_rest_is_frozen() -> None:
 def test_a_prefix_is_whole_words() -> None:
     with pytest.raises(RunFileError, match=r"'language_mode' names no parameter.*'language_model'"):
         choose_learning(toy_model(), toy_stage(learn={"language_mode": 1e-3}))
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_on_a_gpu_one_kernel_takes_the_same_step(ema: float | None) -> None:
+    stage = toy_stage(learn={"language_model.block": 1e-3}, ema=ema)
+    steps = []
+    for device in ("cpu", "cuda"):
+        model = toy_model()
+        optimizer = build_optimizer(model, stage, choose_learning(model, stage), torch.device(device))
+        assert bool(optimizer.defaults["fused"]) == (device == "cuda")
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2
+        for number in range(3):
+            for parameter in model.language_model.block.parameters():
+                parameter.grad = torch.full_like(parameter, 0.1 * (number - 1))
+            optimizer.step()
+        steps.append([*model.parameters()])
+    for one, other in zip(*steps, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
 def test_decay_is_for_matrices() -> None:
