@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -222,6 +223,16 @@ def toy_run(
         loader=lambda stage, world, state: ToyLoader(stage, world, state, data),
         **options,
     )
+
+
+def some_slow(engines: list[dict[str, Any]], *quick: dict[str, Any]) -> list[Any]:
+    """Return engine options as a test's parameters, slow but for those named."""
+
+    def named(engine: dict[str, Any]) -> Any:
+        label = f"{engine['deepspeed']['zero_optimization']['stage']}-{engine['precision']}"
+        return pytest.param(engine, id=label, marks=[] if engine in quick else [pytest.mark.slow])
+
+    return [named(engine) for engine in engines]
 
 
 def zero(stage: int, precision: str = "fp32", **changes: Any) -> dict[str, Any]:
