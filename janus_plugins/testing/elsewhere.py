@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -129,27 +130,39 @@ def elsewhere() -> Iterator[Elsewhere]:
     Yields:
         What counts the host's waits.
     """
-    asked = torch._has_compatible_shallow_copy_type
+    asked, autocasts = torch._has_compatible_shallow_copy_type, torch.is_autocast_enabled
+    autocast: Any = torch.autocast
 
     def compatible(input: Tensor, from_: Tensor) -> bool:
         return isinstance(input, AwayTensor) or isinstance(from_, AwayTensor) or asked(input, from_)
 
-    # A module that moves keeps its parameters, as between the CPU and CUDA: ties and optimisers stay.
-    torch._has_compatible_shallow_copy_type = compatible
-    known = AWAY.type in vars(torch)
-    if (
-        not known
-    ):  # activation checkpointing asks a device's module for random states, unless nothing ran there
-        setattr(torch, AWAY.type, SimpleNamespace(_initialized=False))
-    try:
-        with Elsewhere() as mode, _Calls():
-            _COUNTERS.append(mode.waits)
-            yield mode
-    finally:
-        _COUNTERS.pop()
-        torch._has_compatible_shallow_copy_type = asked
-        if not known:
-            delattr(torch, AWAY.type)
+    answers: list[tuple[Any, str, Any]] = [
+        # A module that moves keeps its parameters, as between the CPU and CUDA: ties and optimisers stay.
+        (torch, "_has_compatible_shallow_copy_type", compatible),
+        # A device's module is asked for random states by activation checkpointing, unless nothing ran there.
+        (torch, AWAY.type, SimpleNamespace(_initialized=False)),
+        (
+            torch,
+            "is_autocast_enabled",
+            lambda kind=None: kind != AWAY.type and autocasts(*filter(None, [kind])),
+        ),
+    ]
+    for room in (torch, torch.amp):
+        answers.append(
+            (room, "autocast", lambda kind, *some, **more: _autocast(autocast, kind, *some, **more))
+        )
+    with ExitStack() as stack:
+        for room, name, value in answers:
+            stack.enter_context(patch.object(room, name, value, create=True))
+        mode = stack.enter_context(Elsewhere())
+        stack.enter_context(_Calls())
+        _COUNTERS.append(mode.waits)
+        stack.callback(_COUNTERS.pop)
+        yield mode
+
+
+def _autocast(autocast: Any, kind: str, *some: Any, **more: Any) -> Any:
+    return nullcontext() if kind == AWAY.type else autocast(kind, *some, **more)
 
 
 def _assign(tensor: Any, value: Tensor) -> None:
