@@ -116,7 +116,7 @@ class LlamaStep:
         rows, turning = len(stream), self.heads + self.groups
         mixed = self.qkvs[index](_normed(layer.input_layernorm, stream)).view(rows, turning + self.groups, -1)
         value = mixed[:, turning:]
-        if torch.compiler.is_compiling() and stream.device.type != "cpu":
+        if _compiled_for_device(stream):
             # Keys are turned where they are written, queries where they are read.
             query = _turn(mixed[:, : self.heads], cos, sin)
             key = _turn(mixed[:, self.heads : turning], cos, sin)
@@ -133,10 +133,12 @@ def _side_by_side(*layers: nn.Linear) -> Callable[[Tensor], Tensor]:
     """Return layers of one input as one product, where whoever runs the model offers that."""
     offered = getattr(layers[0].forward, "joined", None)
     joined: Callable[[Tensor], Tensor] | None = offered(layers) if offered else None
+    if joined is not None:
+        return joined
     whole = whole_of(layers)
-    if joined is None and whole is not None:
+    if whole is not None:
         return functools.partial(linear, weight=whole[0], bias=whole[1])
-    return joined or functools.partial(_all_of, layers)
+    return functools.partial(_all_of, layers)
 
 
 def _all_of(layers: tuple[nn.Linear, ...], source: Tensor) -> Tensor:
@@ -164,8 +166,13 @@ def _look(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scal
     return (values[:, :, None] * shares).sum(3).to(query.dtype)
 
 
+def _compiled_for_device(stream: Tensor) -> bool:
+    """Answer whether this is being compiled for a device where each kernel costs, not for a CPU."""
+    return torch.compiler.is_compiling() and stream.device.type != "cpu"
+
+
 def _sum(stream: Tensor, change: Tensor) -> Tensor:
-    if torch.compiler.is_compiling() and stream.device.type != "cpu":
+    if _compiled_for_device(stream):
         # A plain sum would become part of the product, which then copies the stream first.
         return (stream.float() + change.float()).to(stream.dtype)
     return stream + change

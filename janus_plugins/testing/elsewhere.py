@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -131,26 +132,23 @@ def elsewhere() -> Iterator[Elsewhere]:
         What counts the host's waits.
     """
     asked, autocasts = torch._has_compatible_shallow_copy_type, torch.is_autocast_enabled
-    autocast: Any = torch.autocast
 
     def compatible(input: Tensor, from_: Tensor) -> bool:
         return isinstance(input, AwayTensor) or isinstance(from_, AwayTensor) or asked(input, from_)
 
+    def enabled(*kind: str) -> bool:
+        return kind != (AWAY.type,) and autocasts(*kind)
+
+    autocast = partial(_autocast, torch.autocast)
     answers: list[tuple[Any, str, Any]] = [
         # A module that moves keeps its parameters, as between the CPU and CUDA: ties and optimisers stay.
         (torch, "_has_compatible_shallow_copy_type", compatible),
         # A device's module is asked for random states by activation checkpointing, unless nothing ran there.
         (torch, AWAY.type, SimpleNamespace(_initialized=False)),
-        (
-            torch,
-            "is_autocast_enabled",
-            lambda kind=None: kind != AWAY.type and autocasts(*filter(None, [kind])),
-        ),
+        (torch, "is_autocast_enabled", enabled),
+        (torch, "autocast", autocast),
+        (torch.amp, "autocast", autocast),
     ]
-    for room in (torch, torch.amp):
-        answers.append(
-            (room, "autocast", lambda kind, *some, **more: _autocast(autocast, kind, *some, **more))
-        )
     with ExitStack() as stack:
         for room, name, value in answers:
             stack.enter_context(patch.object(room, name, value, create=True))
@@ -161,8 +159,8 @@ def elsewhere() -> Iterator[Elsewhere]:
         yield mode
 
 
-def _autocast(autocast: Any, kind: str, *some: Any, **more: Any) -> Any:
-    return nullcontext() if kind == AWAY.type else autocast(kind, *some, **more)
+def _autocast(real: Any, kind: str, *some: Any, **more: Any) -> Any:
+    return nullcontext() if kind == AWAY.type else real(kind, *some, **more)
 
 
 def _assign(tensor: Any, value: Tensor) -> None:
@@ -201,14 +199,14 @@ def _dispatched(operator: Any, args: Any, kwargs: dict[str, Any], waits: Counter
         return 0  # the way that is made of plain operators
     if operator not in _BETWEEN:
         _check(operator, name, tensors, [*args, *kwargs.values()])
-    if _waits(operator, name, args, kwargs, away, goes):
+    if _waits(operator, name, args, kwargs, goes):
         waits[name.removeprefix("aten::")] += 1
     given = {key: _CPU if key == "device" and value is not None else value for key, value in kwargs.items()}
     made = operator(
         *_each(AwayTensor, _here, args),
         **{key: _each(AwayTensor, _here, each) for key, each in given.items()},
     )
-    if not goes or name in ("aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero"):
+    if not goes:
         return made
     if name == "aten::_unsafe_view":  # shares memory, and does not say so: autograd adds to it in place
         made = made.clone()
@@ -254,7 +252,7 @@ def _check(operator: Any, name: str, tensors: list[Tensor], values: list[Any]) -
         raise RuntimeError(f"{operator}: a generator of the CPU cannot draw a tensor on {AWAY}")
 
 
-def _waits(operator: Any, name: str, args: Any, kwargs: dict[str, Any], away: bool, goes: bool) -> bool:
+def _waits(operator: Any, name: str, args: Any, kwargs: dict[str, Any], goes: bool) -> bool:
     """Answer whether the host must wait: for values, or for a copy that it was not asked to leave behind."""
     if operator in _BETWEEN:
         source = args[1] if operator is _aten.copy_.default else args[0]
@@ -266,4 +264,4 @@ def _waits(operator: Any, name: str, args: Any, kwargs: dict[str, Any], away: bo
         return any(
             each.dtype in (torch.bool, torch.uint8) or not isinstance(each, AwayTensor) for each in indices
         )
-    return away and name in _SIZED_BY_VALUES
+    return name in _SIZED_BY_VALUES
