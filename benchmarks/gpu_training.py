@@ -3,7 +3,7 @@
 Run `python -m benchmarks.gpu_training [--steps 8] [--samples 48] [--tflops 989]` (or `make bench-gpu`): the
 whole of configs/janus_1.3b.yaml in bf16, rows of 4,096 slots, its mix, over Parquet files made in the formats
 of its data sets (tests/reference/made.py), two workers. It runs as the file says, which computes activations
-again, and with blocks compiled and activations kept, for which a GPU of 80 GB has room; `--way` chooses one.
+again, and with blocks compiled and activations kept, which takes more memory; `--way` chooses one.
 Counted are useful tokens, without padding, and the operations that the model needs for them, not those of
 activations computed again. `--set` changes the run file, also to try the command on a smaller model without
 a GPU, which keeps nothing.

@@ -1,7 +1,7 @@
 """Weights that meet one input, moved beside one another in memory, so that one product reads them all.
 
 They stay the parameters that they were: trained, saved and loaded each by itself. On a GPU a step of a few
-rows is mostly kernels that wait for one another, and projections are half of those that read weights.
+rows is mostly kernels that wait for one another: fewer of them wait less.
 """
 
 from __future__ import annotations
