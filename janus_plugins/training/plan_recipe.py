@@ -14,6 +14,7 @@ from janus_plugins.core.plan import RunPlan
 from janus_plugins.core.schema import StageBlock
 from janus_plugins.data.loader import StepLoader
 from janus_plugins.model.compose import build_tokenizer_for, compose_plan
+from janus_plugins.model.empty import compose_empty
 from janus_plugins.model.native import save_native
 from janus_plugins.model.unified import UnifiedModel
 from janus_plugins.training.answers import check_precomputed
@@ -36,7 +37,7 @@ def plan_recipe(plan: RunPlan, sampler: Sampler | None = None, start: Start | No
     tokenizer = build_tokenizer_for(plan)
 
     def build(weights: bool) -> nn.Module:
-        model = compose_plan(plan, tokenizer, weights=weights and start is None)
+        model = compose_plan(plan, tokenizer, weights=start is None) if weights else compose_empty(plan, tokenizer)
         if weights and start is not None:
             start(model)
         engine, language_model = plan.run.engine, cast(Any, model.language_model)

@@ -23,7 +23,8 @@ class Recipe:
         stages: the rows of the recipe.
         engine: how training runs.
         seed: the run's seed.
-        build: makes the model on the CPU, the same one each time; given whether to load published weights.
+        build: makes the model on the CPU, the same one each time, with the weights that a run starts from;
+            given False it may leave parameters empty (on the meta device), as others are put in their place.
         loader: makes the batches of a stage for a rank, from a state or from the beginning.
         save_native: writes a model to a folder for use; None to write none.
         check_inputs: refuses inputs of a stage that do not belong to the model as it begins; main rank only.

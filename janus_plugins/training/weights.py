@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from janus_plugins.model.empty import Filler
 from janus_plugins.training.ema import AVERAGE
 from janus_plugins.training.engine import Engine
 from janus_plugins.training.optim import Learning
@@ -105,8 +106,15 @@ def _unpartitioned_masters(engine: Engine) -> dict[int, Tensor]:
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Copy weights by name into a freshly built model (tied names follow their first)."""
+    """Give a freshly built model its weights by name (tied names follow their first).
+
+    An empty parameter (on the meta device) becomes the given tensor itself.
+    """
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    filler = Filler(model)
     with torch.no_grad():
         for name, value in state.items():
-            own[name].copy_(value)
+            if own[name].is_meta:
+                filler.put(name, value)
+            else:
+                own[name].copy_(value)

@@ -108,7 +108,7 @@ def test_nothing_waits_between_the_first_layer_and_the_last_gradient(
 ) -> None:
     plan = read_plan(write_tiny(tmp_path), [f"engine.checkpointing={checkpointing}"])
     recipe = plan_recipe(plan)
-    model = recipe.build(False).train()
+    model = recipe.build(True).train()
     with elsewhere() as mode:
         model.to(AWAY)
         mode.waits.clear()
