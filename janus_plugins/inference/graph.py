@@ -309,7 +309,12 @@ def record(call: Callable[[State], None], state: State) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call(state)
-    return graph.replay
+    return functools.partial(_replay, graph, call)
+
+
+def _replay(graph: torch.cuda.CUDAGraph, _read: Callable[[State], None]) -> None:
+    """Run what was recorded, which reads the memory of all that the recorded call holds."""
+    graph.replay()
 
 
 _KEPT: WeakKeyDictionary[nn.Module, dict[Hashable, tuple[Hashable, GraphStep]]] = WeakKeyDictionary()

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import weakref
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -177,9 +182,34 @@ def test_products_are_generated_code_with_packed_weights(model, inductor):
     assert found["extern_calls"] == 0
 
 
+def test_what_was_recorded_keeps_what_it_reads(monkeypatch):
+    """A CUDA graph reads memory; that of what only the recorded call held would be given to others."""
+
+    class Graph:
+        def replay(self):
+            return None
+
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda: SimpleNamespace(wait_stream=lambda _: None))
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    state = SimpleNamespace(slot=SimpleNamespace(device=torch.device("cuda")), tensors=list)
+    slots = torch.arange(4)
+    known = weakref.ref(slots)
+    replay = graph.record(functools.partial(lambda state, slots: None, slots=slots), state)
+    del slots
+    replay()
+    assert known() is not None
+    del replay
+    assert known() is None
+
+
 @pytest.mark.gpu
-def test_recorded_graphs_give_the_same_codes(inductor):
-    model = small_model().to("cuda")
+@pytest.mark.parametrize("run", [RUN, WIDE])
+def test_recorded_graphs_give_the_same_codes(run, inductor):
+    """Kernels of our own serve the wide heads alone."""
+    model = small_model(run).to("cuda")
     settings = {"guidance": 4.0, "temperature": 0.0}
     expected = codes(model, "a seven", **settings)
     for _ in range(2):
