@@ -14,13 +14,19 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from janus_plugins.core.contracts import Packed
 from janus_plugins.core.errors import RunFileError
+from janus_plugins.core.sdpa import without_plans
 
 NAME = "janus_plugins"
+
+_VARLEN = set(inspect.signature(varlen_attn).parameters)
+_SHARES_HEADS = "enable_gqa" in _VARLEN
+"""Whether torch's variable-length kernel reads keys that heads share; torch 2.11 has them repeated."""
 
 
 class Attend(Protocol):
@@ -28,6 +34,8 @@ class Attend(Protocol):
 
     reach: int
     """Positions that the last query may look back to."""
+    by_layer: bool
+    """Whether it needs to know which layer asks."""
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, dropout: float
@@ -62,7 +70,8 @@ def attention(
             f"{type(module).__name__} looks back {sliding_window} positions only, but a sequence here has "
             f"{attend.reach}; lower the stage's max_length or choose another language model"
         )
-    layer: int = module.layer_idx  # type: ignore[assignment]
+    # Asked only where it counts: each number would be a case of its own to a compiler.
+    layer: int = module.layer_idx if attend.by_layer else 0  # type: ignore[assignment]
     return attend(layer, query, key, value, scale=scaling, dropout=dropout), None
 
 
@@ -80,6 +89,8 @@ class Grouped:
 
     Padding slots give zeros.
     """
+
+    by_layer = False
 
     def __init__(self, packed: Packed) -> None:
         self.reach = max((group.shape[1] for group in packed.groups), default=0)
@@ -101,19 +112,20 @@ class Grouped:
         sizes = [count * length for count, length in self.shapes]
         pieces = [torch.split(each, sizes) for each in states]
         outputs = []
-        for (count, length), mask, *parts in zip(self.shapes, self.masks, *pieces, strict=True):
-            rows = [part.view(count, length, *part.shape[1:]).transpose(1, 2) for part in parts]
-            output = scaled_dot_product_attention(
-                rows[0],
-                rows[1],
-                rows[2],
-                attn_mask=mask,
-                is_causal=mask is None,
-                scale=scale,
-                dropout_p=dropout,
-                enable_gqa=heads != key.shape[1],
-            )
-            outputs.append(output.transpose(1, 2).reshape(count * length, heads, -1))
+        with without_plans(query.device):
+            for (count, length), mask, *parts in zip(self.shapes, self.masks, *pieces, strict=True):
+                rows = [part.view(count, length, *part.shape[1:]).transpose(1, 2) for part in parts]
+                output = scaled_dot_product_attention(
+                    rows[0],
+                    rows[1],
+                    rows[2],
+                    attn_mask=mask,
+                    is_causal=mask is None,
+                    scale=scale,
+                    dropout_p=dropout,
+                    enable_gqa=heads != key.shape[1],
+                )
+                outputs.append(output.transpose(1, 2).reshape(count * length, heads, -1))
         joined = torch.cat(outputs)
         empty = joined.new_zeros(batch * slots, heads, joined.shape[-1])
         return empty.index_copy(0, self.order, joined).view(batch, slots, heads, -1)
@@ -127,36 +139,42 @@ def _mask(reach: Tensor | None) -> Tensor | None:
 
 
 class Varlen:
-    """Run torch's variable-length flash attention over the flat batch (GPU, 16 bits)."""
+    """Run torch's variable-length flash attention over the flat batch (GPU, 16 bits).
+
+    A block that is compiled stays whole around it.
+    """
+
+    by_layer = False
 
     def __init__(self, packed: Packed) -> None:
         self.packed = packed
         self.reach = packed.max_length
+        self.bounds = packed.cu_seqlens
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, dropout: float
     ) -> Tensor:
         """Attend causally within the segments of `cu_seqlens`; padding runs are segments too."""
-        from torch.nn.attention.varlen import varlen_attn
-
         if dropout:  # the kernel has none
             grouped: Attend = Grouped(self.packed)
             return grouped(layer, query, key, value, scale=scale, dropout=dropout)
         batch, heads, slots, _ = query.shape
-        bounds, longest = self.packed.cu_seqlens, self.packed.max_length
+        shared = heads != key.shape[1]
+        if shared and not _SHARES_HEADS:
+            key, value = (each.repeat_interleave(heads // each.shape[1], 1) for each in (key, value))
         states = [flatten(each).contiguous() for each in (query, key, value)]
+        gqa: dict[str, Any] = {"enable_gqa": shared} if _SHARES_HEADS else {}
         output = varlen_attn(
             states[0],
             states[1],
             states[2],
-            bounds,
-            bounds,
-            longest,
-            longest,
+            self.bounds,
+            self.bounds,
+            self.reach,
+            self.reach,
             scale=scale,
             window_size=(-1, 0),
-            enable_gqa=heads != key.shape[1],
+            **gqa,
         )
         assert isinstance(output, Tensor)
         return output.view(batch, slots, heads, -1)
@@ -171,6 +189,8 @@ def _compiled_flex() -> Callable[..., Tensor]:
 
 class Flex:
     """Run compiled flex attention over the flat batch (GPU, any precision)."""
+
+    by_layer = False
 
     def __init__(self, packed: Packed, slots: int) -> None:
         from torch.nn.attention.flex_attention import create_block_mask
@@ -212,12 +232,8 @@ def flat_mask(packed: Packed, slots: int) -> Callable[[Tensor, Tensor, Tensor, T
 
 
 def has_varlen() -> bool:
-    """Say whether this torch has the variable-length kernel with causal windows and grouped heads."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return False
-    return {"window_size", "enable_gqa", "scale"} <= set(inspect.signature(varlen_attn).parameters)
+    """Say whether this torch has the variable-length kernel with causal windows."""
+    return {"window_size", "scale"} <= _VARLEN
 
 
 def packed_attention(packed: Packed, embeds: Tensor, choice: str) -> Attend:

@@ -11,7 +11,7 @@ without a wrapper (ZeRO 0 in fp32) we look at the reduced gradients ourselves.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from janus_plugins.core.schema import EngineBlock, StageBlock
+from janus_plugins.core.sdpa import without_plans
 from janus_plugins.inference.halves import widened
 from janus_plugins.sequence.batch import Batch
 from janus_plugins.training.ds_config import deepspeed_config, zero_stage
@@ -80,13 +81,20 @@ class Engine:
             self.optimizer.register_step_pre_hook(self._refuse_nonfinite)
         self._undo = float(world.size * block.accumulate)
 
-    def step(self, micro: Sequence[Batch], counts: Mapping[str, int], step: int) -> StepOutcome:
+    def step(
+        self,
+        micro: Sequence[Batch],
+        counts: Mapping[str, int],
+        step: int,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> StepOutcome:
         """Take optimiser step `step` (0-based, in the stage) on this rank's micro-batches.
 
         Args:
             micro: this rank's micro-batches, as many as `engine.accumulate`.
             counts: positions of each path over all ranks and micro-batches; not all zero.
             step: position in the schedule.
+            meanwhile: what the host may do once the last forward pass is on its way to the device.
         """
         rates = set_rates(
             self.optimizer.param_groups, rate_factor(self._stage.schedule, step, self._stage.steps)
@@ -95,9 +103,11 @@ class Engine:
         scale = {path: value * self._undo for path, value in scales.items()}
         totals = _Totals()
         for batch in micro:
-            with widened(self.module):
+            with widened(self.module), without_plans(self._world.device):
                 losses = self.deepspeed(batch.to(self._world.device), scale, self._stage.reconstruct)
                 totals.add(losses.sums, losses.counts)
+                if meanwhile is not None and batch is micro[-1]:
+                    meanwhile()
                 self.deepspeed.backward(_poisoned(losses.loss))
             self._measure()
             self.deepspeed.step()

@@ -106,6 +106,8 @@ class StageLoop:
         self._block = run.recipe.engine
         self._position = self._saved = start
         self._state: Mapping[str, Any] = state or {}
+        self._ahead: tuple[Any, JanusPluginsError | None] | None = None
+        self._late = 0.0
         with undisturbed():
             self._batches: Iterator[Any] = iter(run.recipe.loader(self._stage, run.world, state or None))
 
@@ -131,8 +133,9 @@ class StageLoop:
     def _one_step(self) -> bool:
         """Take a step, unless a callback ends the stage before it; answer whether it was taken."""
         began = time.perf_counter()
-        batch, error = self._next()
+        batch, error = self._ahead or self._next()
         waited = time.perf_counter() - began
+        self._ahead, self._late = None, 0.0
         everyone = self._run.world.gather(self._ready(batch, error))
         if self._heed(everyone):
             return False
@@ -141,7 +144,9 @@ class StageLoop:
         self._state = batch.state
         outcome = None
         if any(counts.values()):
-            outcome = self._engine.step(batch.micro, counts, self._position.step - 1)
+            meanwhile = self._look_ahead if self._run.world.works_aside else None
+            outcome = self._engine.step(batch.micro, counts, self._position.step - 1, meanwhile)
+        waited += self._late
         parts = self._run.world.gather((outcome, batch.tokens, batch.slots, waited))
         if outcome is not None:
             applied = all(part[0] is not None and part[0].applied for part in parts)
@@ -149,6 +154,22 @@ class StageLoop:
         self._record(parts, time.perf_counter() - began)
         self._sample()
         return True
+
+    def _look_ahead(self) -> None:
+        """Fetch the next step's batch while the device works on this one.
+
+        If the device has done its work before the batch is here, it waited, for as long at most.
+        """
+        if self._position.step == self._stage.last_step:
+            return
+        began = time.perf_counter()
+        batch, error = self._next()
+        if self._run.world.is_idle():
+            self._late = time.perf_counter() - began
+        if batch is not None:
+            device = self._run.world.device
+            batch = dataclasses.replace(batch, micro=tuple(each.to(device) for each in batch.micro))
+        self._ahead = batch, error
 
     def _next(self) -> tuple[Any, JanusPluginsError | None]:
         try:

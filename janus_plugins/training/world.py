@@ -49,6 +49,15 @@ class World:
         """Answer whether the device has instructions for bf16; without them a CPU computes in fp32."""
         return not is_slow(torch.bfloat16, self.device)
 
+    @property
+    def works_aside(self) -> bool:
+        """Answer whether the device works while the host goes on."""
+        return self.device.type != "cpu"
+
+    def is_idle(self) -> bool:
+        """Answer whether the device has done all that it was given, as far as that can be asked."""
+        return self.device.type != "cuda" or torch.cuda.current_stream(self.device).query()
+
     def collect_garbage(self) -> None:
         """Give back the memory of what holds itself and nobody else reaches, as a closed engine does."""
         gc.collect()

@@ -1,13 +1,18 @@
 """Packed and cached attention: nothing leaks, nothing is lost."""
 
 import random
+from itertools import pairwise
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from janus_plugins.core.contracts import Cached
 from janus_plugins.core.errors import RunFileError
-from janus_plugins.language_models.attention import packed_attention
+from janus_plugins.core.sdpa import without_plans
+from janus_plugins.language_models import attention
+from janus_plugins.language_models import model as model_module
+from janus_plugins.language_models.attention import Varlen, packed_attention
 from tests.components.toys import alone, gradients, packed_rows, tiny_llama
 
 
@@ -176,6 +181,88 @@ def test_a_kernel_that_needs_a_gpu_is_refused_without_one(choice):
     plan, _ = alone(4)
     with pytest.raises(RunFileError, match=f"attention: {choice} needs a GPU"):
         packed_attention(plan, torch.zeros(1, 4, 8), choice)
+
+
+@torch.library.custom_op("janus_plugins_tests::varlen", mutates_args={})
+def _varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds: torch.Tensor,
+    longest: int,
+    scale: float,
+) -> torch.Tensor:
+    output = torch.empty_like(query)
+    for start, stop in pairwise(bounds.tolist()):
+        assert stop - start <= longest
+        rows = [each[start:stop].transpose(0, 1)[None] for each in (query, key, value)]
+        seen = scaled_dot_product_attention(*rows, is_causal=True, scale=scale)
+        output[start:stop] = seen[0].transpose(0, 1)
+    return output
+
+
+@_varlen.register_fake
+def _(query, key, value, bounds, longest, scale):
+    return torch.empty_like(query)
+
+
+_varlen.register_autograd(
+    lambda ctx, grad: (grad, grad, grad, None, None, None), setup_context=lambda ctx, inputs, output: None
+)
+
+
+def varlen_on_a_cpu(
+    query, key, value, bounds, _, longest, __, scale=None, window_size=None, enable_gqa=False
+):
+    assert window_size == (-1, 0)
+    assert not enable_gqa
+    return _varlen(query, key, value, bounds, longest, scale)
+
+
+@pytest.mark.parametrize("heads", [4, 2])
+def test_varlen_equals_grouped(heads, monkeypatch):
+    """Also where torch's kernel has no heads that share keys, as in torch 2.11."""
+    monkeypatch.setattr(attention, "varlen_attn", varlen_on_a_cpu)
+    monkeypatch.setattr(attention, "_SHARES_HEADS", False)
+    model = tiny_llama(num_key_value_heads=heads)
+    plan, positions = packed_rows([[50, 7, 30], [64, 1, 20]], 128)
+    embeds = torch.randn(2, 128, 32)
+    used = torch.cat([group.reshape(-1) for group in plan.groups])
+    expected = model(embeds, positions, plan).flatten(0, 1)[used]
+    monkeypatch.setattr(model_module, "packed_attention", lambda plan, *_: Varlen(plan))
+    assert (model(embeds, positions, plan).flatten(0, 1)[used] - expected).abs().max() < 1e-5
+
+
+@pytest.mark.slow
+def test_a_compiled_block_stays_whole_around_varlen_and_serves_every_pack(monkeypatch):
+    monkeypatch.setattr(attention, "varlen_attn", varlen_on_a_cpu)
+    monkeypatch.setattr(model_module, "packed_attention", lambda plan, *_: Varlen(plan))
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    model = tiny_llama(num_layers=12).train()
+    model.compile_blocks()
+    for lengths in (
+        [[50, 7, 30], [64, 1, 20]],
+        [[50, 7, 31], [64, 1, 20]],
+        [[90, 7], [64, 1, 20, 5], [3, 4]],
+    ):
+        plan, positions = packed_rows(lengths, 128)
+        embeds = torch.randn(len(lengths), 128, 32, requires_grad=True)
+        model(embeds, positions, plan).square().sum().backward()
+        assert embeds.grad is not None
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+def test_cudnn_makes_no_plans_for_shapes_that_vary():
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with without_plans(torch.device("cpu")):
+        assert torch.backends.cuda.cudnn_sdp_enabled() == before
+    with without_plans(torch.device("cuda")):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
 
 
 @pytest.mark.gpu

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from janus_plugins.core.errors import CheckpointError, Interrupted
+from janus_plugins.core.errors import CheckpointError, DataError, Interrupted
 from janus_plugins.training.world import World
 
 from .runs import Crash, CrashingRecipe, assert_same, losses, start, weights
@@ -39,6 +39,41 @@ def test_resume_is_exact_within_a_stage_and_across_its_end(
         assert losses(out) == losses(tmp_path / "whole")
         for stage in (0, 1):
             assert_same(weights(out, stage), weights(tmp_path / "whole", stage))
+
+
+@pytest.fixture
+def aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the loop fetch each batch while the device is at the one before, as on a GPU."""
+    monkeypatch.setattr(World, "works_aside", True)
+
+
+def test_a_batch_that_was_fetched_ahead_is_taken_again(world: World, tmp_path: Path, aside: None) -> None:
+    engine = {"save_every": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(World, "works_aside", False)
+        start(toy_run(*STAGES, engine=engine), tmp_path / "whole", world)
+    with pytest.raises(Crash):
+        start(toy_run(*STAGES, data=CrashingRecipe(7), engine=engine), tmp_path / "broken", world)
+    start(toy_run(*STAGES, engine=engine), tmp_path / "broken", world, resume=True)
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+    assert_same(weights(tmp_path / "broken", 1), weights(tmp_path / "whole", 1))
+
+
+class BrokenRecipe(ToyRecipe):
+    """Fail to make the third batch."""
+
+    def bad(self, step: int) -> tuple[Any, ...]:
+        if step == 2:
+            raise DataError("the third batch cannot be read")
+        return ()
+
+
+def test_a_step_is_taken_before_the_error_of_the_next_ones_data(
+    world: World, tmp_path: Path, aside: None
+) -> None:
+    with pytest.raises(DataError, match="the third batch"):
+        start(toy_run(data=BrokenRecipe()), tmp_path, world)
+    assert len(losses(tmp_path)) == 2
 
 
 def test_resuming_a_finished_run_changes_nothing(world: World, tmp_path: Path) -> None:
