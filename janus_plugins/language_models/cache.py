@@ -10,6 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from janus_plugins.core.contracts import Cached
 from janus_plugins.core.errors import RunFileError
+from janus_plugins.core.sdpa import without_plans
 
 
 class KeyValueCache:
@@ -31,6 +32,10 @@ class KeyValueCache:
         self.length = length
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
         self._both: dict[int, Tensor] = {}
+
+    def both(self, layer: int) -> Tensor | None:
+        """Return a layer's keys, then values [B, 2 G, length, D], where they lie beside one another."""
+        return self._both.get(layer)
 
     def select(self, rows: Tensor) -> KeyValueCache:
         """Return a cache of copies of the named rows [B'] (int64), in that order, with repeats."""
@@ -102,6 +107,8 @@ def _halves(both: Tensor) -> tuple[Tensor, Tensor]:
 class CachedAttention:
     """Attend from S new slots to everything before them in the cache, and among themselves as planned."""
 
+    by_layer = True
+
     def __init__(
         self, plan: Cached, cache: KeyValueCache, shape: tuple[int, int], device: torch.device
     ) -> None:
@@ -123,16 +130,17 @@ class CachedAttention:
     ) -> Tensor:
         """Write the new keys and values, and attend over the filled part."""
         keys, values = self.cache.update(layer, key, value, self.start, self.slot)
-        output = scaled_dot_product_attention(
-            query,
-            keys,
-            values,
-            attn_mask=self.mask,
-            is_causal=self.causal,
-            scale=scale,
-            dropout_p=dropout,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
+        with without_plans(query.device):
+            output = scaled_dot_product_attention(
+                query,
+                keys,
+                values,
+                attn_mask=self.mask,
+                is_causal=self.causal,
+                scale=scale,
+                dropout_p=dropout,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
         return output.transpose(1, 2)
 
 

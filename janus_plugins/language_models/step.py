@@ -23,6 +23,8 @@ from transformers.models.llama.modeling_llama import (
     LlamaRMSNorm,
 )
 
+from janus_plugins.core.sdpa import without_plans
+from janus_plugins.language_models import on_gpu
 from janus_plugins.language_models.cache import CachedAttention, KeyValueCache
 from janus_plugins.language_models.joining import lie_together, whole_of
 
@@ -88,6 +90,7 @@ class LlamaStep:
         self.gate_ups = [_side_by_side(*layers) for _, layers in shared]
         self.cache = cache
         self.cos, self.sin = self._angles(body, cache.length)
+        self.on_gpu = _OnGpu.of(self)
 
     def _angles(self, body: Any, length: int) -> tuple[Tensor, Tensor]:
         """Return cosines and signed sines [length, D], of every position there can be."""
@@ -101,6 +104,8 @@ class LlamaStep:
     def __call__(self, embeds: Tensor, positions: Tensor, attend: CachedAttention) -> Tensor:
         """Return hidden states after the final norm [B, 1, M]; see `core.contracts.LanguageModel`."""
         at = positions[:, 0]
+        if self.on_gpu is not None and attend.slot is not None and torch.compiler.is_compiling():
+            return self.on_gpu(self, embeds[:, 0], at, attend)[:, None]
         cos, sin = self.cos[at][:, None], self.sin[at][:, None]
         stream = embeds[:, 0]
         for index, layer in enumerate(self.layers):
@@ -129,6 +134,72 @@ class LlamaStep:
         return result
 
 
+class _OnGpu:
+    """Run the same step by kernels made for a few rows on a GPU (`on_gpu`).
+
+    Args:
+        shared: of every layer the weight of queries, keys and values, and that of gates and others.
+        step: the step.
+    """
+
+    def __init__(self, shared: list[tuple[Tensor, Tensor]], step: LlamaStep) -> None:
+        rows = step.cache.batch
+        self.shared = shared
+        self.multiplies = rows <= on_gpu.MOST
+        self.arrived = torch.zeros(rows * step.heads, dtype=torch.int32, device=step.cos.device)
+
+    @classmethod
+    def of(cls, step: LlamaStep) -> _OnGpu | None:
+        """Return the way of a step that fits the kernels, or None."""
+        if not on_gpu.has_kernels(step.cos.device):
+            return None
+        shared = []
+        for layer in step.layers:
+            first, second = (whole_of(layers) for layers in _of_one_input(layer))
+            others = (layer.self_attn.o_proj, layer.mlp.down_proj)
+            if first is None or second is None or not all(each.weight.is_contiguous() for each in others):
+                return None
+            if any(bias is not None for bias in (first[1], second[1], *(each.bias for each in others))):
+                return None
+            shared.append((first[0], second[0]))
+        width = step.cos.shape[-1]
+        return cls(shared, step) if width in on_gpu.WIDTHS else None
+
+    def __call__(self, step: LlamaStep, stream: Tensor, at: Tensor, attend: CachedAttention) -> Tensor:
+        """Return hidden states after the final norm [B, M] of a stream [B, M] at positions [B]."""
+        for index, layer in enumerate(step.layers):
+            block, mlp = layer.self_attn, layer.mlp
+            (qkv, gate_up), cache = self.shared[index], step.cache.both(index)
+            mixed = self._product(stream, qkv, norm=layer.input_layernorm)
+            seen = on_gpu.look(
+                mixed, step.cos, step.sin, at, cache, attend.slot, attend.mask, self.arrived, step.heads,
+                block.scaling,
+            )  # fmt: skip
+            stream = self._product(seen, block.o_proj.weight, added=stream)
+            inner = self._product(stream, gate_up, norm=layer.post_attention_layernorm, gated=True)
+            stream = self._product(inner, mlp.down_proj.weight, added=stream)
+        return _normed(step.norm, stream)
+
+    def _product(
+        self,
+        source: Tensor,
+        weight: Tensor,
+        norm: Any = None,
+        added: Tensor | None = None,
+        gated: bool = False,
+    ) -> Tensor:
+        """Return rows times a weight, normed before, gated or added to after."""
+        if self.multiplies:
+            before = (None, 0.0) if norm is None else (norm.weight, norm.variance_epsilon)
+            answer: Tensor = on_gpu.product(source, weight, *before, added, gated)
+            return answer
+        answer = linear(source if norm is None else _normed(norm, source), weight)
+        if gated:
+            gates, others = answer.chunk(2, -1)
+            answer = silu(gates) * others
+        return answer if added is None else _sum(added, answer)
+
+
 def _side_by_side(*layers: nn.Linear) -> Callable[[Tensor], Tensor]:
     """Return layers of one input as one product, where whoever runs the model offers that."""
     offered = getattr(layers[0].forward, "joined", None)
@@ -153,9 +224,10 @@ def _look(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scal
     """Attend from one slot a row: query [B, H, D], keys and values [B, G, S, D] -> [B, H, D]."""
     (rows, heads, width), groups = query.shape, keys.shape[1]
     if not torch.compiler.is_compiling():
-        return scaled_dot_product_attention(
-            query[:, :, None], keys, values, attn_mask=mask, scale=scale, enable_gqa=heads != groups
-        )
+        with without_plans(query.device):
+            return scaled_dot_product_attention(
+                query[:, :, None], keys, values, attn_mask=mask, scale=scale, enable_gqa=heads != groups
+            )
     # Loops over one query are what a compiler fuses best; a kernel for many queries takes longer, and on a
     # GPU may compile for one length alone.
     shared = query.view(rows, groups, heads // groups, 1, width)

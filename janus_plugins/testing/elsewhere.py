@@ -159,8 +159,8 @@ def elsewhere() -> Iterator[Elsewhere]:
         yield mode
 
 
-def _autocast(real: Any, kind: str, *some: Any, **more: Any) -> Any:
-    return nullcontext() if kind == AWAY.type else real(kind, *some, **more)
+def _autocast(real: Any, device_type: str, *some: Any, **more: Any) -> Any:
+    return nullcontext() if device_type == AWAY.type else real(device_type, *some, **more)
 
 
 def _assign(tensor: Any, value: Tensor) -> None:

@@ -18,10 +18,12 @@ from torch import Tensor
 from janus_plugins.inference import graph
 from janus_plugins.inference.graph import LOOK
 from janus_plugins.inference.session import ask, generate
+from janus_plugins.language_models import on_gpu
 from janus_plugins.model.unified import UnifiedModel
 from janus_plugins.testing.elsewhere import AWAY, elsewhere
+from tests.components import plain_kernels
 
-from .test_integration import RUN, picture, small_model
+from .test_integration import RUN, WIDE, picture, small_model
 
 Way = Callable[[UnifiedModel], Any]
 
@@ -89,6 +91,29 @@ def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_made_is_the_same(name: str, here: UnifiedModel, away: UnifiedModel) -> None:
     expected, (made, _) = WAYS[name](here), counted(WAYS[name], away)
     assert torch.equal(made, expected) if isinstance(made, Tensor) else made == expected
+
+
+@pytest.mark.parametrize("name", ["compiled", "compiled alone", "compiled words"])
+@pytest.mark.parametrize("few", [0, 4])
+def test_a_compiled_step_by_kernels(name: str, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU has of its own for a step, computed by the same in plain torch."""
+    here = small_model(WIDE)
+    with elsewhere():
+        away = copy.deepcopy(here).to(AWAY)
+    looked = []
+    look = plain_kernels.look
+    monkeypatch.setattr(plain_kernels, "look", lambda *given: looked.append(1) or look(*given))
+    monkeypatch.setattr(on_gpu, "has_kernels", lambda device: device.type == AWAY.type)
+    monkeypatch.setattr(on_gpu, "kernels", lambda: plain_kernels)
+    monkeypatch.setattr(on_gpu, "FEW", few)
+    monkeypatch.setattr(on_gpu, "MOST", 2 * few)
+    way = {
+        **WAYS,
+        "compiled alone": lambda model: generate(model, "a seven", return_codes=True, compile=True),
+    }
+    expected, (made, _) = way[name](here), counted(way[name], away)
+    assert torch.equal(made, expected) if isinstance(made, Tensor) else made == expected
+    assert looked
 
 
 def test_codes_become_pictures(here: UnifiedModel, away: UnifiedModel) -> None:

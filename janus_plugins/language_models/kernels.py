@@ -1,0 +1,485 @@
+"""Kernels of a decoding step on a GPU, in Triton: products of a few rows, and attention from one slot a row.
+
+A step of one image reads every weight once and computes next to nothing, so it is as fast as weights arrive,
+and as few kernels follow one another. A library's products are made for many rows; these do on the way what
+would else be kernels of its own: the norm before a product, the gate or the sum after it. Attention turns
+queries and keys, writes the cache and looks back in one kernel. From Hopper on a kernel begins before the
+one ahead of it has ended: until then it has its weights brought near, which wait for nobody.
+
+Import it where Triton is installed. The plain functions below say what each kernel computes; on a CPU they
+run in Triton's interpreter alone.
+"""
+
+# mypy: disable-error-code="untyped-decorator, no-untyped-def"
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from janus_plugins.language_models.on_gpu import FEW
+
+PROGRAMS = 512
+"""Attention is cut in as many parts as give so many programs: four for each multiprocessor of an H200."""
+
+CUT = 16
+"""Parts at most."""
+
+LINE = 128
+"""Bytes that a GPU brings near at once."""
+
+NEAR = 1 << 15
+"""Bytes that a program on the tensor cores has brought near: together they must not push one another out."""
+
+SHARED = 200_000
+"""Bytes that a program may keep close by."""
+
+NOT, AT_ONCE, LATE = 0, 1, 2
+"""When the next kernel may begin: once this one has ended, at once, or once its sums are there."""
+
+
+class Shape(NamedTuple):
+    """Say how a product is cut into programs: outputs and inputs at once, warps, loads under way."""
+
+    outputs: int
+    inputs: int
+    warps: int
+    stages: int = 1
+
+
+@triton.jit
+def _begin(EARLY: tl.constexpr):
+    """Let the next kernel begin; it waits by itself for what this one makes."""
+    if EARLY == 1:
+        gdc_launch_dependents()
+
+
+@triton.jit
+def _summed(EARLY: tl.constexpr):
+    """Let the next kernel begin now that all sums are there."""
+    if EARLY == 2:
+        gdc_launch_dependents()
+
+
+@triton.jit
+def _wait(EARLY: tl.constexpr):
+    """Wait for all that earlier kernels make. Nothing may be written, nor read but weights, before."""
+    if EARLY:
+        gdc_wait()
+
+
+@triton.jit
+def _bring_near(place):
+    """Have lines of memory brought to the cache that all multiprocessors share."""
+    asm: tl.constexpr = "prefetch.global.L2 [$1]; mov.u32 $0, 0;"
+    tl.inline_asm_elementwise(asm, "=r,l", [place.to(tl.int64)], tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def _rows_kernel(
+    source, weight, norm, added, result, outputs, epsilon,
+    INPUTS: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    NORMED: tl.constexpr, GATED: tl.constexpr, ADDED: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """Multiply up to four rows with a weight; every weight is read once, and used for all rows."""
+    _begin(EARLY)
+    n = tl.program_id(0) * N + tl.arange(0, N)
+    fits = n < outputs
+    first = tl.arange(0, K)
+    # In 64 bits: the place in a large weight is beyond 32.
+    place = weight + n[:, None].to(tl.int64) * INPUTS + first[None, :]
+    above = place + outputs.to(tl.int64) * INPUTS
+    both = fits[:, None] & (first < INPUTS)[None, :]
+    some = tl.load(place, both, 0.0, eviction_policy="evict_first")
+    more = some
+    if GATED:
+        more = tl.load(above, both, 0.0, eviction_policy="evict_first")
+    if EARLY and INPUTS > K:
+        line = K + tl.arange(0, (triton.next_power_of_2(INPUTS - K) + 63) // 64) * 64
+        line = tl.minimum(line, INPUTS - 1)[None, :]
+        near = weight + tl.minimum(n, outputs - 1)[:, None].to(tl.int64) * INPUTS + line
+        _bring_near(near)
+        if GATED:
+            _bring_near(near + outputs.to(tl.int64) * INPUTS)
+    _wait(EARLY)
+    sum0 = tl.zeros((N, K), tl.float32)
+    sum1, sum2, sum3 = sum0, sum0, sum0
+    up0, up1, up2, up3 = sum0, sum0, sum0, sum0
+    square0 = tl.zeros((K,), tl.float32)
+    square1, square2, square3 = square0, square0, square0
+    for start in tl.static_range(0, INPUTS, K):
+        k = start + first
+        inside = k < INPUTS
+        if start > 0:
+            both = fits[:, None] & inside[None, :]
+            some = tl.load(place + start, both, 0.0, eviction_policy="evict_first")
+            if GATED:
+                more = tl.load(above + start, both, 0.0, eviction_policy="evict_first")
+        scale = 1.0
+        if NORMED:
+            scale = tl.load(norm + k, inside, 0.0).to(tl.float32)
+        gate, up = some.to(tl.float32), more.to(tl.float32)
+        row0 = tl.load(source + k, inside, 0.0).to(tl.float32)
+        square0 += row0 * row0
+        sum0 += gate * (row0 * scale)[None, :]
+        if GATED:
+            up0 += up * (row0 * scale)[None, :]
+        if ROWS > 1:
+            row1 = tl.load(source + INPUTS + k, inside, 0.0).to(tl.float32)
+            square1 += row1 * row1
+            sum1 += gate * (row1 * scale)[None, :]
+            if GATED:
+                up1 += up * (row1 * scale)[None, :]
+        if ROWS > 2:
+            row2 = tl.load(source + 2 * INPUTS + k, inside, 0.0).to(tl.float32)
+            square2 += row2 * row2
+            sum2 += gate * (row2 * scale)[None, :]
+            if GATED:
+                up2 += up * (row2 * scale)[None, :]
+        if ROWS > 3:
+            row3 = tl.load(source + 3 * INPUTS + k, inside, 0.0).to(tl.float32)
+            square3 += row3 * row3
+            sum3 += gate * (row3 * scale)[None, :]
+            if GATED:
+                up3 += up * (row3 * scale)[None, :]
+    _summed(EARLY)
+    _finish(sum0, up0, square0, added, result, n, fits, 0, outputs, epsilon, INPUTS, NORMED, GATED, ADDED)
+    if ROWS > 1:
+        _finish(sum1, up1, square1, added, result, n, fits, 1, outputs, epsilon, INPUTS, NORMED, GATED, ADDED)
+    if ROWS > 2:
+        _finish(sum2, up2, square2, added, result, n, fits, 2, outputs, epsilon, INPUTS, NORMED, GATED, ADDED)
+    if ROWS > 3:
+        _finish(sum3, up3, square3, added, result, n, fits, 3, outputs, epsilon, INPUTS, NORMED, GATED, ADDED)
+
+
+@triton.jit
+def _finish(
+    sums, ups, squares, added, result, n, fits, row, outputs, epsilon,
+    INPUTS: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr, ADDED: tl.constexpr,
+):  # fmt: skip
+    """Write one row: what was summed up, normed, gated or added to, rounded as often as without kernels."""
+    total = tl.sum(sums, 1)
+    if NORMED:
+        short = tl.rsqrt(tl.sum(squares, 0) / INPUTS + epsilon)
+        total *= short
+    kind = result.dtype.element_ty
+    total = total.to(kind).to(tl.float32)
+    if GATED:
+        up = tl.sum(ups, 1)
+        if NORMED:
+            up *= short
+        total = (total / (1 + tl.exp(-total))).to(kind).to(tl.float32) * up.to(kind).to(tl.float32)
+    if ADDED:
+        total += tl.load(added + row * outputs + n, fits, 0.0).to(tl.float32)
+    tl.store(result + row * outputs + n, total.to(kind), fits)
+
+
+@triton.jit
+def _dots_kernel(
+    source, weight, added, result, outputs, rows,
+    INPUTS: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, STAGES: tl.constexpr,
+    LINES: tl.constexpr, GATED: tl.constexpr, ADDED: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """Multiply some rows with a weight on the tensor cores, the weight in the place of the many rows."""
+    _begin(EARLY)
+    n = tl.program_id(0) * N + tl.arange(0, N)
+    m = tl.arange(0, ROWS)
+    fits = n < outputs
+    place = weight + n[:, None].to(tl.int64) * INPUTS
+    if EARLY:
+        near = weight + tl.minimum(n, outputs - 1)[:, None].to(tl.int64) * INPUTS
+        near += tl.minimum(tl.arange(0, LINES) * 64, INPUTS - 1)[None, :]
+        _bring_near(near)
+        if GATED:
+            _bring_near(near + outputs.to(tl.int64) * INPUTS)
+    _wait(EARLY)
+    sums = tl.zeros((N, ROWS), tl.float32)
+    ups = sums
+    for start in tl.range(0, INPUTS, K, num_stages=STAGES):
+        k = start + tl.arange(0, K)
+        inside = k < INPUTS
+        both = fits[:, None] & inside[None, :]
+        some = tl.load(place + k[None, :], both, 0.0, eviction_policy="evict_first")
+        given = (m[None, :] < rows) & inside[:, None]
+        row = tl.load(source + m[None, :] * INPUTS + k[:, None], given, 0.0)
+        sums = tl.dot(some, row, sums, input_precision="ieee")
+        if GATED:
+            above = place + outputs.to(tl.int64) * INPUTS + k[None, :]
+            more = tl.load(above, both, 0.0, eviction_policy="evict_first")
+            ups = tl.dot(more, row, ups, input_precision="ieee")
+    _summed(EARLY)
+    kind = result.dtype.element_ty
+    total = sums.to(kind).to(tl.float32)
+    at = m[None, :] * outputs + n[:, None]
+    written = fits[:, None] & (m[None, :] < rows)
+    if GATED:
+        total = (total / (1 + tl.exp(-total))).to(kind).to(tl.float32) * ups.to(kind).to(tl.float32)
+    if ADDED:
+        total += tl.load(added + at, written, 0.0).to(tl.float32)
+    tl.store(result + at, total.to(kind), written)
+
+
+@triton.jit
+def _norm_kernel(
+    source, weight, result, epsilon, INPUTS: tl.constexpr, WHOLE: tl.constexpr, EARLY: tl.constexpr
+):  # fmt: skip
+    """Norm one row by its root mean square."""
+    _begin(EARLY)
+    k = tl.arange(0, WHOLE)
+    inside = k < INPUTS
+    scale = tl.load(weight + k, inside, 0.0)
+    _wait(EARLY)
+    row = tl.program_id(0) * INPUTS
+    values = tl.load(source + row + k, inside, 0.0).to(tl.float32)
+    short = tl.rsqrt(tl.sum(values * values, 0) / INPUTS + epsilon)
+    _summed(EARLY)
+    kind = result.dtype.element_ty
+    tl.store(result + row + k, (values * short).to(kind) * scale, inside)
+
+
+@triton.jit
+def _look_kernel(
+    mixed, cosines, sines, at, cache, slot, seen, parts, shares, arrived, result,
+    heads, groups, length, seen_stride, scale,
+    EACH: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr, SOME: tl.constexpr, CUTS: tl.constexpr,
+    MASKED: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """Attend for the heads of a group of a row, over one part of the slots; the last to end joins them."""
+    _begin(EARLY)
+    index, part = tl.program_id(0), tl.program_id(1)
+    row, group = index // groups, index % groups
+    each = tl.arange(0, TILE)
+    head = group * EACH + each
+    real = each < EACH
+    d = tl.arange(0, WIDTH)
+    half = (d + WIDTH // 2) % WIDTH
+    kind = result.dtype.element_ty
+    # The kernels that made these have ended, but the nearest cache may hold what was there before.
+    now = tl.load(slot, cache_modifier=".cg")
+    angle = tl.load(at + row, cache_modifier=".cg") * WIDTH + d
+    cosine, sine = tl.load(cosines + angle).to(tl.float32), tl.load(sines + angle).to(tl.float32)
+    keys = cache + (row * 2 * groups + group).to(tl.int64) * length * WIDTH
+    values = keys + groups.to(tl.int64) * length * WIDTH
+    size = tl.cdiv(tl.cdiv(now, CUTS), SOME) * SOME
+    first = part * size
+    last = tl.minimum(first + size, now)
+    if EARLY:
+        lines = tl.arange(0, (WIDTH + 63) // 64) * 64
+        near = (first + tl.arange(0, SOME))[:, None] * WIDTH + lines[None, :]
+        near = tl.minimum(near, length * WIDTH - 1)
+        _bring_near(keys + near)
+        _bring_near(values + near)
+    _wait(EARLY)
+    line = mixed + row * (heads + 2 * groups) * WIDTH
+    own = line + head[:, None] * WIDTH
+    query = _turned(
+        tl.load(own + d[None, :], real[:, None], 0.0), tl.load(own + half[None, :], real[:, None], 0.0),
+        cosine[None, :], sine[None, :],
+    )  # fmt: skip
+    most = tl.full((TILE,), -1.0e30, tl.float32)
+    whole = tl.zeros((TILE,), tl.float32)
+    answer = tl.zeros((TILE, WIDTH), tl.float32)
+    if part == 0:  # the new slot itself, which nobody reads from the cache now
+        key = line + (heads + group) * WIDTH
+        key = _turned(tl.load(key + d), tl.load(key + half), cosine, sine)
+        value = tl.load(line + (heads + groups + group) * WIDTH + d)
+        tl.store(keys + now * WIDTH + d, key)
+        tl.store(values + now * WIDTH + d, value)
+        most = tl.sum(query.to(tl.float32) * key.to(tl.float32)[None, :], 1) * scale
+        whole += 1.0
+        answer += value.to(tl.float32)[None, :]
+
+    for start in tl.range(first, last, SOME, num_stages=3):
+        s = start + tl.arange(0, SOME)
+        here = s < last
+        place = s[:, None] * WIDTH + d[None, :]
+        key = tl.load(keys + place, here[:, None], 0.0)
+        value = tl.load(values + place, here[:, None], 0.0)
+        if MASKED:
+            here = here & (tl.load(seen + row * seen_stride + s, here, 0) != 0)
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+        scores = tl.where(here[None, :], scores, -1.0e30)
+        higher = tl.maximum(most, tl.max(scores, 1))
+        weights = tl.where(here[None, :], tl.exp(scores - higher[:, None]), 0.0)
+        kept = tl.exp(most - higher)
+        whole = whole * kept + tl.sum(weights, 1)
+        answer = tl.dot(weights.to(kind), value, answer * kept[:, None], input_precision="ieee")
+        most = higher
+
+    _summed(EARLY)
+    found = row * heads + head
+    at_once = found[:, None] * WIDTH + d[None, :]
+    if CUTS == 1:
+        tl.store(result + at_once, (answer / whole[:, None]).to(kind), real[:, None])
+    else:
+        here = found * CUTS + part
+        tl.store(parts + here[:, None] * WIDTH + d[None, :], answer, real[:, None])
+        tl.store(shares + here * 2, most, real)
+        tl.store(shares + here * 2 + 1, whole, real)
+        tl.debug_barrier()  # all of this program's numbers are written before it says so
+        if tl.atomic_add(arrived + index, 1, sem="acq_rel", scope="gpu") == CUTS - 1:
+            tl.debug_barrier()
+            c = tl.arange(0, CUTS)
+            for one in range(EACH):
+                mine = row * heads + group * EACH + one
+                peaks = tl.load(shares + (mine * CUTS + c) * 2, cache_modifier=".cg")
+                sums = tl.load(shares + (mine * CUTS + c) * 2 + 1, cache_modifier=".cg")
+                theirs = parts + (mine * CUTS + c[:, None]) * WIDTH + d[None, :]
+                factors = tl.exp(peaks - tl.max(peaks, 0))
+                total = tl.sum(tl.load(theirs, cache_modifier=".cg") * factors[:, None], 0)
+                tl.store(result + mine * WIDTH + d, (total / tl.sum(sums * factors, 0)).to(kind))
+            tl.store(arrived + index, 0)  # for the next layer
+
+
+@triton.jit
+def _turned(plain, other, cosine, sine):
+    """Return heads turned by their position, rounded as often as without kernels."""
+    kind = plain.dtype
+    one = (plain.to(tl.float32) * cosine).to(kind).to(tl.float32)
+    return (one + (other.to(tl.float32) * sine).to(kind).to(tl.float32)).to(kind)
+
+
+def product(
+    source: Tensor,
+    weight: Tensor,
+    *,
+    norm: Tensor | None = None,
+    epsilon: float = 0.0,
+    added: Tensor | None = None,
+    gated: bool = False,
+    shape: Shape | None = None,
+) -> Tensor:
+    """Return rows [B, K] times a weight [N, K], in the rows' dtype.
+
+    Args:
+        source: the rows.
+        weight: in the rows' dtype.
+        norm: weight [K] of a root-mean-square norm of the rows before.
+        epsilon: of the norm.
+        added: what is added [B, N].
+        gated: the weight's first half are gates of its second, [2 N, K]: answer silu(gates) * others.
+        shape: how to cut it; None for the measured way.
+    """
+    source, added = source.contiguous(), None if added is None else added.contiguous()
+    rows, inputs = source.shape
+    outputs = len(weight) // 2 if gated else len(weight)
+    early = _early(source.device, rows)
+    if norm is not None and rows > FEW:
+        normed = torch.empty_like(source)
+        whole = triton.next_power_of_2(inputs)
+        _norm_kernel[rows,](
+            source, norm, normed, epsilon, inputs, whole, early, num_warps=4, **_launch(early)
+        )
+        source, norm = normed, None
+    result = source.new_empty(rows, outputs)
+    cut = shape or _shape(rows, outputs, inputs, gated, weight.element_size())
+    grid = (triton.cdiv(outputs, cut.outputs),)
+    options = {
+        "GATED": gated, "ADDED": added is not None, "EARLY": early, "num_warps": cut.warps, **_launch(early)
+    }  # fmt: skip
+    if rows <= FEW:
+        _rows_kernel[grid](
+            source, weight, norm, added, result, outputs, epsilon,
+            inputs, rows, cut.outputs, cut.inputs, NORMED=norm is not None, **options,
+        )  # fmt: skip
+    else:
+        _dots_kernel[grid](
+            source, weight, added, result, outputs, rows,
+            inputs, max(16, triton.next_power_of_2(rows)), cut.outputs, cut.inputs, cut.stages,
+            max(1, NEAR // (cut.outputs * LINE * (1 + gated))), **options,
+        )  # fmt: skip
+    return result
+
+
+@functools.cache
+def _early(device: torch.device, rows: int) -> int:
+    """Return when the kernel after one of so many rows may begin; on GPUs before Hopper it cannot choose.
+
+    Of few rows, kernels fill a multiprocessor's memory but little: many of them may stand by.
+    """
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
+        return NOT
+    return AT_ONCE if rows <= FEW else LATE
+
+
+def _launch(early: int) -> dict[str, Any]:
+    return {"launch_pdl": True} if early else {}
+
+
+def _shape(rows: int, outputs: int, inputs: int, gated: bool, size: int) -> Shape:
+    """Return what was quickest on an H200, of Janus-1.3B's products, as far as it fits."""
+    if rows <= FEW:
+        if rows > 2:
+            cut = Shape(4, 1024, 4) if gated else Shape(4 if max(outputs, inputs) > 4096 else 2, 512, 2)
+        elif gated:
+            cut = Shape(2, 1024, 2)
+        else:
+            cut = Shape(4, 1024, 4) if max(outputs, inputs) > 4096 else Shape(2, 512, 2)
+        return cut._replace(inputs=min(cut.inputs, triton.next_power_of_2(inputs)))
+    if gated:
+        cut = Shape(64, 64, 4, 5)
+    elif inputs > 4096:
+        cut = Shape(16, 512, 4, 3)
+    else:
+        cut = Shape(16, 256, 2, 4) if outputs > 4096 else Shape(32, 128, 4, 4)
+    lines = cut.outputs * (1 + gated) + triton.next_power_of_2(rows)
+    while lines * cut.inputs * cut.stages * size > SHARED:
+        cut = cut._replace(inputs=cut.inputs // 2)
+    return cut
+
+
+def look(
+    mixed: Tensor,
+    cosines: Tensor,
+    sines: Tensor,
+    at: Tensor,
+    cache: Tensor,
+    slot: Tensor,
+    seen: Tensor | None,
+    arrived: Tensor,
+    heads: int,
+    scale: float,
+    some: int | None = None,
+    cuts: int | None = None,
+) -> Tensor:
+    """Return what one new slot a row sees [B, H * D]; writes its key and value to the cache.
+
+    Args:
+        mixed: queries, keys and values of the slot [B, (H + 2 G) * D].
+        cosines, sines: of every position [L, D], the first half of the sines negated.
+        at: position of each row's slot [B].
+        cache: keys, then values of every slot [B, 2 G, L, D].
+        slot: where the new slot lies [1].
+        seen: which slots before it count [B, 1, 1, >= slot] (bool); None for all.
+        arrived: zeros [B * H] (int32), which it leaves behind as zeros.
+        heads: H.
+        scale: factor of the scores.
+        some: slots at once; None for a good number.
+        cuts: parts of the slots; None for a good number.
+    """
+    mixed = mixed.contiguous()
+    rows, both, length, width = cache.shape
+    groups = both // 2
+    each, programs = heads // groups, rows * groups
+    some = some or (32 if width * cache.element_size() <= 512 else 16)
+    if cuts is None:
+        cuts = min(CUT, max(1, triton.next_power_of_2(PROGRAMS // programs)))
+    result = mixed.new_empty(rows, heads * width)
+    parts, shares = (
+        torch.empty(rows * heads * cuts * size if cuts > 1 else 0, dtype=torch.float32, device=mixed.device)
+        for size in (width, 2)
+    )
+    early = _early(mixed.device, rows)
+    _look_kernel[programs, cuts](
+        mixed, cosines, sines, at, cache, slot, seen, parts, shares, arrived, result,
+        heads, groups, length, 0 if seen is None else seen.stride(0), scale,
+        each, max(16, triton.next_power_of_2(each)), width, some, cuts, seen is not None, early,
+        num_warps=4, **_launch(early),
+    )  # fmt: skip
+    return result

@@ -1,0 +1,95 @@
+"""A decoding step's parts that are kernels of their own on a GPU, as operators that a compiler leaves whole.
+
+What each computes `kernels.py` says; where it is needed is known here, and Triton only imported then.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+OLDEST = (8, 0)
+"""Compute capability from which the kernels are for: that which has instructions for bf16."""
+
+
+FEW = 4
+"""Rows up to which a product takes plain arithmetic; for more the tensor cores do it."""
+
+MOST = 64
+"""Rows up to which products are kernels; those of more rows take their time in arithmetic."""
+
+WIDTHS = (16, 32, 64, 128, 256)
+"""How wide heads may be."""
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Answer whether the kernels run on a device. They are launched on the current one."""
+    return (
+        device.type == "cuda"
+        and (device.index is None or device.index == torch.cuda.current_device())
+        and torch.version.hip is None
+        and importlib.util.find_spec("triton") is not None
+        and torch.cuda.get_device_capability(device) >= OLDEST
+    )
+
+
+@functools.cache
+def kernels() -> Any:
+    """Return the module of kernels."""
+    from janus_plugins.language_models import kernels
+
+    return kernels
+
+
+@torch.library.custom_op("janus_plugins::product", mutates_args=())
+def product(
+    source: Tensor, weight: Tensor, norm: Tensor | None, epsilon: float, added: Tensor | None, gated: bool
+) -> Tensor:
+    """Return rows [B, K] times a weight, normed before, gated or added to after; see `kernels.product`."""
+    answer: Tensor = kernels().product(source, weight, norm=norm, epsilon=epsilon, added=added, gated=gated)
+    return answer
+
+
+@product.register_fake
+def _(
+    source: Tensor, weight: Tensor, norm: Tensor | None, epsilon: float, added: Tensor | None, gated: bool
+) -> Tensor:
+    return source.new_empty(source.shape[0], weight.shape[0] // (1 + gated))
+
+
+@torch.library.custom_op("janus_plugins::look", mutates_args=("cache", "arrived"))
+def look(
+    mixed: Tensor,
+    cosines: Tensor,
+    sines: Tensor,
+    at: Tensor,
+    cache: Tensor,
+    slot: Tensor,
+    seen: Tensor | None,
+    arrived: Tensor,
+    heads: int,
+    scale: float,
+) -> Tensor:
+    """Return what one new slot a row sees [B, H * D]; see `kernels.look`."""
+    answer: Tensor = kernels().look(mixed, cosines, sines, at, cache, slot, seen, arrived, heads, scale)
+    return answer
+
+
+@look.register_fake
+def _(
+    mixed: Tensor,
+    cosines: Tensor,
+    sines: Tensor,
+    at: Tensor,
+    cache: Tensor,
+    slot: Tensor,
+    seen: Tensor | None,
+    arrived: Tensor,
+    heads: int,
+    scale: float,
+) -> Tensor:
+    return mixed.new_empty(mixed.shape[0], heads * cache.shape[3])

@@ -1,0 +1,59 @@
+"""What the kernels of `language_models.kernels` compute, in plain torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+
+def product(
+    source: Tensor,
+    weight: Tensor,
+    *,
+    norm: Tensor | None = None,
+    epsilon: float = 0.0,
+    added: Tensor | None = None,
+    gated: bool = False,
+) -> Tensor:
+    rows = source.float()
+    if norm is not None:
+        rows = rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + epsilon) * norm.float()
+    answer = rows @ weight.float().T
+    if gated:
+        gates, others = answer.chunk(2, -1)
+        answer = silu(gates) * others
+    return answer.to(source.dtype) if added is None else (answer + added.float()).to(source.dtype)
+
+
+def look(
+    mixed: Tensor,
+    cosines: Tensor,
+    sines: Tensor,
+    at: Tensor,
+    cache: Tensor,
+    slot: Tensor,
+    seen: Tensor | None,
+    arrived: Tensor,
+    heads: int,
+    scale: float,
+    **_: int,
+) -> Tensor:
+    rows, both, length, width = cache.shape
+    groups = both // 2
+    states = mixed.view(rows, heads + both, width).float()
+    cos, sin = cosines[at].float()[:, None], sines[at].float()[:, None]
+    turning = states[:, : heads + groups]
+    turned = turning * cos + turning.roll(width // 2, -1) * sin
+    new = torch.cat((turned[:, heads:], states[:, heads + groups :]), 1)
+    cache.index_copy_(2, slot, new.to(cache.dtype)[:, :, None])
+    keys, values = cache.float().repeat_interleave(heads // groups, 1).chunk(2, 1)
+    scores = torch.einsum("bhd,bhsd->bhs", turned[:, :heads], keys) * scale
+    slots = torch.arange(length, device=mixed.device)
+    counts = (slots < slot).expand(rows, length).clone()
+    if seen is not None:
+        reach = seen.shape[-1]
+        counts[:, :reach] &= seen[:, 0, 0]
+    counts |= slots == slot
+    shares = scores.masked_fill(~counts[:, None], float("-inf")).softmax(-1)
+    return torch.einsum("bhs,bhsd->bhd", shares, values).reshape(rows, -1).to(mixed.dtype)

@@ -1,0 +1,128 @@
+"""The kernels of a decoding step on a GPU, against the same in plain torch: interpreted here, run there."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from janus_plugins.language_models import on_gpu
+
+from .plain_kernels import look as plain_look
+from .plain_kernels import product as plain_product
+
+knobs = pytest.importorskip("triton").knobs
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+
+
+def close(ours: Tensor, theirs: Tensor) -> bool:
+    return bool((ours.float() - theirs.float()).norm() <= TOLERANCE[ours.dtype] * theirs.float().norm())
+
+
+WAYS = list(itertools.product((False, True), repeat=3))
+"""Whether rows are normed before, added to after, gated."""
+
+IN_USE = [(True, False, False), (False, True, False), (True, False, True)]
+
+
+def check_product(
+    kernels: ModuleType,
+    device: str,
+    dtype: torch.dtype,
+    rows: int,
+    sizes: tuple[int, int],
+    ways: list[tuple[bool, bool, bool]],
+    shape: tuple[int, ...] | None,
+) -> None:
+    torch.manual_seed(0)
+    outputs, inputs = sizes
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, device=device).to(dtype)
+
+    source, weight, norm = normal(rows, inputs), normal(2 * outputs, inputs) / 8, normal(inputs)
+    for normed, added, gated in ways:
+        options = {
+            "norm": norm if normed else None,
+            "epsilon": 1e-6,
+            "added": normal(rows, outputs if gated else 2 * outputs) if added else None,
+            "gated": gated,
+        }
+        found = kernels.product(source, weight, **options, shape=shape and kernels.Shape(*shape))
+        assert close(found, plain_product(source, weight, **options)), (normed, added, gated)
+
+
+def check_look(
+    kernels: ModuleType, device: str, dtype: torch.dtype, heads: int, slot: int, cuts: int | None
+) -> None:
+    torch.manual_seed(slot)
+    rows, groups, width, length = 3, 2, 16, 80
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, device=device).to(dtype)
+
+    cosines, sines = normal(length, width), normal(length, width)
+    at = torch.randint(0, length, (rows,), device=device)
+    arrived = torch.zeros(rows * heads, dtype=torch.int32, device=device)
+    for masked in (False, True):
+        seen = torch.rand(rows, 1, 1, length - 5, device=device) > 0.4 if masked else None
+        mixed, cache = normal(rows, (heads + 2 * groups) * width), normal(rows, 2 * groups, length, width)
+        theirs = cache.clone()
+        given = (mixed, cosines, sines, at)
+        further = (torch.tensor([slot], device=device), seen, arrived, heads, 0.25)
+        found = kernels.look(*given, cache, *further, some=16, cuts=cuts)
+        assert close(found, plain_look(*given, theirs, *further))
+        assert close(cache, theirs)
+        assert not arrived.any()
+
+
+if knobs.runtime.interpret:
+
+    @pytest.mark.parametrize(("rows", "dtype"), [(1, torch.bfloat16), (2, torch.float32), (3, torch.float32)])
+    def test_products_of_a_few_rows(rows, dtype):
+        check_product(on_gpu.kernels(), "cpu", dtype, rows, (10, 80), WAYS, (4, 64, 4))
+
+    def test_products_of_some_rows():
+        check_product(on_gpu.kernels(), "cpu", torch.float32, 6, (10, 80), WAYS, (16, 64, 4, 3))
+
+    @pytest.mark.parametrize("heads", [2, 4])
+    @pytest.mark.parametrize(("slot", "cuts"), [(0, 4), (1, 1), (70, 1), (70, 4)])
+    def test_attention_from_one_slot(heads, slot, cuts):
+        check_look(on_gpu.kernels(), "cpu", torch.float32, heads, slot, cuts)
+
+    def test_attention_in_16_bits():
+        check_look(on_gpu.kernels(), "cpu", torch.float16, 4, 40, 2)  # it has no products of bf16
+
+else:
+
+    def test_in_the_interpreter():
+        """Triton decides when it is imported whether it interprets: run the tests above in a new process."""
+        environment = {**os.environ, "TRITON_INTERPRET": "1"}
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert "13 passed" in done.stdout
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 32, 64])
+def test_products_on_a_gpu(rows, dtype):
+    for sizes in ((520, 1408), (512, 1024)):
+        check_product(on_gpu.kernels(), "cuda", dtype, rows, sizes, IN_USE, None)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", [2, 4])
+def test_attention_on_a_gpu(heads, dtype):
+    for slot, cuts in itertools.product((0, 1, 31, 70), (None, 1)):
+        for _ in range(3):
+            check_look(on_gpu.kernels(), "cuda", dtype, heads, slot, cuts)
