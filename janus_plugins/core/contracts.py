@@ -111,6 +111,10 @@ class GenerationEncoder(Protocol):
         """
         ...
 
+    def compile_blocks(self) -> None:
+        """Let `torch.compile` fuse encoding under `engine.compile`, where that pays. Optional."""
+        ...
+
     def load_weights(self, source: str) -> None:
         """Load published weights from a folder, a file or a hub id."""
         ...

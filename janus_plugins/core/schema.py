@@ -314,7 +314,9 @@ class EngineBlock(Strict):
         description="recompute activations in the backward pass: all, or not attention and half the products",
     )
     compile: bool = Field(
-        default=False, description="fuse the language model's blocks by torch.compile; rounding differs"
+        default=False,
+        description="fuse the blocks of the language model, and of parts that offer it, by torch.compile; "
+        "rounding differs",
     )
     workers: Annotated[int, Field(ge=0)] = Field(default=0, description="data workers of each rank")
     threads: Count | None = Field(default=None, description="CPU threads of each rank")

@@ -11,7 +11,7 @@ from torch import nn
 
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.core.plan import RunPlan
-from janus_plugins.core.schema import StageBlock
+from janus_plugins.core.schema import EngineBlock, StageBlock
 from janus_plugins.data.loader import StepLoader
 from janus_plugins.model.compose import build_tokenizer_for, compose_plan
 from janus_plugins.model.empty import compose_empty
@@ -37,15 +37,14 @@ def plan_recipe(plan: RunPlan, sampler: Sampler | None = None, start: Start | No
     tokenizer = build_tokenizer_for(plan)
 
     def build(weights: bool) -> nn.Module:
-        model = compose_plan(plan, tokenizer, weights=start is None) if weights else compose_empty(plan, tokenizer)
+        model = (
+            compose_plan(plan, tokenizer, weights=start is None)
+            if weights
+            else compose_empty(plan, tokenizer)
+        )
         if weights and start is not None:
             start(model)
-        engine, language_model = plan.run.engine, cast(Any, model.language_model)
-        if engine.checkpointing:
-            language_model.set_checkpointing(engine.checkpointing)
-        if engine.compile:
-            _compile(language_model)
-        return model
+        return prepared(model, plan.run.engine)
 
     def loader(stage: StageBlock, world: World, state: Mapping[str, Any] | None) -> Iterable[Any]:
         return StepLoader(plan, cast(Any, tokenizer), stage, rank=world.rank, world=world.size, state=state)
@@ -88,9 +87,23 @@ def provenance(plan: RunPlan) -> dict[str, Any]:
     return {"parts": parts, "libraries": {name: version(name) for name in libraries}}
 
 
-def _compile(language_model: Any) -> None:
+def prepared(model: UnifiedModel, engine: EngineBlock) -> UnifiedModel:
+    """Let a model compute its training passes as the engine's options ask."""
+    if engine.checkpointing:
+        cast(Any, model.language_model).set_checkpointing(engine.checkpointing)
+    if engine.compile:
+        _compile(model)
+    return model
+
+
+def _compile(model: UnifiedModel) -> None:
+    """Compile what the language model and other parts offer."""
+    language_model = model.language_model
     if not hasattr(language_model, "compile_blocks"):
         raise RunFileError(
             f"engine.compile: {type(language_model).__name__} has no compile_blocks(); set it to false"
         )
-    language_model.compile_blocks()
+    for part in model.plan.model.parts():
+        offered = getattr(model.get_submodule(part.address), "compile_blocks", None)
+        if offered is not None:
+            offered()

@@ -6,11 +6,13 @@ vectors that it looks up; transformers' JanusVQVAE does so in decoding only, and
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from janus_plugins.core.facts import GenerationFacts
 from janus_plugins.core.weights import load_exactly, read_weights
+from janus_plugins.encoders.vq import fused
 from janus_plugins.encoders.vq.layers import Decoder, Encoder
 from janus_plugins.encoders.vq.quantizer import Quantizer, entropy_loss
 from janus_plugins.encoders.vq.spec import VqConfig
@@ -30,6 +32,7 @@ class Vq(nn.Module):
         self.quantize = Quantizer(config.codebook_size, config.code_width, config.revive_after)
         self.quant_conv = nn.Conv2d(config.z_channels, config.code_width, 1)
         self.post_quant_conv = nn.Conv2d(config.code_width, config.z_channels, 1)
+        self._fuses = False
 
     def codebook(self) -> Tensor:
         """Return the codes at length 1 [K, C]."""
@@ -68,6 +71,10 @@ class Vq(nn.Module):
         losses["reconstruction"] = self._pixel_loss(self._pixels(passed).float(), pixels.float())
         return {"loss": self._weighted(losses), **losses, "codes_used": used}
 
+    def compile_blocks(self) -> None:
+        """Fuse what lies between the encoder's convolutions, on a GPU and while it does not learn."""
+        self._fuses = True
+
     def load_weights(self, source: str) -> None:
         """Load weights under the official names from a file, a folder or a hub id.
 
@@ -103,7 +110,10 @@ class Vq(nn.Module):
 
     def _vectors(self, pixels: Tensor) -> Tensor:
         """Return what the quantiser sees, at length 1 [N * T, C] (float32)."""
-        hidden = self.quant_conv(self.encoder(pixels))
+        if self._fuses and not torch.is_grad_enabled() and fused.fits(self.encoder, pixels):
+            hidden = self.quant_conv(fused.encode(self.encoder, pixels))
+        else:
+            hidden = self.quant_conv(self.encoder(pixels))
         flat = hidden.permute(0, 2, 3, 1).reshape(-1, self.config.code_width)
         return functional.normalize(flat.float(), dim=-1)
 

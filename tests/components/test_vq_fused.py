@@ -1,0 +1,82 @@
+"""The encoder's kernels against its layers: in Triton's interpreter here, on a GPU there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from janus_plugins.encoders.vq import fused
+from janus_plugins.encoders.vq.layers import Encoder
+from janus_plugins.encoders.vq.model import Vq
+from janus_plugins.encoders.vq.spec import VqConfig
+
+knobs = pytest.importorskip("triton").knobs
+
+SMALL = VqConfig(
+    image_size=32, channels=32, multipliers=(1, 2, 2), num_res_blocks=1, z_channels=16, codebook_size=64
+)
+
+
+def encoder(config: VqConfig = SMALL) -> Encoder:
+    torch.manual_seed(0)
+    made = Encoder(config).eval()
+    for parameter in made.parameters():
+        if parameter.ndim == 1:  # norms' weights and all biases: none of them is to be idle
+            torch.nn.init.normal_(parameter, std=0.3)
+    return made
+
+
+@torch.no_grad()
+def difference(made: Encoder, pixels: torch.Tensor) -> float:
+    wanted = made(pixels).float()
+    return float((fused.encode(made, pixels).float() - wanted).norm() / wanted.norm())
+
+
+if knobs.runtime.interpret:
+
+    def test_it_encodes_the_same():
+        assert difference(encoder(), torch.rand(2, 3, 32, 32) * 2 - 1) < 1e-5
+
+    def test_pictures_of_many_parts():
+        config = SMALL.model_copy(update={"multipliers": (1,), "image_size": 64})
+        assert difference(encoder(config), torch.rand(1, 3, 64, 64) * 2 - 1) < 1e-5
+
+else:
+
+    def test_in_the_interpreter():
+        """Triton decides when it is imported whether it interprets: run the tests above in a new process."""
+        environment = {**os.environ, "TRITON_INTERPRET": "1"}
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert "3 passed" in done.stdout
+
+
+def test_it_stays_out_of_the_way_on_a_cpu_and_of_other_widths(monkeypatch):
+    pixels = torch.rand(1, 3, 32, 32) * 2 - 1
+    assert not fused.fits(encoder(), pixels)
+    model = Vq(SMALL).eval()
+    with torch.no_grad():
+        before = model.encode({"pixels": pixels})
+        model.compile_blocks()
+        assert torch.equal(model.encode({"pixels": pixels}), before)
+    elsewhere = pixels.to("meta")
+    monkeypatch.setattr(type(elsewhere), "device", property(lambda _: torch.device("cuda")))
+    odd = SMALL.model_copy(update={"channels": 96})
+    assert fused.fits(encoder(), elsewhere)
+    assert not fused.fits(encoder(odd), elsewhere)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 5e-3), (torch.bfloat16, 0.03)])
+def test_on_a_gpu(dtype, limit):
+    config = VqConfig(
+        image_size=384, channels=128, multipliers=(1, 1, 2, 2, 4), num_res_blocks=2, z_channels=256
+    )
+    pixels = (torch.rand(3, 3, 384, 384, device="cuda") * 2 - 1).to(dtype)
+    assert fused.fits(made := encoder(config).to("cuda", dtype), pixels)
+    assert difference(made, pixels) < limit
