@@ -1,27 +1,44 @@
 """Measure how fast the reference trains on a GPU: tokens a second, MFU and waiting for data, by stage.
 
-Run `python -m benchmarks.gpu_training [--steps 8] [--samples 48] [--tflops 989]` (or `make bench-gpu`): the
+Run `python -m benchmarks.gpu_training [--steps 8] [--samples 96] [--tflops 989]` (or `make bench-gpu`): the
 whole of configs/janus_1.3b.yaml in bf16, rows of 4,096 slots, its mix, over Parquet files made in the formats
 of its data sets (tests/reference/made.py), two workers. It runs as the file says, which computes activations
-again, and with blocks compiled and activations kept, which takes more memory; `--way` chooses one.
+again, and with blocks compiled and activations kept; `--way` and `--stage` choose. A step's samples are taken
+in two halves: kept activations of 48 take 67 GiB in stage II, and of 72 in stage III 120; a smaller GPU needs
+`--set engine.accumulate=4`. Every stage begins with fresh weights, and what it ends with is not written.
+
 Counted are useful tokens, without padding, and the operations that the model needs for them, not those of
-activations computed again. `--set` changes the run file, also to try the command on a smaller model without
-a GPU, which keeps nothing.
+activations computed again; of a stage's steps the median, without the first. `--set` changes the run file,
+also to try the command on a smaller model without a GPU, which keeps nothing.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from benchmarks import harness
+from janus_plugins.core.plan import RunPlan
 from janus_plugins.door import plan as plan_of
+from janus_plugins.model.compose import compose_plan
+from janus_plugins.training import stages as training_stages
+from janus_plugins.training.checkpoint import Checkpoints
+from janus_plugins.training.loop import StageLoop
+from janus_plugins.training.plan_recipe import plan_recipe, prepared
+from janus_plugins.training.run import run_recipe
+from janus_plugins.training.world import World, close_world, open_world
 from tests.reference.cut import NO_DOWNLOADS, steps
-from tests.reference.running import run_reference, speeds
+from tests.reference.made import write_all
+from tests.reference.running import Speed, speeds
 
 WAYS = {
     "as the file says": (),
@@ -29,38 +46,84 @@ WAYS = {
 }
 
 
+@contextmanager
+def nothing_written() -> Iterator[None]:
+    """Let stages end without their weights, which take longer to write than the steps to run."""
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(training_stages, "_final_weights", lambda *_: ({}, None)))
+        stack.enter_context(patch.object(training_stages, "_rebuilt", lambda *_: None))
+        stack.enter_context(patch.object(Checkpoints, "save_stage", lambda self, *_: self.root))
+        yield
+
+
+def measured(plan: RunPlan, name: str, world: World, out: Path) -> Speed:
+    """Train a few steps of one stage in this process; return how fast they were."""
+    stage = next(stage for stage in plan.run.stages if stage.name == name)
+    alone = replace(plan, run=plan.run.model_copy(update={"stages": (stage,)}))
+
+    def build(_: bool) -> Any:
+        model = compose_plan(alone, weights=False, device=world.device)
+        return prepared(model, alone.run.engine)
+
+    recipe = replace(plan_recipe(alone), build=build, save_native=None)
+    with nothing_written(), ExitStack() as turn:
+        first = StageLoop._one_step
+
+        def step(loop: StageLoop) -> bool:
+            """Take a step; meanwhile no other benchmark may be at it."""
+            if loop._position.step == 0:
+                turn.enter_context(harness.turn())
+            return first(loop)
+
+        with patch.object(StageLoop, "_one_step", step):
+            run_recipe(recipe, out, world)
+    return speeds(alone, out)[name]
+
+
 def main() -> int:
     """Train a few steps of every stage."""
     parser = harness.options(__doc__ or "")
     parser.add_argument("--steps", type=int, default=8, help="steps of each stage (default 8)")
-    parser.add_argument("--samples", type=int, default=48, help="samples of a step (default 48)")
+    parser.add_argument("--samples", type=int, default=96, help="samples of a step (default 96)")
     parser.add_argument(
         "--tflops", type=float, default=989.0, help="peak in 16 bits, dense (default: H100, H200)"
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the run file")
     parser.add_argument("--way", action="append", choices=list(WAYS), help="default: both")
+    parser.add_argument("--stage", action="append", help="default: all three")
     given = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     sizes = steps(given.samples, given.samples, given.samples, number=given.steps)
     lines = [
-        "| way | stage | useful tokens/s | MFU | useful tokens over slots | waited for data |",
-        "|---|---|---|---|---|---|",
+        "| way | stage | useful tokens/s | MFU | useful tokens over slots | waited for data | GiB |",
+        "|---|---|---|---|---|---|---|",
     ]
-    kept = {}
-    for way in given.way or WAYS:
-        overrides = [*NO_DOWNLOADS, *sizes, *WAYS[way], *given.set]
-        with tempfile.TemporaryDirectory() as folder:
-            out = run_reference(Path(folder), overrides, rows=64).out
-            found = speeds(plan_of("janus_1.3b", overrides), out)
-        for name, speed in found.items():
-            lines.append(
-                f"| {way} | {name} | {speed.tokens_per_second:,.0f} | {speed.mfu(given.tflops):.1%} "
-                f"| {speed.packing:.1%} | {speed.data_wait:.1%} |"
-            )
-        kept[way] = {name: {**asdict(one), "mfu": one.mfu(given.tflops)} for name, one in found.items()}
-        print("\n".join(lines), flush=True)
-    if torch.cuda.is_available():
+    kept: dict[str, dict[str, Any]] = {}
+    accelerated = torch.cuda.is_available()
+    with tempfile.TemporaryDirectory() as folder:
+        write_all(plan_of("janus_1.3b").run.data, Path(folder), rows=32)
+        os.chdir(folder)
+        world = open_world()
+        for way in given.way or WAYS:
+            overrides = [*NO_DOWNLOADS, *sizes, "engine.accumulate=2", *WAYS[way], *given.set]
+            plan = plan_of("janus_1.3b", overrides)
+            for name in given.stage or [stage.name for stage in plan.run.stages]:
+                if accelerated:
+                    torch.cuda.reset_peak_memory_stats()
+                speed = measured(plan, name, world, Path(way.split()[0], name))
+                peak = torch.cuda.max_memory_allocated() / 2**30 if accelerated else 0.0
+                lines.append(
+                    f"| {way} | {name} | {speed.tokens_per_second:,.0f} | {speed.mfu(given.tflops):.1%} "
+                    f"| {speed.packing:.1%} | {speed.data_wait:.1%} | {peak:.0f} |"
+                )
+                kept.setdefault(way, {})[name] = {
+                    **asdict(speed), "mfu": speed.mfu(given.tflops), "peak_gib": peak,
+                }  # fmt: skip
+                print(lines[-1], flush=True)
+        close_world()
+    if accelerated:
         device = torch.cuda.get_device_name()
-        text = "\n".join([*lines, "", f"{device}; {given.samples} samples a step"])
+        text = "\n".join([*lines, "", f"{device}; {given.samples} samples a step, {given.steps} steps"])
         harness.keep("gpu_training", text, {"device": device, "ways": kept})
     return 0
 

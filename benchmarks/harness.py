@@ -8,13 +8,16 @@ took time from is refused.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -71,14 +74,22 @@ def compare(
     rounds: int = 5,
     counts: Mapping[str, Any] | None = None,
     clock: Literal["cpu", "wall"] = "cpu",
+    warm: bool = True,
 ) -> Comparison:
     """Run the ways in turn, `rounds` times after one that does not count; the first way is ours.
 
+    Where every way has run just before, it need not be `warm` first.
+
     A way that has a device work for it returns once the device has done so.
     """
-    for way in ways.values():
-        way()
-    made = Comparison(name, next(iter(ways)), counts=dict(counts or {}), clock=clock)
+    with turn():
+        made = Comparison(name, next(iter(ways)), counts=dict(counts or {}), clock=clock)
+        for way in ways.values() if warm else ():
+            way()
+        return _compared(ways, rounds, made)
+
+
+def _compared(ways: Mapping[str, Callable[[], object]], rounds: int, made: Comparison) -> Comparison:
     before, started, ran = ticks(), time.perf_counter(), time.process_time()
     for _ in range(rounds):
         for label, way in ways.items():
@@ -90,6 +101,14 @@ def compare(
     made.stolen = (after[0] - before[0]) / max(1, after[1] - before[1])
     made.waited = max(0.0, 1 - (time.process_time() - ran) / (time.perf_counter() - started))
     return made
+
+
+@contextmanager
+def turn() -> Iterator[None]:
+    """Wait until no other benchmark on this machine is at it: what they do besides may overlap."""
+    with (Path(tempfile.gettempdir()) / "janus-plugins-benchmark.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def ticks() -> tuple[int, int]:
