@@ -85,15 +85,17 @@ def check_look(
 
 if knobs.runtime.interpret:
 
-    @pytest.mark.parametrize(("rows", "dtype"), [(1, torch.bfloat16), (2, torch.float32), (3, torch.float32)])
-    def test_products_of_a_few_rows(rows, dtype):
-        check_product(on_gpu.kernels(), "cpu", dtype, rows, (10, 80), WAYS, (4, 64, 4))
+    @pytest.mark.parametrize(
+        ("rows", "dtype", "ways"),
+        [(1, torch.bfloat16, IN_USE), (2, torch.float32, WAYS), (3, torch.float32, IN_USE)],
+    )
+    def test_products_of_a_few_rows(rows, dtype, ways):
+        check_product(on_gpu.kernels(), "cpu", dtype, rows, (6, 80), ways, (4, 64, 4))
 
     def test_products_of_some_rows():
-        check_product(on_gpu.kernels(), "cpu", torch.float32, 6, (10, 80), WAYS, (16, 64, 4, 3))
+        check_product(on_gpu.kernels(), "cpu", torch.float32, 6, (10, 80), IN_USE, (16, 64, 4, 3))
 
-    @pytest.mark.parametrize("heads", [2, 4])
-    @pytest.mark.parametrize(("slot", "cuts"), [(0, 4), (1, 1), (70, 1), (70, 4)])
+    @pytest.mark.parametrize(("heads", "slot", "cuts"), [(4, 0, 4), (4, 1, 1), (4, 70, 4), (2, 70, 4)])
     def test_attention_from_one_slot(heads, slot, cuts):
         check_look(on_gpu.kernels(), "cpu", torch.float32, heads, slot, cuts)
 
@@ -108,7 +110,7 @@ else:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-3000:]
-        assert "13 passed" in done.stdout
+        assert "9 passed" in done.stdout
 
 
 @pytest.mark.gpu

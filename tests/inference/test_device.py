@@ -93,8 +93,9 @@ def test_what_is_made_is_the_same(name: str, here: UnifiedModel, away: UnifiedMo
     assert torch.equal(made, expected) if isinstance(made, Tensor) else made == expected
 
 
-@pytest.mark.parametrize("name", ["compiled", "compiled alone", "compiled words"])
-@pytest.mark.parametrize("few", [0, 4])
+@pytest.mark.parametrize(
+    ("name", "few"), [("compiled", 0), ("compiled", 4), ("compiled alone", 4), ("compiled words", 4)]
+)
 def test_a_compiled_step_by_kernels(name: str, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a GPU has of its own for a step, computed by the same in plain torch."""
     here = small_model(WIDE)
