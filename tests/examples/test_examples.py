@@ -126,6 +126,7 @@ for file in files:
 """
 
 
+@pytest.mark.slow
 def test_the_proofs_take_a_few_steps_of_each_stage_and_answer(site: Path, tmp_path: Path) -> None:
     files = [str(EXAMPLES / name / file) for name, (file, _) in PROOFS.items()]
     lines = run("-c", STEPS, str(tmp_path), *files, site=site).splitlines()
