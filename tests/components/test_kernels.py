@@ -19,7 +19,7 @@ from .plain_kernels import product as plain_product
 
 knobs = pytest.importorskip("triton").knobs
 
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
 def close(ours: Tensor, theirs: Tensor) -> bool:
@@ -87,10 +87,10 @@ if knobs.runtime.interpret:
 
     @pytest.mark.parametrize(
         ("rows", "dtype", "ways"),
-        [(1, torch.bfloat16, IN_USE), (2, torch.float32, WAYS), (3, torch.float32, IN_USE)],
+        [(1, torch.bfloat16, IN_USE), (2, torch.float32, WAYS), (3, torch.float16, IN_USE)],
     )
     def test_products_of_a_few_rows(rows, dtype, ways):
-        check_product(on_gpu.kernels(), "cpu", dtype, rows, (6, 80), ways, (4, 64, 4))
+        check_product(on_gpu.kernels(), "cpu", dtype, rows, (10, 80), ways, (4, 64, 4))
 
     def test_products_of_some_rows():
         check_product(on_gpu.kernels(), "cpu", torch.float32, 6, (10, 80), IN_USE, (16, 64, 4, 3))

@@ -17,7 +17,7 @@ from janus_plugins.encoders.vq.spec import VqConfig
 knobs = pytest.importorskip("triton").knobs
 
 SMALL = VqConfig(
-    image_size=32, channels=32, multipliers=(1, 2, 2), num_res_blocks=1, z_channels=16, codebook_size=64
+    image_size=16, channels=32, multipliers=(1, 2), num_res_blocks=1, z_channels=16, codebook_size=64
 )
 
 
@@ -39,7 +39,7 @@ def difference(made: Encoder, pixels: torch.Tensor) -> float:
 if knobs.runtime.interpret:
 
     def test_it_encodes_the_same():
-        assert difference(encoder(), torch.rand(2, 3, 32, 32) * 2 - 1) < 1e-5
+        assert difference(encoder(), torch.rand(2, 3, 16, 16) * 2 - 1) < 1e-5
 
     def test_pictures_of_many_parts():
         config = SMALL.model_copy(update={"multipliers": (1,), "image_size": 64})
@@ -57,7 +57,7 @@ else:
 
 
 def test_it_stays_out_of_the_way_on_a_cpu_and_of_other_widths(monkeypatch):
-    pixels = torch.rand(1, 3, 32, 32) * 2 - 1
+    pixels = torch.rand(1, 3, 16, 16) * 2 - 1
     assert not fused.fits(encoder(), pixels)
     model = Vq(SMALL).eval()
     with torch.no_grad():

@@ -138,6 +138,7 @@ def test_the_proofs_take_a_few_steps_of_each_stage_and_answer(site: Path, tmp_pa
         assert isinstance(one["said"], str)
 
 
+@pytest.mark.slow
 def test_a_task_and_a_callback_of_a_package_serve_a_run(site: Path, tmp_path: Path) -> None:
     options = [
         "stages=[{name: short, learn: {language_model: 1e-3}, mix: {understanding: 1}, steps: 3, batch: 4, "
