@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks import harness, models
 from benchmarks.generation import GUIDANCE, PROMPT, official_loop, transformers_way
-from janus_plugins.core.sdpa import without_plans
+from janus_plugins.core.devices import without_plans
 from janus_plugins.door import plan as read_plan
 from janus_plugins.inference.prompts import item_prompt
 from janus_plugins.model.compose import compose_plan
@@ -31,7 +31,8 @@ OVERRIDES = (*NO_DOWNLOADS, "model.language_model.options.init_std=0.04")
 """With wide weights greedy codes differ from step to step."""
 
 OURS, EAGER = "ours, one graph a step", "ours, eager"
-WAYS = (OURS, EAGER, "transformers generate", "official-style loop")
+THEIRS, OFFICIAL = "transformers generate", "official-style loop"
+WAYS = (OURS, EAGER, THEIRS, OFFICIAL)
 
 
 def reference(device: str, overrides: list[str]) -> UnifiedModel:
@@ -81,8 +82,8 @@ def one_image(model: UnifiedModel, given: argparse.Namespace) -> tuple[list[harn
     known: dict[str, Callable[[], Tensor]] = {
         OURS: ours(model, given.device, True),
         EAGER: ours(model, given.device, False),
-        WAYS[2]: waited_for(given.device, lambda: transformers_way(foreign, model, rows[0])),
-        WAYS[3]: waited_for(given.device, lambda: official_loop(foreign, rows, steps)),
+        THEIRS: waited_for(given.device, lambda: transformers_way(foreign, model, rows[0])),
+        OFFICIAL: waited_for(given.device, lambda: official_loop(foreign, rows, steps)),
     }
     ways = {name: way for name, way in known.items() if name in (given.way or WAYS) or name == OURS}
     model.float()

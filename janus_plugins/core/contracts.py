@@ -112,7 +112,7 @@ class GenerationEncoder(Protocol):
         ...
 
     def compile_blocks(self) -> None:
-        """Let `torch.compile` fuse encoding under `engine.compile`, where that pays. Optional."""
+        """Fuse encoding under `engine.compile`, where that pays. Optional."""
         ...
 
     def load_weights(self, source: str) -> None:

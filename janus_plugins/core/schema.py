@@ -315,7 +315,7 @@ class EngineBlock(Strict):
     )
     compile: bool = Field(
         default=False,
-        description="fuse the blocks of the language model, and of parts that offer it, by torch.compile; "
+        description="fuse the language model's blocks by torch.compile, and what other parts offer to fuse; "
         "rounding differs",
     )
     workers: Annotated[int, Field(ge=0)] = Field(default=0, description="data workers of each rank")

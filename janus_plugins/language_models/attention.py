@@ -19,13 +19,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from janus_plugins.core.contracts import Packed
+from janus_plugins.core.devices import without_plans
 from janus_plugins.core.errors import RunFileError
-from janus_plugins.core.sdpa import without_plans
 
 NAME = "janus_plugins"
 
-_VARLEN = set(inspect.signature(varlen_attn).parameters)
-_SHARES_HEADS = "enable_gqa" in _VARLEN
+_SHARES_HEADS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 """Whether torch's variable-length kernel reads keys that heads share; torch 2.11 has them repeated."""
 
 
@@ -231,11 +230,6 @@ def flat_mask(packed: Packed, slots: int) -> Callable[[Tensor, Tensor, Tensor, T
     return sees
 
 
-def has_varlen() -> bool:
-    """Say whether this torch has the variable-length kernel with causal windows."""
-    return {"window_size", "scale"} <= _VARLEN
-
-
 def packed_attention(packed: Packed, embeds: Tensor, choice: str) -> Attend:
     """Choose the kernel of a packed batch by what the machine can do and what the options ask.
 
@@ -243,11 +237,11 @@ def packed_attention(packed: Packed, embeds: Tensor, choice: str) -> Attend:
         RunFileError: the options ask for a kernel that cannot run here.
     """
     on_gpu = embeds.device.type == "cuda"
-    half = embeds.dtype in (torch.float16, torch.bfloat16)
-    if choice == "varlen" and not (on_gpu and half and has_varlen()):
+    fits_varlen = on_gpu and embeds.dtype in (torch.float16, torch.bfloat16)
+    if choice == "varlen" and not fits_varlen:
         raise RunFileError(
-            f"attention: varlen needs a GPU, 16 bits and a torch that has it, but this is {embeds.dtype} on "
-            f"{embeds.device.type} under torch {torch.__version__}; use attention: auto"
+            f"attention: varlen needs a GPU and 16 bits, but this is {embeds.dtype} on {embeds.device.type}; "
+            "use attention: auto"
         )
     if choice == "flex" and not on_gpu:
         raise RunFileError("attention: flex needs a GPU; use attention: auto")
@@ -257,7 +251,7 @@ def packed_attention(packed: Packed, embeds: Tensor, choice: str) -> Attend:
             "(parallel), whose slots see one another; use attention: auto"
         )
     causal = packed.reach is None
-    if choice == "varlen" or (choice == "auto" and on_gpu and half and has_varlen() and causal):
+    if choice == "varlen" or (choice == "auto" and fits_varlen and causal):
         return Varlen(packed)
     if choice == "flex":
         return Flex(packed, embeds.shape[0] * embeds.shape[1])

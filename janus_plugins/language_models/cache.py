@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from janus_plugins.core.contracts import Cached
+from janus_plugins.core.devices import without_plans
 from janus_plugins.core.errors import RunFileError
-from janus_plugins.core.sdpa import without_plans
 
 
 class KeyValueCache:

@@ -6,11 +6,12 @@ What each computes `kernels.py` says; where it is needed is known here, and Trit
 from __future__ import annotations
 
 import functools
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from janus_plugins.core.devices import launches_triton
 
 OLDEST = (8, 0)
 """Compute capability from which the kernels are for: that which has instructions for bf16."""
@@ -27,14 +28,8 @@ WIDTHS = (16, 32, 64, 128, 256)
 
 
 def has_kernels(device: torch.device) -> bool:
-    """Answer whether the kernels run on a device. They are launched on the current one."""
-    return (
-        device.type == "cuda"
-        and (device.index is None or device.index == torch.cuda.current_device())
-        and torch.version.hip is None
-        and importlib.util.find_spec("triton") is not None
-        and torch.cuda.get_device_capability(device) >= OLDEST
-    )
+    """Answer whether the kernels run on a device."""
+    return launches_triton(device) and torch.cuda.get_device_capability(device) >= OLDEST
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaRMSNorm,
 )
 
-from janus_plugins.core.sdpa import without_plans
+from janus_plugins.core.devices import without_plans
 from janus_plugins.language_models import on_gpu
 from janus_plugins.language_models.cache import CachedAttention, KeyValueCache
 from janus_plugins.language_models.joining import lie_together, whole_of

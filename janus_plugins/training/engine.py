@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from janus_plugins.core.devices import without_plans
 from janus_plugins.core.schema import EngineBlock, StageBlock
-from janus_plugins.core.sdpa import without_plans
 from janus_plugins.inference.halves import widened
 from janus_plugins.sequence.batch import Batch
 from janus_plugins.training.ds_config import deepspeed_config, zero_stage

@@ -37,12 +37,10 @@ def plan_recipe(plan: RunPlan, sampler: Sampler | None = None, start: Start | No
     tokenizer = build_tokenizer_for(plan)
 
     def build(weights: bool) -> nn.Module:
-        model = (
-            compose_plan(plan, tokenizer, weights=start is None)
-            if weights
-            else compose_empty(plan, tokenizer)
-        )
-        if weights and start is not None:
+        if not weights:
+            return prepared(compose_empty(plan, tokenizer), plan.run.engine)
+        model = compose_plan(plan, tokenizer, weights=start is None)
+        if start is not None:
             start(model)
         return prepared(model, plan.run.engine)
 

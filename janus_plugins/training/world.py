@@ -61,7 +61,7 @@ class World:
     def collect_garbage(self) -> None:
         """Give back the memory of what holds itself and nobody else reaches, as a closed engine does."""
         gc.collect()
-        if self.device.type != "cpu":
+        if self.works_aside:
             torch.cuda.empty_cache()
 
     def gather(self, value: T) -> list[T]:

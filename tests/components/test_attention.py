@@ -8,8 +8,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from janus_plugins.core.contracts import Cached
+from janus_plugins.core.devices import without_plans
 from janus_plugins.core.errors import RunFileError
-from janus_plugins.core.sdpa import without_plans
 from janus_plugins.language_models import attention
 from janus_plugins.language_models import model as model_module
 from janus_plugins.language_models.attention import Varlen, packed_attention

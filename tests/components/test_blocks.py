@@ -62,10 +62,7 @@ def test_the_mask_of_flex_attention_equals_the_dense_one():
         assert torch.equal(seen[used], mask[used])
 
 
-def test_a_kernel_that_is_causal_only_is_refused(monkeypatch):
-    from janus_plugins.language_models import attention
-
-    monkeypatch.setattr(attention, "has_varlen", lambda: True)
+def test_a_kernel_that_is_causal_only_is_refused():
     plan, _, _ = random_pack(random.Random(1), 2, 40)
 
     class OnGpu:

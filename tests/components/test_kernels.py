@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from types import ModuleType
 
 import pytest
@@ -14,6 +11,7 @@ from torch import Tensor
 
 from janus_plugins.language_models import on_gpu
 
+from .interpreter import run_interpreted
 from .plain_kernels import look as plain_look
 from .plain_kernels import product as plain_product
 
@@ -105,12 +103,7 @@ if knobs.runtime.interpret:
 else:
 
     def test_in_the_interpreter():
-        """Triton decides when it is imported whether it interprets: run the tests above in a new process."""
-        environment = {**os.environ, "TRITON_INTERPRET": "1"}
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout[-3000:]
-        assert "9 passed" in done.stdout
+        run_interpreted(__file__, passing=9)
 
 
 @pytest.mark.gpu

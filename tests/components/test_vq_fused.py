@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -13,6 +9,8 @@ from janus_plugins.encoders.vq import fused
 from janus_plugins.encoders.vq.layers import Encoder
 from janus_plugins.encoders.vq.model import Vq
 from janus_plugins.encoders.vq.spec import VqConfig
+
+from .interpreter import run_interpreted
 
 knobs = pytest.importorskip("triton").knobs
 
@@ -48,12 +46,7 @@ if knobs.runtime.interpret:
 else:
 
     def test_in_the_interpreter():
-        """Triton decides when it is imported whether it interprets: run the tests above in a new process."""
-        environment = {**os.environ, "TRITON_INTERPRET": "1"}
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout[-3000:]
-        assert "3 passed" in done.stdout
+        run_interpreted(__file__, passing=3)
 
 
 def test_it_stays_out_of_the_way_on_a_cpu_and_of_other_widths(monkeypatch):

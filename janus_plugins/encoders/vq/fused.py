@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
+from janus_plugins.core.devices import launches_triton
 from janus_plugins.encoders.vq.layers import Encoder, ResBlock
 
 
 def fits(encoder: Encoder, pixels: Tensor) -> bool:
-    """Answer whether the kernels serve an encoder, where its pictures are: on the current device."""
-    device = pixels.device
-    return (
-        device.type == "cuda"
-        and (device.index is None or device.index == torch.cuda.current_device())
-        and torch.version.hip is None
-        and importlib.util.find_spec("triton") is not None
-        and all(
-            _is_power_of_2(norm.num_channels) and _is_power_of_2(norm.num_groups) for norm in _norms(encoder)
-        )
-    )
+    """Answer whether the kernels serve an encoder, where its pictures are."""
+    if not launches_triton(pixels.device):
+        return False
+    norms = [module for module in encoder.modules() if isinstance(module, nn.GroupNorm)]
+    return all(_is_power_of_2(norm.num_channels) and _is_power_of_2(norm.num_groups) for norm in norms)
 
 
 @functools.cache
@@ -78,10 +72,6 @@ def _normed(norm: nn.GroupNorm, x: Tensor, bias: Tensor | None) -> Tensor:
 
 def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
-
-
-def _norms(encoder: Encoder) -> list[nn.GroupNorm]:
-    return [module for module in encoder.modules() if isinstance(module, nn.GroupNorm)]
 
 
 def _is_power_of_2(number: int) -> bool:
