@@ -11,12 +11,14 @@ without a wrapper (ZeRO 0 in fp32) we look at the reduced gradients ourselves.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from janus_plugins.core.devices import without_plans
 from janus_plugins.core.schema import EngineBlock, StageBlock
@@ -44,6 +46,16 @@ class StepOutcome:
     applied: bool
     grad_norm: float
     rate: float
+
+
+@contextmanager
+def linear_restored() -> Iterator[None]:
+    """Put torch's linear layer back at the end, which DeepSpeed replaces under ZeRO 3 for good."""
+    linear = functional.linear
+    try:
+        yield
+    finally:
+        functional.linear = linear
 
 
 class Engine:

@@ -10,7 +10,7 @@ from torch import nn
 from janus_plugins.core.schema import StageBlock
 from janus_plugins.data.order import key_of
 from janus_plugins.training.checkpoint import Found, Position
-from janus_plugins.training.engine import Engine
+from janus_plugins.training.engine import Engine, linear_restored
 from janus_plugins.training.loop import Run, StageLoop
 from janus_plugins.training.lora import Updates, add_updates, check_lora, lora_label, merge_updates
 from janus_plugins.training.optim import Learning, choose_learning, set_trainable
@@ -61,17 +61,18 @@ def _train_stage(run: Run, out: Path, start: Position, found: Found | None) -> P
     set_trainable(model, learning)
     run.metrics.say(describe_stage(stage, learning, world))
     kept = keep_frozen(model, learning, world, recipe.engine.precision)
-    engine = Engine(model, stage, recipe.engine, learning, world)
-    _set_modes(engine, recipe, learning)
-    seed_all(recipe.seed, stage.name, world.rank)
-    run.metrics.begin_stage(stage, start.step)
-    state = run.checkpoints.load_step(found, engine) if found else None
-    _show_stage(run, stage, start, engine.module)
-    end = StageLoop(run, engine, start, state).finish()
-    run.callbacks.run.stage_end = None
-    run.callbacks.tell("on_stage_end")
-    weights, average = _final_weights(engine, world, kept, stage, updates)
-    engine.close()
+    with linear_restored():
+        engine = Engine(model, stage, recipe.engine, learning, world)
+        _set_modes(engine, recipe, learning)
+        seed_all(recipe.seed, stage.name, world.rank)
+        run.metrics.begin_stage(stage, start.step)
+        state = run.checkpoints.load_step(found, engine) if found else None
+        _show_stage(run, stage, start, engine.module)
+        end = StageLoop(run, engine, start, state).finish()
+        run.callbacks.run.stage_end = None
+        run.callbacks.tell("on_stage_end")
+        weights, average = _final_weights(engine, world, kept, stage, updates)
+        engine.close()
     run.callbacks.run.model = None
     if average is not None:
         _write_native(run, out / "model-ema", _rebuilt(run, stage, average) if world.is_main else None)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from janus_plugins.training.engine import linear_restored
 from janus_plugins.training.world import World, close_world, open_world
 
 
@@ -17,3 +18,10 @@ def world() -> Iterator[World]:
     yield open_world()
     close_world()
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _plain_linear() -> Iterator[None]:
+    """Leave other tests torch's own linear layer, also where an engine is made without a stage's run."""
+    with linear_restored():
+        yield
