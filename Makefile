@@ -25,14 +25,17 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The tests' models are tiny: a second thread each would only make them wait for one another.
+# The tests' models are tiny: a second thread each would only make them wait for one another. Files of tests
+# run in two processes instead; `make test WORKERS=0` runs all in one.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 test test-all: export OMP_NUM_THREADS := 1
 
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: lint
-	$(BIN)/python -m pytest -m 'not gpu'
+	$(PYTEST) -m 'not gpu'
 
 test-gpu:
 	$(PYTHON) -m pytest -m gpu
