@@ -25,17 +25,16 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The tests' models are tiny: a second thread each would only make them wait for one another. Files of tests
-# run in two processes instead; `make test WORKERS=0` runs all in one.
+# The tests' models are tiny: a second thread each would only make them wait for one another. Files of quick
+# tests run in two processes instead; `make test WORKERS=0` runs all in one.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 test test-all: export OMP_NUM_THREADS := 1
 
 test: lint
-	$(PYTEST)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-all: lint
-	$(PYTEST) -m 'not gpu'
+	$(BIN)/python -m pytest -m 'not gpu'
 
 test-gpu:
 	$(PYTHON) -m pytest -m gpu
@@ -56,6 +55,7 @@ bench: setup
 
 bench-gpu:
 	$(PYTHON) -m benchmarks.gpu
+	$(PYTHON) -m benchmarks.layers
 	$(PYTHON) -m benchmarks.gpu_training
 
 clean:

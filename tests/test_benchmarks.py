@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from benchmarks import growth, harness, plugins
 from benchmarks.training import padded, usual_loss
 from janus_plugins.data.loader import StepLoader
 from janus_plugins.door import plan as read_plan
+from janus_plugins.language_models.on_gpu import AHEAD
 from janus_plugins.model.compose import build_tokenizer_for, compose_plan
 
 from .tiny import write_tiny
@@ -72,6 +74,26 @@ def test_listing_plugins_finds_every_one_and_costs_little_for_each(tmp_path):
     assert "listed-100" in plugins.listing(many)[2]
     # CPU time; 300 within a second leave 3 ms for each, and this machine may be twice as slow as it is alone.
     assert (spent[many] - spent[few]) / 100 < 0.006
+
+
+def test_a_search_keeps_every_change_that_gains(monkeypatch, capsys):
+    layers = pytest.importorskip("benchmarks.layers")  # needs Triton
+    best = layers.Shape(4, 1024, 4)
+
+    def tried(of, old, new):
+        taken = [
+            5.0 - (way.shapes[1] == best) - (way.ahead.look == 16 << 20) - (way.ahead.down == 0)
+            for way in (old, new)
+        ]
+        return taken[1] < taken[0], *taken
+
+    monkeypatch.setattr(layers, "tried", tried)
+    now = layers.Way((None,) * 4, AHEAD)
+    asked = SimpleNamespace(rows=2)
+    found = layers.searched(asked, now, time.perf_counter() + 100)
+    assert found == layers.Way((None, best, None, None), AHEAD._replace(look=16 << 20, down=0))
+    assert layers.searched(asked, now, 0.0) == now
+    assert "out (4, 1024, 4, 1, None)" in str(found)
 
 
 def test_the_table_of_listings():

@@ -4,7 +4,8 @@ A step of one image reads every weight once and computes next to nothing, so it 
 and as few kernels follow one another. A library's products are made for many rows; these do on the way what
 would else be kernels of its own: the norm before a product, the gate or the sum after it. Attention turns
 queries and keys, writes the cache and looks back in one kernel. From Hopper on a kernel begins before the
-one ahead of it has ended: until then it has its weights brought near, which wait for nobody.
+one ahead of it has ended: until then it has its weights brought near, which wait for nobody. And while a
+kernel ends, memory would have nothing to do: it has some of what later kernels read brought near, too.
 
 Import it where Triton is installed. The plain functions below say what each kernel computes; on a CPU they
 run in Triton's interpreter alone.
@@ -45,12 +46,16 @@ NOT, AT_ONCE, LATE = 0, 1, 2
 
 
 class Shape(NamedTuple):
-    """Say how a product is cut into programs: outputs and inputs at once, warps, loads under way."""
+    """Say how a product is cut into programs: outputs and inputs at once, warps, loads under way.
+
+    With `registers`, a thread has so many at most, so that more programs stand beside one another.
+    """
 
     outputs: int
     inputs: int
     warps: int
     stages: int = 1
+    registers: int | None = None
 
 
 @triton.jit
@@ -82,13 +87,24 @@ def _bring_near(place):
 
 
 @triton.jit
+def _bring_later(later, program, programs, LINES: tl.constexpr, EACH: tl.constexpr, LINE: tl.constexpr):
+    """Have what later kernels read brought near: so many lines, the last programs first."""
+    if LINES > 0:
+        some = tl.arange(0, EACH)
+        for first in range((programs - 1 - program) * EACH, LINES, programs * EACH):
+            _bring_near(later + tl.minimum(first + some, LINES - 1) * LINE)
+
+
+@triton.jit
 def _rows_kernel(
-    source, weight, norm, added, result, outputs, epsilon,
+    source, weight, norm, added, later, result, outputs, epsilon,
     INPUTS: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    LATER: tl.constexpr, EACH: tl.constexpr, LINE: tl.constexpr,
     NORMED: tl.constexpr, GATED: tl.constexpr, ADDED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Multiply up to four rows with a weight; every weight is read once, and used for all rows."""
     _begin(EARLY)
+    _bring_later(later, tl.program_id(0), tl.num_programs(0), LATER, EACH, LINE)
     n = tl.program_id(0) * N + tl.arange(0, N)
     fits = n < outputs
     first = tl.arange(0, K)
@@ -182,19 +198,21 @@ def _finish(
 
 @triton.jit
 def _dots_kernel(
-    source, weight, added, result, outputs, rows,
+    source, weight, added, later, result, outputs, rows,
     INPUTS: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, STAGES: tl.constexpr,
-    LINES: tl.constexpr, GATED: tl.constexpr, ADDED: tl.constexpr, EARLY: tl.constexpr,
+    OWN: tl.constexpr, LATER: tl.constexpr, EACH: tl.constexpr, LINE: tl.constexpr,
+    GATED: tl.constexpr, ADDED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Multiply some rows with a weight on the tensor cores, the weight in the place of the many rows."""
     _begin(EARLY)
+    _bring_later(later, tl.program_id(0), tl.num_programs(0), LATER, EACH, LINE)
     n = tl.program_id(0) * N + tl.arange(0, N)
     m = tl.arange(0, ROWS)
     fits = n < outputs
     place = weight + n[:, None].to(tl.int64) * INPUTS
     if EARLY:
         near = weight + tl.minimum(n, outputs - 1)[:, None].to(tl.int64) * INPUTS
-        near += tl.minimum(tl.arange(0, LINES) * 64, INPUTS - 1)[None, :]
+        near += tl.minimum(tl.arange(0, OWN) * 64, INPUTS - 1)[None, :]
         _bring_near(near)
         if GATED:
             _bring_near(near + outputs.to(tl.int64) * INPUTS)
@@ -245,9 +263,10 @@ def _norm_kernel(
 
 @triton.jit
 def _look_kernel(
-    mixed, cosines, sines, at, cache, slot, seen, parts, shares, arrived, result,
+    mixed, cosines, sines, at, cache, slot, seen, parts, shares, arrived, later, result,
     heads, groups, length, seen_stride, scale,
     EACH: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr, SOME: tl.constexpr, CUTS: tl.constexpr,
+    LATER: tl.constexpr, EACH_LATER: tl.constexpr, LINE: tl.constexpr,
     MASKED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Attend for the heads of a group of a row, over one part of the slots; the last to end joins them."""
@@ -275,6 +294,7 @@ def _look_kernel(
         near = tl.minimum(near, length * WIDTH - 1)
         _bring_near(keys + near)
         _bring_near(values + near)
+    _bring_later(later, index * CUTS + part, tl.num_programs(0) * CUTS, LATER, EACH_LATER, LINE)
     _wait(EARLY)
     line = mixed + row * (heads + 2 * groups) * WIDTH
     own = line + head[:, None] * WIDTH
@@ -353,6 +373,7 @@ def product(
     epsilon: float = 0.0,
     added: Tensor | None = None,
     gated: bool = False,
+    later: Tensor | None = None,
     shape: Shape | None = None,
 ) -> Tensor:
     """Return rows [B, K] times a weight [N, K], in the rows' dtype.
@@ -364,6 +385,7 @@ def product(
         epsilon: of the norm.
         added: what is added [B, N].
         gated: the weight's first half are gates of its second, [2 N, K]: answer silu(gates) * others.
+        later: numbers one after another that later kernels read, and nobody writes; brought near.
         shape: how to cut it; None for the measured way.
     """
     source, added = source.contiguous(), None if added is None else added.contiguous()
@@ -381,18 +403,20 @@ def product(
     cut = shape or _shape(rows, outputs, inputs, gated, weight.element_size())
     grid = (triton.cdiv(outputs, cut.outputs),)
     options = {
-        "GATED": gated, "ADDED": added is not None, "EARLY": early, "num_warps": cut.warps, **_launch(early)
+        "GATED": gated, "ADDED": added is not None, "EARLY": early, "num_warps": cut.warps,
+        **_launch(early, cut),
     }  # fmt: skip
+    more = _brought(later, early, grid[0])
     if rows <= FEW:
         _rows_kernel[grid](
-            source, weight, norm, added, result, outputs, epsilon,
-            inputs, rows, cut.outputs, cut.inputs, NORMED=norm is not None, **options,
+            source, weight, norm, added, later, result, outputs, epsilon,
+            inputs, rows, cut.outputs, cut.inputs, *more, NORMED=norm is not None, **options,
         )  # fmt: skip
     else:
         _dots_kernel[grid](
-            source, weight, added, result, outputs, rows,
+            source, weight, added, later, result, outputs, rows,
             inputs, max(16, triton.next_power_of_2(rows)), cut.outputs, cut.inputs, cut.stages,
-            max(1, NEAR // (cut.outputs * LINE * (1 + gated))), **options,
+            max(1, NEAR // (cut.outputs * LINE * (1 + gated))), *more, **options,
         )  # fmt: skip
     return result
 
@@ -408,8 +432,18 @@ def _early(device: torch.device, rows: int) -> int:
     return AT_ONCE if rows <= FEW else LATE
 
 
-def _launch(early: int) -> dict[str, Any]:
-    return {"launch_pdl": True} if early else {}
+def _brought(later: Tensor | None, early: int, programs: int) -> tuple[int, int, int]:
+    """Return lines that programs bring near for later kernels, how many at once, and a line's numbers."""
+    if later is None or not early:
+        return 0, 1, 1
+    numbers = LINE // later.element_size()
+    lines = triton.cdiv(later.numel(), numbers)
+    return lines, min(128, max(32, triton.next_power_of_2(triton.cdiv(lines, programs)))), numbers
+
+
+def _launch(early: int, cut: Shape | None = None) -> dict[str, Any]:
+    registers = cut.registers if cut and early else None
+    return {**({"launch_pdl": True} if early else {}), **({"maxnreg": registers} if registers else {})}
 
 
 def _shape(rows: int, outputs: int, inputs: int, gated: bool, size: int) -> Shape:
@@ -420,7 +454,8 @@ def _shape(rows: int, outputs: int, inputs: int, gated: bool, size: int) -> Shap
         elif gated:
             cut = Shape(2, 1024, 2)
         else:
-            cut = Shape(4, 1024, 4) if max(outputs, inputs) > 4096 else Shape(2, 512, 2)
+            # With 128 registers four programs fit a multiprocessor: all 512 of 2,048 outputs at once.
+            cut = Shape(4, 1024, 4, 1, 128) if max(outputs, inputs) > 4096 else Shape(2, 512, 2)
         return cut._replace(inputs=min(cut.inputs, triton.next_power_of_2(inputs)))
     if gated:
         cut = Shape(64, 64, 4, 5)
@@ -445,6 +480,7 @@ def look(
     arrived: Tensor,
     heads: int,
     scale: float,
+    later: Tensor | None = None,
     some: int | None = None,
     cuts: int | None = None,
 ) -> Tensor:
@@ -460,6 +496,7 @@ def look(
         arrived: zeros [B * H] (int32), which it leaves behind as zeros.
         heads: H.
         scale: factor of the scores.
+        later: see `product`.
         some: slots at once; None for a good number.
         cuts: parts of the slots; None for a good number.
     """
@@ -477,9 +514,10 @@ def look(
     )
     early = _early(mixed.device, rows)
     _look_kernel[programs, cuts](
-        mixed, cosines, sines, at, cache, slot, seen, parts, shares, arrived, result,
+        mixed, cosines, sines, at, cache, slot, seen, parts, shares, arrived, later, result,
         heads, groups, length, 0 if seen is None else seen.stride(0), scale,
-        each, max(16, triton.next_power_of_2(each)), width, some, cuts, seen is not None, early,
+        each, max(16, triton.next_power_of_2(each)), width, some, cuts,
+        *_brought(later, early, programs * cuts), seen is not None, early,
         num_warps=4, **_launch(early),
     )  # fmt: skip
     return result

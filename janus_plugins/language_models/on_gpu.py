@@ -6,7 +6,7 @@ What each computes `kernels.py` says; where it is needed is known here, and Trit
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,36 @@ WIDTHS = (16, 32, 64, 128, 256)
 """How wide heads may be."""
 
 
+class Ahead(NamedTuple):
+    """Say how many bytes of weights each kernel of a layer has brought near for later ones.
+
+    Attributes:
+        qkv: the product to queries, keys and values, of the one after attention.
+        look: attention, of the product to gates and others.
+        out: the product after attention, of the same, further on.
+        gate_up: the product to gates and others, of the one after.
+        down: the last product, of the next layer's first.
+    """
+
+    qkv: int
+    look: int
+    out: int
+    gate_up: int
+    down: int
+
+
+AHEAD = Ahead(8 << 20, 8 << 20, 4 << 20, 4 << 20, 4 << 20)
+"""Of few rows: memory would rest for about two microseconds between kernels, in which it gives 8 MB."""
+
+AHEAD_OF_MANY = Ahead(4 << 20, 0, 4 << 20, 4 << 20, 4 << 20)
+"""Of more rows than a few, whose attention reads more than weights."""
+
+
+def ahead_of(rows: int) -> Ahead:
+    """Return what kernels for so many rows have brought near."""
+    return AHEAD if rows <= FEW else AHEAD_OF_MANY
+
+
 def has_kernels(device: torch.device) -> bool:
     """Answer whether the kernels run on a device."""
     return launches_triton(device) and torch.cuda.get_device_capability(device) >= OLDEST
@@ -42,16 +72,30 @@ def kernels() -> Any:
 
 @torch.library.custom_op("janus_plugins::product", mutates_args=())
 def product(
-    source: Tensor, weight: Tensor, norm: Tensor | None, epsilon: float, added: Tensor | None, gated: bool
+    source: Tensor,
+    weight: Tensor,
+    norm: Tensor | None,
+    epsilon: float,
+    added: Tensor | None,
+    gated: bool,
+    later: Tensor | None,
 ) -> Tensor:
     """Return rows [B, K] times a weight, normed before, gated or added to after; see `kernels.product`."""
-    answer: Tensor = kernels().product(source, weight, norm=norm, epsilon=epsilon, added=added, gated=gated)
+    answer: Tensor = kernels().product(
+        source, weight, norm=norm, epsilon=epsilon, added=added, gated=gated, later=later
+    )
     return answer
 
 
 @product.register_fake
 def _(
-    source: Tensor, weight: Tensor, norm: Tensor | None, epsilon: float, added: Tensor | None, gated: bool
+    source: Tensor,
+    weight: Tensor,
+    norm: Tensor | None,
+    epsilon: float,
+    added: Tensor | None,
+    gated: bool,
+    later: Tensor | None,
 ) -> Tensor:
     return source.new_empty(source.shape[0], weight.shape[0] // (1 + gated))
 
@@ -68,9 +112,12 @@ def look(
     arrived: Tensor,
     heads: int,
     scale: float,
+    later: Tensor | None,
 ) -> Tensor:
     """Return what one new slot a row sees [B, H * D]; see `kernels.look`."""
-    answer: Tensor = kernels().look(mixed, cosines, sines, at, cache, slot, seen, arrived, heads, scale)
+    answer: Tensor = kernels().look(
+        mixed, cosines, sines, at, cache, slot, seen, arrived, heads, scale, later
+    )
     return answer
 
 
@@ -86,5 +133,6 @@ def _(
     arrived: Tensor,
     heads: int,
     scale: float,
+    later: Tensor | None,
 ) -> Tensor:
     return mixed.new_empty(mixed.shape[0], heads * cache.shape[3])

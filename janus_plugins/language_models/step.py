@@ -146,6 +146,7 @@ class _OnGpu:
         rows = step.cache.batch
         self.shared = shared
         self.multiplies = rows <= on_gpu.MOST
+        self.later = _read_later(step.layers, shared, on_gpu.ahead_of(rows))
         self.arrived = torch.zeros(rows * step.heads, dtype=torch.int32, device=step.cos.device)
 
     @classmethod
@@ -170,20 +171,22 @@ class _OnGpu:
         for index, layer in enumerate(step.layers):
             block, mlp = layer.self_attn, layer.mlp
             (qkv, gate_up), cache = self.shared[index], step.cache.both(index)
-            mixed = self._product(stream, qkv, norm=layer.input_layernorm)
+            later = self.later[index]
+            mixed = self._product(stream, qkv, later[0], norm=layer.input_layernorm)
             seen = on_gpu.look(
                 mixed, step.cos, step.sin, at, cache, attend.slot, attend.mask, self.arrived, step.heads,
-                block.scaling,
+                block.scaling, later[1],
             )  # fmt: skip
-            stream = self._product(seen, block.o_proj.weight, added=stream)
-            inner = self._product(stream, gate_up, norm=layer.post_attention_layernorm, gated=True)
-            stream = self._product(inner, mlp.down_proj.weight, added=stream)
+            stream = self._product(seen, block.o_proj.weight, later[2], added=stream)
+            inner = self._product(stream, gate_up, later[3], norm=layer.post_attention_layernorm, gated=True)
+            stream = self._product(inner, mlp.down_proj.weight, later[4], added=stream)
         return _normed(step.norm, stream)
 
     def _product(
         self,
         source: Tensor,
         weight: Tensor,
+        later: Tensor | None,
         norm: Any = None,
         added: Tensor | None = None,
         gated: bool = False,
@@ -191,13 +194,38 @@ class _OnGpu:
         """Return rows times a weight, normed before, gated or added to after."""
         if self.multiplies:
             before = (None, 0.0) if norm is None else (norm.weight, norm.variance_epsilon)
-            answer: Tensor = on_gpu.product(source, weight, *before, added, gated)
+            answer: Tensor = on_gpu.product(source, weight, *before, added, gated, later)
             return answer
         answer = linear(source if norm is None else _normed(norm, source), weight)
         if gated:
             gates, others = answer.chunk(2, -1)
             answer = silu(gates) * others
         return answer if added is None else _sum(added, answer)
+
+
+def _read_later(
+    layers: list[Any], shared: list[tuple[Tensor, Tensor]], ahead: on_gpu.Ahead
+) -> list[list[Tensor | None]]:
+    """Return, by layer and kernel, the numbers that the kernel has brought near for those after it."""
+
+    def some(weight: Tensor | None, size: int, first: int = 0) -> Tensor | None:
+        if weight is None or size == 0:
+            return None
+        each = weight.element_size()
+        numbers = weight.detach().view(-1)[first // each : (first + size) // each]
+        return numbers if len(numbers) else None
+
+    firsts = [qkv for qkv, _ in shared[1:]]
+    return [
+        [
+            some(layer.self_attn.o_proj.weight, ahead.qkv),
+            some(gate_up, ahead.look),
+            some(gate_up, ahead.out, ahead.look),
+            some(layer.mlp.down_proj.weight, ahead.gate_up),
+            some(following, ahead.down),
+        ]
+        for layer, (_, gate_up), following in zip(layers, shared, [*firsts, None], strict=True)
+    ]
 
 
 def _side_by_side(*layers: nn.Linear) -> Callable[[Tensor], Tensor]:

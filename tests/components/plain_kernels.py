@@ -15,6 +15,7 @@ def product(
     epsilon: float = 0.0,
     added: Tensor | None = None,
     gated: bool = False,
+    later: Tensor | None = None,
 ) -> Tensor:
     rows = source.float()
     if norm is not None:
@@ -37,6 +38,7 @@ def look(
     arrived: Tensor,
     heads: int,
     scale: float,
+    later: Tensor | None = None,
     **_: int,
 ) -> Tensor:
     rows, both, length, width = cache.shape

@@ -53,12 +53,20 @@ def check_product(
             "added": normal(rows, outputs if gated else 2 * outputs) if added else None,
             "gated": gated,
         }
-        found = kernels.product(source, weight, **options, shape=shape and kernels.Shape(*shape))
+        found = kernels.product(
+            source, weight, **options, later=weight.view(-1)[8:], shape=shape and kernels.Shape(*shape)
+        )
         assert close(found, plain_product(source, weight, **options)), (normed, added, gated)
 
 
 def check_look(
-    kernels: ModuleType, device: str, dtype: torch.dtype, heads: int, slot: int, cuts: int | None
+    kernels: ModuleType,
+    device: str,
+    dtype: torch.dtype,
+    heads: int,
+    slot: int,
+    cuts: int | None,
+    later: Tensor | None = None,
 ) -> None:
     torch.manual_seed(slot)
     rows, groups, width, length = 3, 2, 16, 80
@@ -75,7 +83,9 @@ def check_look(
         theirs = cache.clone()
         given = (mixed, cosines, sines, at)
         further = (torch.tensor([slot], device=device), seen, arrived, heads, 0.25)
-        found = kernels.look(*given, cache, *further, some=16, cuts=cuts)
+        found = kernels.look(
+            *given, cache, *further, cosines.view(-1)[8:] if later is None else later, some=16, cuts=cuts
+        )
         assert close(found, plain_look(*given, theirs, *further))
         assert close(cache, theirs)
         assert not arrived.any()
@@ -100,10 +110,38 @@ if knobs.runtime.interpret:
     def test_attention_in_16_bits():
         check_look(on_gpu.kernels(), "cpu", torch.float16, 4, 40, 2)  # it has no products of bf16
 
+    @pytest.mark.parametrize(("rows", "numbers"), [(2, 10), (2, 64 * 300 + 2), (6, 64)])
+    def test_what_later_kernels_read_is_brought_near(rows, numbers, monkeypatch):
+        """As on a Hopper GPU; what its instructions are is written down instead."""
+        kernels, asked = on_gpu.kernels(), []
+
+        def bring_near(place):
+            asked.extend(place.handle.data.ravel().tolist())
+
+        def nothing(early):
+            pass
+
+        monkeypatch.setattr(kernels, "_bring_near", bring_near)
+        for name in ("_begin", "_summed", "_wait"):
+            monkeypatch.setattr(kernels, name, nothing)
+        monkeypatch.setattr(kernels, "_early", lambda *_: kernels.AT_ONCE)
+        monkeypatch.setattr(kernels, "_launch", lambda *_: {})
+        source, weight = torch.randn(rows, 80).half(), torch.randn(40, 80).half()
+        later = torch.zeros(numbers + 64).half()[64:]
+        seen = [
+            lambda: kernels.product(source, weight, later=later, shape=kernels.Shape(16, 64, 4, 3)),
+            lambda: check_look(kernels, "cpu", torch.float16, 4, 40, 2, later),
+        ]
+        for call in seen:
+            asked.clear()
+            call()
+            first, last = later.data_ptr(), later.data_ptr() + later.nbytes
+            assert {place for place in asked if first <= place < last} == set(range(first, last, 128))
+
 else:
 
     def test_in_the_interpreter():
-        run_interpreted(__file__, passing=9)
+        run_interpreted(__file__, passing=12)
 
 
 @pytest.mark.gpu

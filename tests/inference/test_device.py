@@ -116,6 +116,42 @@ def test_a_compiled_step_by_kernels(name: str, most: int, monkeypatch: pytest.Mo
     assert looked
 
 
+def test_kernels_bring_near_what_later_ones_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[Tensor | None, Tensor | None]] = []
+    product, look = plain_kernels.product, plain_kernels.look
+
+    def noted_product(source: Tensor, weight: Tensor, *, later: Tensor | None, **options: Any) -> Tensor:
+        ran.append((weight.cpu().view(-1), later))
+        return product(source, weight, **options)
+
+    def noted_look(*given: Any) -> Tensor:
+        ran.append((None, given[-1]))
+        return look(*given)
+
+    monkeypatch.setattr(plain_kernels, "product", noted_product)
+    monkeypatch.setattr(plain_kernels, "look", noted_look)
+    monkeypatch.setattr(on_gpu, "has_kernels", lambda device: device.type == AWAY.type)
+    monkeypatch.setattr(on_gpu, "kernels", lambda: plain_kernels)
+    ahead = on_gpu.Ahead(qkv=64, look=96, out=128, gate_up=1 << 30, down=8)
+    monkeypatch.setattr(on_gpu, "ahead_of", lambda rows: ahead)
+    model = small_model(WIDE)
+    with elsewhere():
+        model.to(AWAY)
+    counted(WAYS["compiled"], model)
+    kernels = 5 * model.plan.model.facts.num_layers
+    assert len(ran) % kernels == 0
+    step = ran[:kernels]
+    firsts = {0: (2, 0, 64), 1: (2, 0, 96), 2: (1, 96, 128), 3: (1, 0, 1 << 30), 4: (1, 0, 8)}
+    for index, (_, later) in enumerate(step[:-1]):
+        after, first, size = firsts[index % 5]
+        weight = step[index + after][0]
+        assert weight is not None
+        assert later is not None
+        each = weight.element_size()
+        assert torch.equal(later.cpu(), weight[first // each : (first + size) // each])
+    assert step[-1][1] is None
+
+
 def test_codes_become_pictures(here: UnifiedModel, away: UnifiedModel) -> None:
     codes = here.encode("image", [picture(1), picture(2)])
     made, _ = counted(lambda model: model.encode("image", [picture(1), picture(2)]), away)

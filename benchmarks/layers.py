@@ -1,0 +1,292 @@
+"""Time a decoding step's layers on a GPU, and look for quicker ways of cutting their kernels.
+
+Run `python -m benchmarks.layers [--rows 2] [--rows 32] [--search]`: 24 layers of Janus-1.3B's sizes with
+random weights in bf16, recorded as one graph, over a cache half filled by an image. Beside a layer's time
+stands what reading its weights and its cache takes at the bandwidth measured in the same run. With
+`--search` it tries other shapes of each product (`language_models.kernels.Shape`) and other amounts of
+weights brought near (`language_models.on_gpu.Ahead`), one change at a time, and keeps what gains more than
+half a percent in two runs by turns; what it prints at the end is what the constants there should say.
+`--device cpu --layers 2 --width 64` tries the command in Triton's interpreter (TRITON_INTERPRET=1), and
+keeps nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaModel
+
+from benchmarks import harness
+from benchmarks.gpu import bandwidth
+from janus_plugins.core.contracts import Cached
+from janus_plugins.language_models import on_gpu, step
+from janus_plugins.language_models.cache import CachedAttention, KeyValueCache
+from janus_plugins.language_models.kernels import Shape
+
+PRODUCTS = ("qkv", "out", "gate_up", "down")
+MIB = 1 << 20
+
+SHAPES = {
+    "few": [
+        Shape(outputs, inputs, warps, 1, registers)
+        for outputs, inputs, warps in (
+            (1, 1024, 1), (1, 2048, 2), (2, 512, 2), (2, 1024, 2), (2, 1024, 4), (2, 2048, 4), (4, 512, 2),
+            (4, 512, 4), (4, 1024, 4), (4, 1024, 8), (8, 512, 4),
+        )
+        for registers in (None, 128)
+    ],
+    "many": [
+        Shape(outputs, inputs, warps, stages)
+        for outputs, inputs, warps, stages in (
+            (16, 128, 2, 5), (16, 256, 2, 4), (16, 256, 4, 4), (16, 512, 4, 3), (32, 128, 2, 5),
+            (32, 128, 4, 4), (32, 256, 4, 3), (64, 64, 4, 5), (64, 128, 4, 3), (64, 128, 8, 4),
+            (128, 64, 8, 4),
+        )
+    ],
+}  # fmt: skip
+AHEAD = {
+    "qkv": (0, 4, 8),
+    "look": (0, 8, 12, 16, 24),
+    "out": (0, 4, 8, 12),
+    "gate_up": (0, 4, 8, 12),
+    "down": (0, 4, 8, 12),
+}
+"""MiB brought near by each kernel."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """Say how each product is cut (None: as the kernels do), and what is brought near."""
+
+    shapes: tuple[Shape | None, ...]
+    ahead: on_gpu.Ahead
+
+    def __str__(self) -> str:
+        cuts = [
+            f"{name} {'as it is' if cut is None else tuple(cut)}"
+            for name, cut in zip(PRODUCTS, self.shapes, strict=True)
+        ]
+        near = [f"{name} {size / MIB:g}" for name, size in self.ahead._asdict().items()]
+        return f"{'; '.join(cuts)}; MiB near: {', '.join(near)}"
+
+
+class Layers:
+    """Layers of a Llama with random weights, and a cache.
+
+    Args:
+        device: where.
+        rows: of the step.
+        layers: how many.
+        width: of the model; 2,048 are Janus-1.3B's sizes.
+    """
+
+    def __init__(self, device: str, rows: int, layers: int, width: int) -> None:
+        heads = max(2, width // 128)
+        self.sizes = (width, width * 11 // 4)
+        config = LlamaConfig(
+            vocab_size=8, hidden_size=width, intermediate_size=self.sizes[1], num_hidden_layers=layers,
+            num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=1024,
+        )  # fmt: skip
+        kind = torch.bfloat16 if device == "cuda" else torch.float16
+        with torch.device(device):
+            self.body: Any = LlamaModel(config).to(kind).eval()
+        step.join_weights(self.body)
+        if device == "cpu":
+            self._lie_together()
+        self.cache = KeyValueCache(rows, 640)
+        self.rows, self.device, self.kind = rows, torch.device(device), kind
+        self.stream = torch.randn(rows, width, device=device, dtype=kind)
+        for layer in range(layers):
+            both = torch.randn(rows, 2 * heads, 640, width // heads, device=device, dtype=kind)
+            self.cache._keep(layer, both)
+        self.slot = torch.tensor([320], device=device)
+        self.at = torch.full((rows,), 320, device=device)
+
+    def _lie_together(self) -> None:
+        """Join weights on a CPU, too, where a step leaves them apart."""
+        for layer in self.body.layers:
+            for several in step._of_one_input(layer):
+                whole = torch.cat([each.weight.data for each in several])
+                for each, part in zip(several, whole.split([len(e.weight) for e in several]), strict=True):
+                    each.weight.data = part
+
+    @property
+    def bytes_a_layer(self) -> int:
+        """Return the bytes that a layer of a step must read: its weights, and keys and values so far."""
+        width, inner = self.sizes
+        numbers = 4 * width * width + 3 * width * inner + 2 * self.rows * width * int(self.slot)
+        return numbers * self.kind.itemsize
+
+    def work(self, way: Way) -> Callable[[], object]:
+        """Return one step of all layers, recorded on a GPU, in a way."""
+        with chosen(way, self.sizes):
+            made = step.LlamaStep(self.body, self.cache)
+            assert made.on_gpu is not None
+            visible = torch.ones(self.rows, 640, dtype=torch.bool, device=self.device)
+            plan = Cached(639, visible, self.slot)
+            attend = CachedAttention(plan, self.cache, (self.rows, 1), self.device)
+
+            def run() -> Tensor:
+                assert made.on_gpu is not None
+                return made.on_gpu(made, self.stream, self.at, attend)
+
+            run()
+            if self.device.type == "cpu":
+                return run
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                kept = run()
+        return lambda: (graph.replay(), kept)
+
+
+@contextmanager
+def chosen(way: Way, sizes: tuple[int, int]) -> Iterator[None]:
+    """Let kernels be cut in a way."""
+    kernels = on_gpu.kernels()
+    plain, (width, inner) = kernels._shape, sizes
+    known = dict(
+        zip([(3 * width, width), (width, width), (inner, width), (width, inner)], way.shapes, strict=True)
+    )
+
+    def shape(rows: int, outputs: int, inputs: int, gated: bool, size: int) -> Shape:
+        cut = known.get((outputs, inputs))
+        return plain(rows, outputs, inputs, gated, size) if cut is None else cut
+
+    with (
+        patch.object(kernels, "_shape", shape),
+        patch.object(on_gpu, "ahead_of", lambda rows: way.ahead),
+        patch.object(on_gpu, "has_kernels", lambda device: True),
+    ):
+        yield
+
+
+def seconds(work: Callable[[], object], device: torch.device, times: int = 40) -> float:
+    """Return what one run takes of several in a row."""
+    if device.type == "cpu":
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    work()
+    before.record()
+    for _ in range(times):
+        work()
+    after.record()
+    after.synchronize()
+    return before.elapsed_time(after) / 1000 / times
+
+
+def tried(layers: Layers, best: Way, other: Way, gain: float = 0.005) -> tuple[bool, float, float]:
+    """Return whether another way is quicker, and the seconds of both: runs by turns, the median of five."""
+    try:
+        works = [layers.work(best), layers.work(other)]
+    except Exception as error:  # a shape that does not fit the device
+        print(f"  {other}: {type(error).__name__}", file=sys.stderr)
+        return False, 0.0, 0.0
+    taken = [[seconds(work, layers.device) for work in works] for _ in range(5)]
+    ours, theirs = (statistics.median(column) for column in zip(*taken, strict=True))
+    return theirs < ours * (1 - gain), ours, theirs
+
+
+def others(way: Way, rows: int) -> Iterator[Callable[[Way], Way]]:
+    """Yield changes of one part of a way."""
+
+    def cut(index: int, shape: Shape) -> Callable[[Way], Way]:
+        return lambda old: replace(
+            old, shapes=tuple(shape if i == index else kept for i, kept in enumerate(old.shapes))
+        )
+
+    def near(name: str, size: int) -> Callable[[Way], Way]:
+        return lambda old: replace(old, ahead=old.ahead._replace(**{name: size * MIB}))
+
+    for name, sizes in AHEAD.items():
+        for size in sizes:
+            yield near(name, size)
+    for index in range(len(way.shapes)):
+        for shape in SHAPES["few" if rows <= on_gpu.FEW else "many"]:
+            yield cut(index, shape)
+
+
+def searched(layers: Layers, best: Way, until: float) -> Way:
+    """Return the quickest way found, one change at a time, before a time."""
+    for change in others(best, layers.rows):
+        other = change(best)
+        if other == best or time.perf_counter() > until:
+            continue
+        quicker, ours, theirs = tried(layers, best, other)
+        if theirs:
+            print(f"  {theirs * 1e6:8.1f} us, best {ours * 1e6:8.1f}: {other}", flush=True)
+        if quicker and tried(layers, best, other)[0]:
+            best = other
+    return best
+
+
+def measured(layers: Layers, given: argparse.Namespace, speed: float) -> tuple[list[str], dict[str, Any]]:
+    """Time the layers as they are, without anything brought near for later, and the best way found."""
+    number, least = given.layers, layers.bytes_a_layer / speed
+    now = Way((None,) * 4, on_gpu.ahead_of(layers.rows))
+    ways = {
+        "as they are": now,
+        "nothing brought near for later": replace(now, ahead=on_gpu.Ahead(0, 0, 0, 0, 0)),
+    }
+    if given.search:
+        ways["the best found"] = searched(layers, now, time.perf_counter() + given.seconds)
+    works = {name: layers.work(way) for name, way in ways.items()}
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(given.rounds):
+        for name, work in works.items():
+            taken[name].append(seconds(work, layers.device) / number)
+    lines, kept = [], {}
+    for name, each in taken.items():
+        middle = statistics.median(each)
+        lines.append(
+            f"| {layers.rows} | {name} | {middle * 1e6:.1f} | {least * 1e6:.1f} | {least / middle:.0%} |"
+        )
+        kept[name] = {"seconds a layer": each, "way": str(ways[name]), "least": least}
+    return lines, kept
+
+
+def main() -> int:
+    """Time layers for so many rows; search."""
+    parser = harness.options(__doc__ or "")
+    parser.add_argument("--rows", type=int, action="append", help="rows of a step (default: 2 and 32)")
+    parser.add_argument("--search", action="store_true", help="try other ways")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of a search (default 120)")
+    parser.add_argument("--layers", type=int, default=24, help="how many (default 24)")
+    parser.add_argument("--width", type=int, default=2048, help="of the model (default 2048)")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: to try the command")
+    given = parser.parse_args()
+    if given.device == "cuda" and not torch.cuda.is_available():
+        print("there is no GPU here; run this where torch.cuda.is_available()", file=sys.stderr)
+        return 1
+    lines = ["| rows | kernels | us a layer | memory alone | share |", "|---|---|---|---|---|"]
+    kept: dict[str, Any] = {}
+    speed = bandwidth(given.device)
+    with torch.inference_mode(), harness.turn():
+        for rows in given.rows or [2, 32]:
+            layers = Layers(given.device, rows, given.layers, given.width)
+            some, kept[str(rows)] = measured(layers, given, speed)
+            lines += some
+    if given.device == "cpu":
+        print("\n".join(lines))
+        return 0
+    name = torch.cuda.get_device_name()
+    ways = [f"- {rows} rows, {way}: {each['way']}" for rows, of in kept.items() for way, each in of.items()]
+    text = "\n".join([*lines, "", *ways, "", f"{name}; {speed / 1e12:.2f} TB/s"])
+    harness.keep("layers", text, {"device": name, "rows": kept})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
