@@ -236,7 +236,8 @@ def decode(model: UnifiedModel, modality: str, ids: Tensor) -> list[Any]:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Switch every module to evaluation mode without gradients, and back to what each was."""
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    if training:  # telling every module again takes milliseconds
+        model.eval()
     try:
         with torch.no_grad():
             yield
