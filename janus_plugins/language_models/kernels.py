@@ -454,8 +454,9 @@ def _shape(rows: int, outputs: int, inputs: int, gated: bool, size: int) -> Shap
         elif gated:
             cut = Shape(2, 1024, 2)
         else:
-            # With 128 registers four programs fit a multiprocessor: all 512 of 2,048 outputs at once.
-            cut = Shape(4, 1024, 4, 1, 128) if max(outputs, inputs) > 4096 else Shape(2, 512, 2)
+            cut = Shape(4, 1024, 4) if max(outputs, inputs) > 4096 else Shape(2, 512, 2)
+            if inputs > 4096:  # one register more, and all programs of 2,048 outputs no longer fit at once
+                cut = cut._replace(registers=128)
         return cut._replace(inputs=min(cut.inputs, triton.next_power_of_2(inputs)))
     if gated:
         cut = Shape(64, 64, 4, 5)
