@@ -39,11 +39,12 @@ MIB = 1 << 20
 SHAPES = {
     "few": [
         Shape(outputs, inputs, warps, 1, registers)
-        for outputs, inputs, warps in (
-            (1, 1024, 1), (1, 2048, 2), (2, 512, 2), (2, 1024, 2), (2, 1024, 4), (2, 2048, 4), (4, 512, 2),
-            (4, 512, 4), (4, 1024, 4), (4, 1024, 8), (8, 512, 4),
+        for outputs, inputs, warps, registers in (
+            (1, 512, 1, None), (1, 1024, 1, None), (1, 1024, 1, 96), (1, 2048, 2, None), (2, 512, 1, None),
+            (2, 512, 2, None), (2, 1024, 1, None), (2, 1024, 1, 128), (2, 1024, 2, None), (2, 1024, 2, 96),
+            (2, 2048, 4, None), (4, 512, 1, None), (4, 512, 1, 96), (4, 512, 2, None), (4, 512, 4, None),
+            (4, 1024, 4, None), (4, 1024, 4, 96), (4, 1024, 4, 128), (8, 512, 4, None),
         )
-        for registers in (None, 128)
     ],
     "many": [
         Shape(outputs, inputs, warps, stages)

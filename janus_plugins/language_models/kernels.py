@@ -38,6 +38,9 @@ LINE = 128
 NEAR = 1 << 15
 """Bytes that a program on the tensor cores has brought near: together they must not push one another out."""
 
+VECTOR = 16
+"""Bytes beside one another that a thread loads: what it multiplies with them it sums up at once."""
+
 SHARED = 200_000
 """Bytes that a program may keep close by."""
 
@@ -96,10 +99,16 @@ def _bring_later(later, program, programs, LINES: tl.constexpr, EACH: tl.constex
 
 
 @triton.jit
+def _few(products, N: tl.constexpr, K: tl.constexpr, INNER: tl.constexpr):
+    """Return products [N, K] summed where one thread holds them [N, K / INNER]: so many fewer registers."""
+    return tl.sum(tl.reshape(products, (N, K // INNER, INNER)), 2)
+
+
+@triton.jit
 def _rows_kernel(
     source, weight, norm, added, later, result, outputs, epsilon,
     INPUTS: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
-    LATER: tl.constexpr, EACH: tl.constexpr, LINE: tl.constexpr,
+    INNER: tl.constexpr, LATER: tl.constexpr, EACH: tl.constexpr, LINE: tl.constexpr,
     NORMED: tl.constexpr, GATED: tl.constexpr, ADDED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Multiply up to four rows with a weight; every weight is read once, and used for all rows."""
@@ -124,10 +133,10 @@ def _rows_kernel(
         if GATED:
             _bring_near(near + outputs.to(tl.int64) * INPUTS)
     _wait(EARLY)
-    sum0 = tl.zeros((N, K), tl.float32)
+    sum0 = tl.zeros((N, K // INNER), tl.float32)
     sum1, sum2, sum3 = sum0, sum0, sum0
     up0, up1, up2, up3 = sum0, sum0, sum0, sum0
-    square0 = tl.zeros((K,), tl.float32)
+    square0 = tl.zeros((K // INNER,), tl.float32)
     square1, square2, square3 = square0, square0, square0
     for start in tl.static_range(0, INPUTS, K):
         k = start + first
@@ -142,28 +151,28 @@ def _rows_kernel(
             scale = tl.load(norm + k, inside, 0.0).to(tl.float32)
         gate, up = some.to(tl.float32), more.to(tl.float32)
         row0 = tl.load(source + k, inside, 0.0).to(tl.float32)
-        square0 += row0 * row0
-        sum0 += gate * (row0 * scale)[None, :]
+        square0 += tl.sum(tl.reshape(row0 * row0, (K // INNER, INNER)), 1)
+        sum0 += _few(gate * (row0 * scale)[None, :], N, K, INNER)
         if GATED:
-            up0 += up * (row0 * scale)[None, :]
+            up0 += _few(up * (row0 * scale)[None, :], N, K, INNER)
         if ROWS > 1:
             row1 = tl.load(source + INPUTS + k, inside, 0.0).to(tl.float32)
-            square1 += row1 * row1
-            sum1 += gate * (row1 * scale)[None, :]
+            square1 += tl.sum(tl.reshape(row1 * row1, (K // INNER, INNER)), 1)
+            sum1 += _few(gate * (row1 * scale)[None, :], N, K, INNER)
             if GATED:
-                up1 += up * (row1 * scale)[None, :]
+                up1 += _few(up * (row1 * scale)[None, :], N, K, INNER)
         if ROWS > 2:
             row2 = tl.load(source + 2 * INPUTS + k, inside, 0.0).to(tl.float32)
-            square2 += row2 * row2
-            sum2 += gate * (row2 * scale)[None, :]
+            square2 += tl.sum(tl.reshape(row2 * row2, (K // INNER, INNER)), 1)
+            sum2 += _few(gate * (row2 * scale)[None, :], N, K, INNER)
             if GATED:
-                up2 += up * (row2 * scale)[None, :]
+                up2 += _few(up * (row2 * scale)[None, :], N, K, INNER)
         if ROWS > 3:
             row3 = tl.load(source + 3 * INPUTS + k, inside, 0.0).to(tl.float32)
-            square3 += row3 * row3
-            sum3 += gate * (row3 * scale)[None, :]
+            square3 += tl.sum(tl.reshape(row3 * row3, (K // INNER, INNER)), 1)
+            sum3 += _few(gate * (row3 * scale)[None, :], N, K, INNER)
             if GATED:
-                up3 += up * (row3 * scale)[None, :]
+                up3 += _few(up * (row3 * scale)[None, :], N, K, INNER)
     _summed(EARLY)
     _finish(sum0, up0, square0, added, result, n, fits, 0, outputs, epsilon, INPUTS, NORMED, GATED, ADDED)
     if ROWS > 1:
@@ -410,7 +419,8 @@ def product(
     if rows <= FEW:
         _rows_kernel[grid](
             source, weight, norm, added, later, result, outputs, epsilon,
-            inputs, rows, cut.outputs, cut.inputs, *more, NORMED=norm is not None, **options,
+            inputs, rows, cut.outputs, cut.inputs, min(cut.inputs, VECTOR // weight.element_size()), *more,
+            NORMED=norm is not None, **options,
         )  # fmt: skip
     else:
         _dots_kernel[grid](
