@@ -133,6 +133,11 @@ def _rows_kernel(
         if GATED:
             _bring_near(near + outputs.to(tl.int64) * INPUTS)
     _wait(EARLY)
+    # All that is read at the end is asked for now: nothing waits for it then.
+    to0 = tl.load(added + n, fits, 0.0) if ADDED else 0.0
+    to1 = tl.load(added + outputs + n, fits, 0.0) if ADDED and ROWS > 1 else 0.0
+    to2 = tl.load(added + 2 * outputs + n, fits, 0.0) if ADDED and ROWS > 2 else 0.0
+    to3 = tl.load(added + 3 * outputs + n, fits, 0.0) if ADDED and ROWS > 3 else 0.0
     sum0 = tl.zeros((N, K // INNER), tl.float32)
     sum1, sum2, sum3 = sum0, sum0, sum0
     up0, up1, up2, up3 = sum0, sum0, sum0, sum0
@@ -174,19 +179,19 @@ def _rows_kernel(
             if GATED:
                 up3 += _few(up * (row3 * scale)[None, :], N, K, INNER)
     _summed(EARLY)
-    _finish(sum0, up0, square0, added, result, n, fits, 0, outputs, epsilon, INPUTS, NORMED, GATED, ADDED)
+    _finish(sum0, up0, square0, to0, result + n, fits, epsilon, INPUTS, NORMED, GATED)
     if ROWS > 1:
-        _finish(sum1, up1, square1, added, result, n, fits, 1, outputs, epsilon, INPUTS, NORMED, GATED, ADDED)
+        _finish(sum1, up1, square1, to1, result + outputs + n, fits, epsilon, INPUTS, NORMED, GATED)
     if ROWS > 2:
-        _finish(sum2, up2, square2, added, result, n, fits, 2, outputs, epsilon, INPUTS, NORMED, GATED, ADDED)
+        _finish(sum2, up2, square2, to2, result + 2 * outputs + n, fits, epsilon, INPUTS, NORMED, GATED)
     if ROWS > 3:
-        _finish(sum3, up3, square3, added, result, n, fits, 3, outputs, epsilon, INPUTS, NORMED, GATED, ADDED)
+        _finish(sum3, up3, square3, to3, result + 3 * outputs + n, fits, epsilon, INPUTS, NORMED, GATED)
 
 
 @triton.jit
 def _finish(
-    sums, ups, squares, added, result, n, fits, row, outputs, epsilon,
-    INPUTS: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr, ADDED: tl.constexpr,
+    sums, ups, squares, added, result, fits, epsilon,
+    INPUTS: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
     """Write one row: what was summed up, normed, gated or added to, rounded as often as without kernels."""
     total = tl.sum(sums, 1)
@@ -200,9 +205,7 @@ def _finish(
         if NORMED:
             up *= short
         total = (total / (1 + tl.exp(-total))).to(kind).to(tl.float32) * up.to(kind).to(tl.float32)
-    if ADDED:
-        total += tl.load(added + row * outputs + n, fits, 0.0).to(tl.float32)
-    tl.store(result + row * outputs + n, total.to(kind), fits)
+    tl.store(result, (total + added).to(kind), fits)
 
 
 @triton.jit
