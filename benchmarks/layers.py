@@ -3,9 +3,10 @@
 Run `python -m benchmarks.layers [--rows 2] [--rows 32] [--search]`: 24 layers of Janus-1.3B's sizes with
 random weights in bf16, recorded as one graph, over a cache half filled by an image. Beside a layer's time
 stands what reading its weights and its cache takes at the bandwidth measured in the same run. With
-`--search` it tries other shapes of each product (`language_models.kernels.Shape`) and other amounts of
-weights brought near (`language_models.on_gpu.Ahead`), one change at a time, and keeps what gains more than
-half a percent in two runs by turns; what it prints at the end is what the constants there should say.
+`--search` it tries other shapes of each product (`language_models.kernels.Shape`), other amounts of weights
+brought near (`language_models.on_gpu.Ahead`) and fewer parts of attention (`kernels.CUT`), one change at a
+time, and keeps what gains more than half a percent in two runs by turns; what it prints at the end is what
+the constants there should say.
 `--device cpu --layers 2 --width 64` tries the command in Triton's interpreter (TRITON_INTERPRET=1), and
 keeps nothing.
 """
@@ -13,6 +14,7 @@ keeps nothing.
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import sys
 import time
@@ -31,7 +33,7 @@ from benchmarks.gpu import bandwidth
 from janus_plugins.core.contracts import Cached
 from janus_plugins.language_models import on_gpu, step
 from janus_plugins.language_models.cache import CachedAttention, KeyValueCache
-from janus_plugins.language_models.kernels import Shape
+from janus_plugins.language_models.kernels import CUT, Shape
 
 PRODUCTS = ("qkv", "out", "gate_up", "down")
 MIB = 1 << 20
@@ -65,13 +67,17 @@ AHEAD = {
 }
 """MiB brought near by each kernel."""
 
+PARTS = (4, 8, 16)
+"""Parts that attention cuts its slots in, at most."""
+
 
 @dataclass(frozen=True)
 class Way:
-    """Say how each product is cut (None: as the kernels do), and what is brought near."""
+    """Say how each product is cut (None: as the kernels do), what is brought near, attention's most parts."""
 
     shapes: tuple[Shape | None, ...]
     ahead: on_gpu.Ahead
+    parts: int
 
     def __str__(self) -> str:
         cuts = [
@@ -79,7 +85,7 @@ class Way:
             for name, cut in zip(PRODUCTS, self.shapes, strict=True)
         ]
         near = [f"{name} {size / MIB:g}" for name, size in self.ahead._asdict().items()]
-        return f"{'; '.join(cuts)}; MiB near: {', '.join(near)}"
+        return f"{'; '.join(cuts)}; MiB near: {', '.join(near)}; parts {self.parts}"
 
 
 class Layers:
@@ -167,6 +173,7 @@ def chosen(way: Way, sizes: tuple[int, int]) -> Iterator[None]:
 
     with (
         patch.object(kernels, "_shape", shape),
+        patch.object(kernels, "CUT", way.parts),
         patch.object(on_gpu, "ahead_of", lambda rows: way.ahead),
         patch.object(on_gpu, "has_kernels", lambda device: True),
     ):
@@ -215,6 +222,8 @@ def others(way: Way, rows: int) -> Iterator[Callable[[Way], Way]]:
     for name, sizes in AHEAD.items():
         for size in sizes:
             yield near(name, size)
+    for number in PARTS:
+        yield functools.partial(replace, parts=number)
     for index in range(len(way.shapes)):
         for shape in SHAPES["few" if rows <= on_gpu.FEW else "many"]:
             yield cut(index, shape)
@@ -237,7 +246,7 @@ def searched(layers: Layers, best: Way, until: float) -> Way:
 def measured(layers: Layers, given: argparse.Namespace, speed: float) -> tuple[list[str], dict[str, Any]]:
     """Time the layers as they are, without anything brought near for later, and the best way found."""
     number, least = given.layers, layers.bytes_a_layer / speed
-    now = Way((None,) * 4, on_gpu.ahead_of(layers.rows))
+    now = Way((None,) * 4, on_gpu.ahead_of(layers.rows), CUT)
     ways = {
         "as they are": now,
         "nothing brought near for later": replace(now, ahead=on_gpu.Ahead(0, 0, 0, 0, 0)),
