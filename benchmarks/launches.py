@@ -43,7 +43,7 @@ class _Written(Exception):
     """Ends a compilation once the code is there."""
 
 
-class _Driver:
+class Driver:
     """What Triton asks of a driver before anything is launched."""
 
     def get_current_target(self) -> Any:
@@ -52,6 +52,9 @@ class _Driver:
         return GPUTarget("cuda", 90, 32)
 
     def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
         return 0
 
 
@@ -79,7 +82,7 @@ def written() -> Iterator[list[str]]:
         return lambda *_, **__: value
 
     torch._C._ensureCUDADeviceGuardSet()
-    driver.set_active(_Driver())
+    driver.set_active(Driver())
     cuda = {
         "is_available": True, "device_count": 1, "current_device": 0, "get_device_properties": GPU,
         "get_device_capability": (9, 0), "get_rng_state": torch.zeros(16, dtype=torch.uint8),

@@ -96,16 +96,16 @@ class Layers:
         rows: of the step.
         layers: how many.
         width: of the model; 2,048 are Janus-1.3B's sizes.
+        kind: of all numbers.
     """
 
-    def __init__(self, device: str, rows: int, layers: int, width: int) -> None:
+    def __init__(self, device: str, rows: int, layers: int, width: int, kind: torch.dtype) -> None:
         heads = max(2, width // 128)
         self.sizes = (width, width * 11 // 4)
         config = LlamaConfig(
             vocab_size=8, hidden_size=width, intermediate_size=self.sizes[1], num_hidden_layers=layers,
             num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=1024,
         )  # fmt: skip
-        kind = torch.bfloat16 if device == "cuda" else torch.float16
         with torch.device(device):
             self.body: Any = LlamaModel(config).to(kind).eval()
         step.join_weights(self.body)
@@ -286,7 +286,8 @@ def main() -> int:
     speed = bandwidth(given.device)
     with torch.inference_mode(), harness.turn():
         for rows in given.rows or [2, 32]:
-            layers = Layers(given.device, rows, given.layers, given.width)
+            kind = torch.bfloat16 if given.device == "cuda" else torch.float16  # which the interpreter has
+            layers = Layers(given.device, rows, given.layers, given.width, kind)
             some, kept[str(rows)] = measured(layers, given, speed)
             lines += some
     if given.device == "cpu":
