@@ -357,16 +357,102 @@ def _look_kernel(
         tl.debug_barrier()  # all of this program's numbers are written before it says so
         if tl.atomic_add(arrived + index, 1, sem="acq_rel", scope="gpu") == CUTS - 1:
             tl.debug_barrier()
-            c = tl.arange(0, CUTS)
             for one in range(EACH):
-                mine = row * heads + group * EACH + one
-                peaks = tl.load(shares + (mine * CUTS + c) * 2, cache_modifier=".cg")
-                sums = tl.load(shares + (mine * CUTS + c) * 2 + 1, cache_modifier=".cg")
-                theirs = parts + (mine * CUTS + c[:, None]) * WIDTH + d[None, :]
-                factors = tl.exp(peaks - tl.max(peaks, 0))
-                total = tl.sum(tl.load(theirs, cache_modifier=".cg") * factors[:, None], 0)
-                tl.store(result + mine * WIDTH + d, (total / tl.sum(sums * factors, 0)).to(kind))
+                _join(parts, shares, result, row * heads + group * EACH + one, WIDTH, CUTS)
             tl.store(arrived + index, 0)  # for the next layer
+
+
+@triton.jit
+def _look_alone_kernel(
+    mixed, cosines, sines, at, cache, slot, seen, parts, shares, arrived, later, result,
+    heads, length, seen_stride, scale,
+    WIDTH: tl.constexpr, SOME: tl.constexpr, CUTS: tl.constexpr,
+    LATER: tl.constexpr, EACH_LATER: tl.constexpr, LINE: tl.constexpr,
+    MASKED: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """Do the same for a head with keys of its own, by plain arithmetic in one warp, which waits for none."""
+    _begin(EARLY)
+    index, part = tl.program_id(0), tl.program_id(1)
+    row, head = index // heads, index % heads
+    d = tl.arange(0, WIDTH)
+    half = (d + WIDTH // 2) % WIDTH
+    kind = result.dtype.element_ty
+    # As above. Slots so far are of earlier steps; a step begins with kernels that wait for all before them.
+    now = tl.load(slot, cache_modifier=".cg")
+    angle = tl.load(at + row, cache_modifier=".cg") * WIDTH + d
+    cosine, sine = tl.load(cosines + angle).to(tl.float32), tl.load(sines + angle).to(tl.float32)
+    keys = cache + (row * 2 * heads + head).to(tl.int64) * length * WIDTH
+    values = keys + heads.to(tl.int64) * length * WIDTH
+    size = tl.cdiv(tl.cdiv(now, CUTS), SOME) * SOME
+    first = part * size
+    last = tl.minimum(first + size, now)
+    s = first + tl.arange(0, SOME)
+    here = s < last
+    place = s[:, None] * WIDTH + d[None, :]
+    key = tl.load(keys + place, here[:, None], 0.0, cache_modifier=".cg")
+    value = tl.load(values + place, here[:, None], 0.0, cache_modifier=".cg")
+    _bring_later(later, index * CUTS + part, tl.num_programs(0) * CUTS, LATER, EACH_LATER, LINE)
+    _wait(EARLY)
+    if MASKED:
+        seen += row * seen_stride
+        here = here & (tl.load(seen + s, here, 0) != 0)
+    line = mixed + row * 3 * heads * WIDTH
+    own = line + head * WIDTH
+    query = _turned(tl.load(own + d), tl.load(own + half), cosine, sine).to(tl.float32) * scale
+    most, whole = -1.0e30, 0.0
+    answer = tl.zeros((WIDTH,), tl.float32)
+    if part == 0:  # the new slot itself, which nobody reads from the cache now
+        own += heads * WIDTH
+        new = _turned(tl.load(own + d), tl.load(own + half), cosine, sine)
+        given = tl.load(own + heads * WIDTH + d)
+        tl.store(keys + now * WIDTH + d, new)
+        tl.store(values + now * WIDTH + d, given)
+        most = tl.sum(query * new.to(tl.float32), 0)
+        whole = 1.0
+        answer += given.to(tl.float32)
+
+    for start in range(first, last, SOME):
+        s = start + SOME + tl.arange(0, SOME)
+        following = s < last
+        place = s[:, None] * WIDTH + d[None, :]
+        next_key = tl.load(keys + place, following[:, None], 0.0, cache_modifier=".cg")
+        next_value = tl.load(values + place, following[:, None], 0.0, cache_modifier=".cg")
+        if MASKED:
+            following = following & (tl.load(seen + s, following, 0) != 0)
+        scores = tl.where(here, tl.sum(key.to(tl.float32) * query[None, :], 1), -1.0e30)
+        higher = tl.maximum(most, tl.max(scores, 0))
+        weights = tl.where(here, tl.exp(scores - higher), 0.0)
+        kept = tl.exp(most - higher)
+        whole = whole * kept + tl.sum(weights, 0)
+        answer = answer * kept + tl.sum(weights[:, None] * value.to(tl.float32), 0)
+        most = higher
+        key, value, here = next_key, next_value, following
+
+    _summed(EARLY)
+    if CUTS == 1:
+        tl.store(result + index * WIDTH + d, (answer / whole).to(kind))
+    else:
+        here = index * CUTS + part
+        tl.store(parts + here * WIDTH + d, answer)
+        tl.store(shares + here * 2, most)
+        tl.store(shares + here * 2 + 1, whole)
+        tl.debug_barrier()
+        if tl.atomic_add(arrived + index, 1, sem="acq_rel", scope="gpu") == CUTS - 1:
+            tl.debug_barrier()
+            _join(parts, shares, result, index, WIDTH, CUTS)
+            tl.store(arrived + index, 0)
+
+
+@triton.jit
+def _join(parts, shares, result, head, WIDTH: tl.constexpr, CUTS: tl.constexpr):
+    """Write what a head of a row sees: the parts of the slots by their shares."""
+    c, d = tl.arange(0, CUTS), tl.arange(0, WIDTH)
+    peaks = tl.load(shares + (head * CUTS + c) * 2, cache_modifier=".cg")
+    sums = tl.load(shares + (head * CUTS + c) * 2 + 1, cache_modifier=".cg")
+    theirs = tl.load(parts + (head * CUTS + c[:, None]) * WIDTH + d[None, :], cache_modifier=".cg")
+    factors = tl.exp(peaks - tl.max(peaks, 0))
+    total = tl.sum(theirs * factors[:, None], 0) / tl.sum(sums * factors, 0)
+    tl.store(result + head * WIDTH + d, total.to(result.dtype.element_ty))
 
 
 @triton.jit
@@ -518,7 +604,8 @@ def look(
     rows, both, length, width = cache.shape
     groups = both // 2
     each, programs = heads // groups, rows * groups
-    some = some or (32 if width * cache.element_size() <= 512 else 16)
+    alone = each == 1 and rows <= FEW
+    some = some or (32 if width * cache.element_size() <= 512 and not alone else 16)
     if cuts is None:
         cuts = min(CUT, max(1, triton.next_power_of_2(PROGRAMS // programs)))
     result = mixed.new_empty(rows, heads * width)
@@ -527,11 +614,17 @@ def look(
         for size in (width, 2)
     )
     early = _early(mixed.device, rows)
-    _look_kernel[programs, cuts](
-        mixed, cosines, sines, at, cache, slot, seen, parts, shares, arrived, later, result,
-        heads, groups, length, 0 if seen is None else seen.stride(0), scale,
-        each, max(16, triton.next_power_of_2(each)), width, some, cuts,
-        *_brought(later, early, programs * cuts), seen is not None, early,
-        num_warps=4, **_launch(early),
-    )  # fmt: skip
+    tensors = (mixed, cosines, sines, at, cache, slot, seen, parts, shares, arrived, later, result)
+    strides = (length, 0 if seen is None else seen.stride(0), scale)
+    more = (*_brought(later, early, programs * cuts), seen is not None, early)
+    if alone:
+        _look_alone_kernel[programs, cuts](
+            *tensors, heads, *strides, width, some, cuts, *more, num_warps=1, **_launch(early)
+        )
+    else:
+        tile = max(16, triton.next_power_of_2(each))
+        _look_kernel[programs, cuts](
+            *tensors, heads, groups, *strides, each, tile, width, some, cuts, *more, num_warps=4,
+            **_launch(early),
+        )  # fmt: skip
     return result

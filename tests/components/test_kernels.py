@@ -103,12 +103,14 @@ if knobs.runtime.interpret:
     def test_products_of_some_rows():
         check_product(on_gpu.kernels(), "cpu", torch.float32, 6, (10, 80), IN_USE, (16, 64, 4, 3))
 
-    @pytest.mark.parametrize(("heads", "slot", "cuts"), [(4, 0, 4), (4, 1, 1), (4, 70, 4), (2, 70, 4)])
+    @pytest.mark.parametrize("heads", [4, 2], ids=["shared keys", "own keys"])
+    @pytest.mark.parametrize(("slot", "cuts"), [(0, 4), (1, 1), (70, 1), (70, 4)])
     def test_attention_from_one_slot(heads, slot, cuts):
         check_look(on_gpu.kernels(), "cpu", torch.float32, heads, slot, cuts)
 
-    def test_attention_in_16_bits():
-        check_look(on_gpu.kernels(), "cpu", torch.float16, 4, 40, 2)  # it has no products of bf16
+    @pytest.mark.parametrize("heads", [4, 2])
+    def test_attention_in_16_bits(heads):
+        check_look(on_gpu.kernels(), "cpu", torch.float16, heads, 40, 2)  # it has no products of bf16
 
     @pytest.mark.parametrize(("rows", "numbers"), [(2, 10), (2, 64 * 300 + 2), (6, 64)])
     def test_what_later_kernels_read_is_brought_near(rows, numbers, monkeypatch):
@@ -141,7 +143,7 @@ if knobs.runtime.interpret:
 else:
 
     def test_in_the_interpreter():
-        run_interpreted(__file__, passing=12)
+        run_interpreted(__file__, passing=17)
 
 
 @pytest.mark.gpu
