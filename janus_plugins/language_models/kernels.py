@@ -51,7 +51,9 @@ NOT, AT_ONCE, LATE = 0, 1, 2
 class Shape(NamedTuple):
     """Say how a product is cut into programs: outputs and inputs at once, warps, loads under way.
 
-    With `registers`, a thread has so many at most, so that more programs stand beside one another.
+    With `registers`, a thread has so many at most, so that more programs stand beside one another. With more
+    `parts` than one the inputs are cut in so many, and the last program of some outputs to end sums them up
+    (products on the tensor cores alone): the rows, which every program reads, are then read less often.
     """
 
     outputs: int
@@ -59,6 +61,7 @@ class Shape(NamedTuple):
     warps: int
     stages: int = 1
     registers: int | None = None
+    parts: int = 1
 
 
 @triton.jit
@@ -210,29 +213,31 @@ def _finish(
 
 @triton.jit
 def _dots_kernel(
-    source, weight, added, later, result, outputs, rows,
+    source, weight, added, later, result, summed, arrived, outputs, rows,
     INPUTS: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, STAGES: tl.constexpr,
-    OWN: tl.constexpr, LATER: tl.constexpr, EACH: tl.constexpr, LINE: tl.constexpr,
+    PARTS: tl.constexpr, SPAN: tl.constexpr, OWN: tl.constexpr,
+    LATER: tl.constexpr, EACH: tl.constexpr, LINE: tl.constexpr,
     GATED: tl.constexpr, ADDED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Multiply some rows with a weight on the tensor cores, the weight in the place of the many rows."""
     _begin(EARLY)
-    _bring_later(later, tl.program_id(0), tl.num_programs(0), LATER, EACH, LINE)
-    n = tl.program_id(0) * N + tl.arange(0, N)
+    block, part = tl.program_id(0), tl.program_id(1)
+    _bring_later(later, block * PARTS + part, tl.num_programs(0) * PARTS, LATER, EACH, LINE)
+    n = block * N + tl.arange(0, N)
     m = tl.arange(0, ROWS)
     fits = n < outputs
     place = weight + n[:, None].to(tl.int64) * INPUTS
     if EARLY:
         near = weight + tl.minimum(n, outputs - 1)[:, None].to(tl.int64) * INPUTS
-        near += tl.minimum(tl.arange(0, OWN) * 64, INPUTS - 1)[None, :]
+        near += tl.minimum(part * SPAN + tl.arange(0, OWN) * 64, INPUTS - 1)[None, :]
         _bring_near(near)
         if GATED:
             _bring_near(near + outputs.to(tl.int64) * INPUTS)
     _wait(EARLY)
     sums = tl.zeros((N, ROWS), tl.float32)
     ups = sums
-    for start in tl.range(0, INPUTS, K, num_stages=STAGES):
-        k = start + tl.arange(0, K)
+    for start in tl.range(0, SPAN, K, num_stages=STAGES):
+        k = part * SPAN + start + tl.arange(0, K)
         inside = k < INPUTS
         both = fits[:, None] & inside[None, :]
         some = tl.load(place + k[None, :], both, 0.0, eviction_policy="evict_first")
@@ -244,10 +249,34 @@ def _dots_kernel(
             more = tl.load(above, both, 0.0, eviction_policy="evict_first")
             ups = tl.dot(more, row, ups, input_precision="ieee")
     _summed(EARLY)
-    kind = result.dtype.element_ty
-    total = sums.to(kind).to(tl.float32)
     at = m[None, :] * outputs + n[:, None]
     written = fits[:, None] & (m[None, :] < rows)
+    if PARTS == 1:
+        _finish_dots(sums, ups, added, result, at, written, GATED, ADDED)
+    else:
+        mine, more = summed + part * (1 + GATED) * ROWS * outputs, ROWS * outputs
+        tl.store(mine + at, sums, written)
+        if GATED:
+            tl.store(mine + more + at, ups, written)
+        tl.debug_barrier()  # all of this program's sums are written before it says so
+        if tl.atomic_add(arrived + block, 1, sem="acq_rel", scope="gpu") == PARTS - 1:
+            tl.debug_barrier()
+            sums = tl.zeros((N, ROWS), tl.float32)
+            ups = sums
+            for each in tl.static_range(PARTS):  # in their order, whichever ended last
+                theirs = summed + each * (1 + GATED) * ROWS * outputs
+                sums += tl.load(theirs + at, written, 0.0, cache_modifier=".cg")
+                if GATED:
+                    ups += tl.load(theirs + more + at, written, 0.0, cache_modifier=".cg")
+            _finish_dots(sums, ups, added, result, at, written, GATED, ADDED)
+            tl.store(arrived + block, 0)  # for the next kernel
+
+
+@triton.jit
+def _finish_dots(sums, ups, added, result, at, written, GATED: tl.constexpr, ADDED: tl.constexpr):
+    """Write sums, gated or added to, rounded as often as without kernels."""
+    kind = result.dtype.element_ty
+    total = sums.to(kind).to(tl.float32)
     if GATED:
         total = (total / (1 + tl.exp(-total))).to(kind).to(tl.float32) * ups.to(kind).to(tl.float32)
     if ADDED:
@@ -472,6 +501,7 @@ def product(
     added: Tensor | None = None,
     gated: bool = False,
     later: Tensor | None = None,
+    arrived: Tensor | None = None,
     shape: Shape | None = None,
 ) -> Tensor:
     """Return rows [B, K] times a weight [N, K], in the rows' dtype.
@@ -484,6 +514,8 @@ def product(
         added: what is added [B, N].
         gated: the weight's first half are gates of its second, [2 N, K]: answer silu(gates) * others.
         later: numbers one after another that later kernels read, and nobody writes; brought near.
+        arrived: zeros (int32), at least one for every 16 outputs, which it leaves behind as zeros; without
+            them inputs are not cut in parts.
         shape: how to cut it; None for the measured way.
     """
     source, added = source.contiguous(), None if added is None else added.contiguous()
@@ -504,7 +536,8 @@ def product(
         "GATED": gated, "ADDED": added is not None, "EARLY": early, "num_warps": cut.warps,
         **_launch(early, cut),
     }  # fmt: skip
-    more = _brought(later, early, grid[0])
+    parts = cut.parts if rows > FEW and arrived is not None else 1
+    more = _brought(later, early, grid[0] * parts)
     if rows <= FEW:
         _rows_kernel[grid](
             source, weight, norm, added, later, result, outputs, epsilon,
@@ -512,9 +545,15 @@ def product(
             NORMED=norm is not None, **options,
         )  # fmt: skip
     else:
-        _dots_kernel[grid](
-            source, weight, added, later, result, outputs, rows,
-            inputs, max(16, triton.next_power_of_2(rows)), cut.outputs, cut.inputs, cut.stages,
+        padded = max(16, triton.next_power_of_2(rows))
+        summed = None
+        if parts > 1:
+            size = parts * (1 + gated) * padded * outputs
+            summed = torch.empty(size, dtype=torch.float32, device=source.device)
+        _dots_kernel[(*grid, parts)](
+            source, weight, added, later, result, summed, arrived, outputs, rows,
+            inputs, padded, cut.outputs, cut.inputs, cut.stages,
+            parts, triton.cdiv(triton.cdiv(inputs, parts), cut.inputs) * cut.inputs,
             max(1, NEAR // (cut.outputs * LINE * (1 + gated))), *more, **options,
         )  # fmt: skip
     return result

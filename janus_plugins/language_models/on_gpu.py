@@ -20,6 +20,9 @@ OLDEST = (8, 0)
 FEW = 4
 """Rows up to which a product takes plain arithmetic; for more the tensor cores do it."""
 
+BLOCK = 16
+"""Outputs of a product that a program computes, at least, on the tensor cores."""
+
 MOST = 64
 """Rows up to which products are kernels; those of more rows take their time in arithmetic."""
 
@@ -70,7 +73,7 @@ def kernels() -> Any:
     return kernels
 
 
-@torch.library.custom_op("janus_plugins::product", mutates_args=())
+@torch.library.custom_op("janus_plugins::product", mutates_args=("arrived",))
 def product(
     source: Tensor,
     weight: Tensor,
@@ -79,10 +82,11 @@ def product(
     added: Tensor | None,
     gated: bool,
     later: Tensor | None,
+    arrived: Tensor,
 ) -> Tensor:
     """Return rows [B, K] times a weight, normed before, gated or added to after; see `kernels.product`."""
     answer: Tensor = kernels().product(
-        source, weight, norm=norm, epsilon=epsilon, added=added, gated=gated, later=later
+        source, weight, norm=norm, epsilon=epsilon, added=added, gated=gated, later=later, arrived=arrived
     )
     return answer
 
@@ -96,6 +100,7 @@ def _(
     added: Tensor | None,
     gated: bool,
     later: Tensor | None,
+    arrived: Tensor,
 ) -> Tensor:
     return source.new_empty(source.shape[0], weight.shape[0] // (1 + gated))
 

@@ -147,7 +147,9 @@ class _OnGpu:
         self.shared = shared
         self.multiplies = rows <= on_gpu.MOST
         self.later = _read_later(step.layers, shared, on_gpu.ahead_of(rows))
-        self.arrived = torch.zeros(rows * step.heads, dtype=torch.int32, device=step.cos.device)
+        blocks = max(len(weight) for pair in shared for weight in pair) // on_gpu.BLOCK + 1
+        counters = max(rows * step.heads, blocks)
+        self.arrived = torch.zeros(counters, dtype=torch.int32, device=step.cos.device)
 
     @classmethod
     def of(cls, step: LlamaStep) -> _OnGpu | None:
@@ -194,7 +196,7 @@ class _OnGpu:
         """Return rows times a weight, normed before, gated or added to after."""
         if self.multiplies:
             before = (None, 0.0) if norm is None else (norm.weight, norm.variance_epsilon)
-            answer: Tensor = on_gpu.product(source, weight, *before, added, gated, later)
+            answer: Tensor = on_gpu.product(source, weight, *before, added, gated, later, self.arrived)
             return answer
         answer = linear(source if norm is None else _normed(norm, source), weight)
         if gated:

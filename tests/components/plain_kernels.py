@@ -16,6 +16,7 @@ def product(
     added: Tensor | None = None,
     gated: bool = False,
     later: Tensor | None = None,
+    arrived: Tensor | None = None,
 ) -> Tensor:
     rows = source.float()
     if norm is not None:

@@ -53,9 +53,10 @@ def check_product(
             "added": normal(rows, outputs if gated else 2 * outputs) if added else None,
             "gated": gated,
         }
-        found = kernels.product(
-            source, weight, **options, later=weight.view(-1)[8:], shape=shape and kernels.Shape(*shape)
-        )
+        arrived = torch.zeros(outputs // 8 + 1, dtype=torch.int32, device=device)
+        options |= {"later": weight.view(-1)[8:], "arrived": arrived}
+        found = kernels.product(source, weight, **options, shape=shape and kernels.Shape(*shape))
+        assert not arrived.any()
         assert close(found, plain_product(source, weight, **options)), (normed, added, gated)
 
 
@@ -100,8 +101,10 @@ if knobs.runtime.interpret:
     def test_products_of_a_few_rows(rows, dtype, ways):
         check_product(on_gpu.kernels(), "cpu", dtype, rows, (10, 80), ways, (4, 64, 4))
 
-    def test_products_of_some_rows():
-        check_product(on_gpu.kernels(), "cpu", torch.float32, 6, (10, 80), IN_USE, (16, 64, 4, 3))
+    @pytest.mark.parametrize("parts", [1, 3])
+    def test_products_of_some_rows(parts):
+        cut = (16, 16, 4, 3, None, parts)
+        check_product(on_gpu.kernels(), "cpu", torch.float32, 6, (10, 80), IN_USE, cut)
 
     @pytest.mark.parametrize("heads", [4, 2], ids=["shared keys", "own keys"])
     @pytest.mark.parametrize(("slot", "cuts"), [(0, 4), (1, 1), (70, 1), (70, 4)])
@@ -143,15 +146,15 @@ if knobs.runtime.interpret:
 else:
 
     def test_in_the_interpreter():
-        run_interpreted(__file__, passing=17)
+        run_interpreted(__file__, passing=18)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 2, 4, 5, 32, 64])
 def test_products_on_a_gpu(rows, dtype):
-    for sizes in ((520, 1408), (512, 1024)):
-        check_product(on_gpu.kernels(), "cuda", dtype, rows, sizes, IN_USE, None)
+    for sizes, cut in (((520, 1408), None), ((512, 1024), None), ((520, 1408), (32, 64, 4, 3, None, 4))):
+        check_product(on_gpu.kernels(), "cuda", dtype, rows, sizes, IN_USE, cut)
 
 
 @pytest.mark.gpu
