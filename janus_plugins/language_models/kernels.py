@@ -320,15 +320,10 @@ def _look_kernel(
     d = tl.arange(0, WIDTH)
     half = (d + WIDTH // 2) % WIDTH
     kind = result.dtype.element_ty
-    # The kernels that made these have ended, but the nearest cache may hold what was there before.
-    now = tl.load(slot, cache_modifier=".cg")
-    angle = tl.load(at + row, cache_modifier=".cg") * WIDTH + d
-    cosine, sine = tl.load(cosines + angle).to(tl.float32), tl.load(sines + angle).to(tl.float32)
+    now, first, last = _slots(slot, part, SOME, CUTS)
+    cosine, sine = _angles(cosines, sines, at + row, WIDTH)
     keys = cache + (row * 2 * groups + group).to(tl.int64) * length * WIDTH
     values = keys + groups.to(tl.int64) * length * WIDTH
-    size = tl.cdiv(tl.cdiv(now, CUTS), SOME) * SOME
-    first = part * size
-    last = tl.minimum(first + size, now)
     if EARLY:
         lines = tl.arange(0, (WIDTH + 63) // 64) * 64
         near = (first + tl.arange(0, SOME))[:, None] * WIDTH + lines[None, :]
@@ -406,15 +401,11 @@ def _look_alone_kernel(
     d = tl.arange(0, WIDTH)
     half = (d + WIDTH // 2) % WIDTH
     kind = result.dtype.element_ty
-    # As above. Slots so far are of earlier steps; a step begins with kernels that wait for all before them.
-    now = tl.load(slot, cache_modifier=".cg")
-    angle = tl.load(at + row, cache_modifier=".cg") * WIDTH + d
-    cosine, sine = tl.load(cosines + angle).to(tl.float32), tl.load(sines + angle).to(tl.float32)
+    now, first, last = _slots(slot, part, SOME, CUTS)
+    cosine, sine = _angles(cosines, sines, at + row, WIDTH)
     keys = cache + (row * 2 * heads + head).to(tl.int64) * length * WIDTH
     values = keys + heads.to(tl.int64) * length * WIDTH
-    size = tl.cdiv(tl.cdiv(now, CUTS), SOME) * SOME
-    first = part * size
-    last = tl.minimum(first + size, now)
+    # Slots so far are of earlier steps, and a step begins with kernels that wait for all before them.
     s = first + tl.arange(0, SOME)
     here = s < last
     place = s[:, None] * WIDTH + d[None, :]
@@ -470,6 +461,22 @@ def _look_alone_kernel(
             tl.debug_barrier()
             _join(parts, shares, result, index, WIDTH, CUTS)
             tl.store(arrived + index, 0)
+
+
+@triton.jit
+def _slots(slot, part, SOME: tl.constexpr, CUTS: tl.constexpr):
+    """Return the new slot, and which of those before it are a part's: from the first to before the last."""
+    # The kernel that made it has ended, but the nearest cache may hold what was there before; so for `at`.
+    now = tl.load(slot, cache_modifier=".cg")
+    size = tl.cdiv(tl.cdiv(now, CUTS), SOME) * SOME
+    return now, part * size, tl.minimum(part * size + size, now)
+
+
+@triton.jit
+def _angles(cosines, sines, at, WIDTH: tl.constexpr):
+    """Return the cosines and sines of a row's new slot [WIDTH]."""
+    angle = tl.load(at, cache_modifier=".cg") * WIDTH + tl.arange(0, WIDTH)
+    return tl.load(cosines + angle).to(tl.float32), tl.load(sines + angle).to(tl.float32)
 
 
 @triton.jit
