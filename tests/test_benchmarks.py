@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -95,6 +97,18 @@ def test_a_search_keeps_every_change_that_gains(monkeypatch, capsys):
     assert found == layers.Way((None, best, None, None), AHEAD._replace(look=16 << 20, down=0), 8)
     assert layers.searched(asked, now, 0.0) == now
     assert f"out {tuple(best)}" in str(found)
+
+
+def test_kernels_of_a_layer_compile_for_a_gpu_that_is_not_there():
+    pytest.importorskip("triton")
+    code = (
+        "from benchmarks.registers import layer; print([one.name for rows in (2, 32) for one in layer(rows)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    few = ["rows", "look_alone", "rows", "rows", "rows"]
+    more = ["norm", "dots", "look", "dots", "norm", "dots", "dots"]
+    assert done.stdout.splitlines()[-1] == str([f"{name}_kernel" for name in (*few, *more)])
 
 
 def test_the_table_of_listings():
