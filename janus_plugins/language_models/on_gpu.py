@@ -49,10 +49,10 @@ class Ahead(NamedTuple):
 
 
 AHEAD = Ahead(8 << 20, 8 << 20, 4 << 20, 4 << 20, 4 << 20)
-"""Of few rows: memory would rest for about two microseconds between kernels, in which it gives 8 MB."""
+"""Of few rows. Not timed yet: what memory would give if it rested one or two microseconds between kernels."""
 
 AHEAD_OF_MANY = Ahead(4 << 20, 0, 4 << 20, 4 << 20, 4 << 20)
-"""Of more rows than a few, whose attention reads more than weights."""
+"""Of more rows than a few, whose attention reads more than weights. Not timed yet."""
 
 
 def ahead_of(rows: int) -> Ahead:
