@@ -31,10 +31,11 @@ from transformers import LlamaConfig, LlamaModel
 from benchmarks import harness
 from benchmarks.gpu import bandwidth
 from janus_plugins.core.contracts import Cached
-from janus_plugins.language_models import on_gpu, step
+from janus_plugins.language_models import joining, on_gpu, step
 from janus_plugins.language_models.cache import CachedAttention, KeyValueCache
 from janus_plugins.language_models.kernels import CUT, Shape
 
+Work = Callable[[], object]
 PRODUCTS = ("qkv", "out", "gate_up", "down")
 MIB = 1 << 20
 
@@ -69,7 +70,7 @@ AHEAD = {
 }
 """MiB brought near by each kernel."""
 
-PARTS = (4, 8, 16)
+CUTS = (4, 8, 16)
 """Parts that attention cuts its slots in, at most."""
 
 
@@ -79,7 +80,7 @@ class Way:
 
     shapes: tuple[Shape | None, ...]
     ahead: on_gpu.Ahead
-    parts: int
+    cuts: int
 
     def __str__(self) -> str:
         cuts = [
@@ -87,7 +88,7 @@ class Way:
             for name, cut in zip(PRODUCTS, self.shapes, strict=True)
         ]
         near = [f"{name} {size / MIB:g}" for name, size in self.ahead._asdict().items()]
-        return f"{'; '.join(cuts)}; MiB near: {', '.join(near)}; parts {self.parts}"
+        return f"{'; '.join(cuts)}; MiB near: {', '.join(near)}; attention in {self.cuts} parts"
 
 
 class Layers:
@@ -110,9 +111,9 @@ class Layers:
         )  # fmt: skip
         with torch.device(device):
             self.body: Any = LlamaModel(config).to(kind).eval()
-        step.join_weights(self.body)
-        if device == "cpu":
-            self._lie_together()
+        for layer in self.body.layers:
+            for several in step._of_one_input(layer):
+                joining._move([each.weight for each in several])  # on a CPU, too, where a step leaves them
         self.cache = KeyValueCache(rows, 640)
         self.rows, self.device, self.kind = rows, torch.device(device), kind
         self.stream = torch.randn(rows, width, device=device, dtype=kind)
@@ -122,14 +123,6 @@ class Layers:
         self.slot = torch.tensor([320], device=device)
         self.at = torch.full((rows,), 320, device=device)
 
-    def _lie_together(self) -> None:
-        """Join weights on a CPU, too, where a step leaves them apart."""
-        for layer in self.body.layers:
-            for several in step._of_one_input(layer):
-                whole = torch.cat([each.weight.data for each in several])
-                for each, part in zip(several, whole.split([len(e.weight) for e in several]), strict=True):
-                    each.weight.data = part
-
     @property
     def bytes_a_layer(self) -> int:
         """Return the bytes that a layer of a step must read: its weights, and keys and values so far."""
@@ -137,7 +130,7 @@ class Layers:
         numbers = 4 * width * width + 3 * width * inner + 2 * self.rows * width * int(self.slot)
         return numbers * self.kind.itemsize
 
-    def work(self, way: Way) -> Callable[[], object]:
+    def work(self, way: Way) -> Work:
         """Return one step of all layers, recorded on a GPU, in a way."""
         with chosen(way, self.sizes):
             made = step.LlamaStep(self.body, self.cache)
@@ -175,14 +168,14 @@ def chosen(way: Way, sizes: tuple[int, int]) -> Iterator[None]:
 
     with (
         patch.object(kernels, "_shape", shape),
-        patch.object(kernels, "CUT", way.parts),
+        patch.object(kernels, "CUT", way.cuts),
         patch.object(on_gpu, "ahead_of", lambda rows: way.ahead),
         patch.object(on_gpu, "has_kernels", lambda device: True),
     ):
         yield
 
 
-def seconds(work: Callable[[], object], device: torch.device, times: int = 40) -> float:
+def seconds(work: Work, device: torch.device, times: int = 40) -> float:
     """Return what one run takes of several in a row."""
     if device.type == "cpu":
         started = time.perf_counter()
@@ -198,14 +191,9 @@ def seconds(work: Callable[[], object], device: torch.device, times: int = 40) -
     return before.elapsed_time(after) / 1000 / times
 
 
-def tried(layers: Layers, best: Way, other: Way, gain: float = 0.005) -> tuple[bool, float, float]:
+def tried(layers: Layers, best: Work, other: Work, gain: float = 0.005) -> tuple[bool, float, float]:
     """Return whether another way is quicker, and the seconds of both: runs by turns, the median of five."""
-    try:
-        works = [layers.work(best), layers.work(other)]
-    except Exception as error:  # a shape that does not fit the device
-        print(f"  {other}: {type(error).__name__}", file=sys.stderr)
-        return False, 0.0, 0.0
-    taken = [[seconds(work, layers.device) for work in works] for _ in range(5)]
+    taken = [[seconds(work, layers.device) for work in (best, other)] for _ in range(5)]
     ours, theirs = (statistics.median(column) for column in zip(*taken, strict=True))
     return theirs < ours * (1 - gain), ours, theirs
 
@@ -224,8 +212,8 @@ def others(way: Way, rows: int) -> Iterator[Callable[[Way], Way]]:
     for name, sizes in AHEAD.items():
         for size in sizes:
             yield near(name, size)
-    for number in PARTS:
-        yield functools.partial(replace, parts=number)
+    for number in CUTS:
+        yield functools.partial(replace, cuts=number)
     for index in range(len(way.shapes)):
         for shape in SHAPES["few" if rows <= on_gpu.FEW else "many"]:
             yield cut(index, shape)
@@ -233,15 +221,22 @@ def others(way: Way, rows: int) -> Iterator[Callable[[Way], Way]]:
 
 def searched(layers: Layers, best: Way, until: float) -> Way:
     """Return the quickest way found, one change at a time, before a time."""
+    work = layers.work(best)
     for change in others(best, layers.rows):
+        if time.perf_counter() > until:
+            break
         other = change(best)
-        if other == best or time.perf_counter() > until:
+        if other == best:
             continue
-        quicker, ours, theirs = tried(layers, best, other)
-        if theirs:
-            print(f"  {theirs * 1e6:8.1f} us, best {ours * 1e6:8.1f}: {other}", flush=True)
-        if quicker and tried(layers, best, other)[0]:
-            best = other
+        try:
+            candidate = layers.work(other)
+        except Exception as error:  # a shape that does not fit the device
+            print(f"  {other}: {type(error).__name__}", file=sys.stderr)
+            continue
+        quicker, ours, theirs = tried(layers, work, candidate)
+        print(f"  {theirs * 1e6:8.1f} us, best {ours * 1e6:8.1f}: {other}", flush=True)
+        if quicker and tried(layers, work, candidate)[0]:
+            best, work = other, candidate
     return best
 
 

@@ -84,15 +84,14 @@ def test_a_search_keeps_every_change_that_gains(monkeypatch, capsys):
 
     def tried(of, old, new):
         taken = [
-            5.0
-            - sum((way.shapes[1] == best, way.ahead.look == 16 << 20, way.ahead.down == 0, way.parts == 8))
+            5.0 - sum((way.shapes[1] == best, way.ahead.look == 16 << 20, way.ahead.down == 0, way.cuts == 8))
             for way in (old, new)
         ]
         return taken[1] < taken[0], *taken
 
     monkeypatch.setattr(layers, "tried", tried)
     now = layers.Way((None,) * 4, AHEAD, 16)
-    asked = SimpleNamespace(rows=2)
+    asked = SimpleNamespace(rows=2, work=lambda way: way)
     found = layers.searched(asked, now, time.perf_counter() + 100)
     assert found == layers.Way((None, best, None, None), AHEAD._replace(look=16 << 20, down=0), 8)
     assert layers.searched(asked, now, 0.0) == now

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -93,19 +94,26 @@ def test_what_is_made_is_the_same(name: str, here: UnifiedModel, away: UnifiedMo
     assert torch.equal(made, expected) if isinstance(made, Tensor) else made == expected
 
 
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Give the stand-in what a GPU has of its own for a step, in plain torch."""
+    monkeypatch.setattr(on_gpu, "has_kernels", lambda device: device.type == AWAY.type)
+    monkeypatch.setattr(on_gpu, "kernels", lambda: plain_kernels)
+    return plain_kernels
+
+
 @pytest.mark.parametrize(
     ("name", "most"), [("compiled", 0), ("compiled", 8), ("compiled alone", 8), ("compiled words", 8)]
 )
-def test_a_compiled_step_by_kernels(name: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a GPU has of its own for a step, computed by the same in plain torch."""
+def test_a_compiled_step_by_kernels(
+    name: str, most: int, plain: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here = small_model(WIDE)
     with elsewhere():
         away = copy.deepcopy(here).to(AWAY)
     looked = []
-    look = plain_kernels.look
-    monkeypatch.setattr(plain_kernels, "look", lambda *given: looked.append(1) or look(*given))
-    monkeypatch.setattr(on_gpu, "has_kernels", lambda device: device.type == AWAY.type)
-    monkeypatch.setattr(on_gpu, "kernels", lambda: plain_kernels)
+    look = plain.look
+    monkeypatch.setattr(plain, "look", lambda *given: looked.append(1) or look(*given))
     monkeypatch.setattr(on_gpu, "MOST", most)
     way = {
         **WAYS,
@@ -116,9 +124,9 @@ def test_a_compiled_step_by_kernels(name: str, most: int, monkeypatch: pytest.Mo
     assert looked
 
 
-def test_kernels_bring_near_what_later_ones_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_bring_near_what_later_ones_read(plain: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[tuple[Tensor | None, Tensor | None]] = []
-    product, look = plain_kernels.product, plain_kernels.look
+    product, look = plain.product, plain.look
 
     def noted_product(source: Tensor, weight: Tensor, *, later: Tensor | None, **options: Any) -> Tensor:
         ran.append((weight.cpu().view(-1), later))
@@ -128,10 +136,8 @@ def test_kernels_bring_near_what_later_ones_read(monkeypatch: pytest.MonkeyPatch
         ran.append((None, given[-1]))
         return look(*given)
 
-    monkeypatch.setattr(plain_kernels, "product", noted_product)
-    monkeypatch.setattr(plain_kernels, "look", noted_look)
-    monkeypatch.setattr(on_gpu, "has_kernels", lambda device: device.type == AWAY.type)
-    monkeypatch.setattr(on_gpu, "kernels", lambda: plain_kernels)
+    monkeypatch.setattr(plain, "product", noted_product)
+    monkeypatch.setattr(plain, "look", noted_look)
     ahead = on_gpu.Ahead(qkv=64, look=96, out=128, gate_up=1 << 30, down=8)
     monkeypatch.setattr(on_gpu, "ahead_of", lambda rows: ahead)
     model = small_model(WIDE)
