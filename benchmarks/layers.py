@@ -281,7 +281,7 @@ def main() -> int:
     lines = ["| rows | kernels | us a layer | memory alone | share |", "|---|---|---|---|---|"]
     kept: dict[str, Any] = {}
     speed = bandwidth(given.device)
-    with torch.inference_mode(), harness.turn():
+    with torch.no_grad(), harness.turn():  # weights made under inference mode could not be joined
         for rows in given.rows or [2, 32]:
             kind = torch.bfloat16 if given.device == "cuda" else torch.float16  # which the interpreter has
             layers = Layers(given.device, rows, given.layers, given.width, kind)
