@@ -1,14 +1,17 @@
 """Other ways to compute a model's linear layers while it decodes, for any composed model.
 
-Decoding multiplies a few rows by every weight, step after step. On a CPU the general product takes up to
-twice as long as oneDNN's with a weight that lies in its own order (benchmarks/README.md). Each layer is laid
-out anew only when it has been asked often enough to pay, so a short answer costs nothing; the copies go
-when decoding ends. In 8 bits a weight is a quarter of its size, in 4 bits a seventh, and results differ;
-those copies stay until the weights change. They pay for a few rows at once; for many they gain no time.
+Decoding multiplies a few rows by every weight, step after step. On a CPU torch's product takes two to four
+times as long as the weight takes to come from memory (benchmarks/README.md). Products of up to `FEW_ROWS`
+rows therefore run in C (`core.native`), which reads weights where they lie. Where that cannot be compiled,
+and for more rows, it is oneDNN's product with a weight that lies in its own order, which takes about half as
+long as torch's; for that a layer is laid out anew only when it has been asked often enough to pay, and the
+copies go when decoding ends. In 8 bits a weight is a quarter of its size, in 4 bits a seventh, and results
+differ; those copies stay until the weights change. They pay for a few rows at once; for many they gain no
+time.
 
-Only layers with exactly `nn.Linear`'s own arithmetic, without hooks and in fp32 on the CPU (bf16, too, for
-fewer bits), are touched; all others compute as they are. A class derived from `nn.Linear` says by
-`is_linear_alone = True` that it is one when called with its input alone.
+Only layers with exactly `nn.Linear`'s own arithmetic, without hooks and in fp32 or bf16 on the CPU, are
+touched; all others compute as they are. A class derived from `nn.Linear` says by `is_linear_alone = True`
+that it is one when called with its input alone.
 """
 
 from __future__ import annotations
@@ -23,6 +26,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from janus_plugins.core.native.build import can_run
+from janus_plugins.core.native.products import FEW_ROWS, Products, Weight
+from janus_plugins.inference.halves import is_slow
+
 Linears = Literal["packed", "plain", "int8", "int4"]
 LINEARS: tuple[str, ...] = get_args(Linears)
 FEW_BITS = ("int8", "int4")
@@ -34,7 +41,7 @@ Maker = Callable[[Tensor, Tensor | None], Product]
 _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 _SMALLEST = 1 << 15
-"""Weights below this stay as they are: a call of oneDNN then costs more than the product."""
+"""Weights below this stay as they are: another call then costs more than the product."""
 
 _CALLS_BEFORE = 4
 """Plain calls before a weight is laid out anew; doing that takes as long as a few of them."""
@@ -55,7 +62,7 @@ def fast_linears(choice: Linears, *roots: nn.Module) -> Iterator[None]:
             scale and a zero of their own. Both take activations in bf16.
         roots: modules, of which layers may be shared.
     """
-    idle = choice == "plain" or (choice == "packed" and not _HAS_ONEDNN)
+    idle = choice == "plain" or (choice == "packed" and not (_HAS_ONEDNN or can_run()))
     layers = [] if idle else _layers(roots, choice)
     for layer in layers:
         layer.forward = _stand_in((layer,), choice)  # type: ignore[method-assign, assignment]
@@ -79,21 +86,28 @@ def _fits(layer: nn.Linear, choice: Linears) -> bool:
         (type(layer) is nn.Linear or getattr(layer, "is_linear_alone", False))
         and not touched
         and weight.device.type == "cpu"
-        and (weight.dtype == torch.float32 or (choice in FEW_BITS and weight.dtype == torch.bfloat16))
+        and (weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and _takes_bf16(choice)))
         and weight.numel() >= _SMALLEST
     )
+
+
+def _takes_bf16(choice: Linears) -> bool:
+    return choice in FEW_BITS or (can_run() and is_slow(torch.bfloat16, torch.device("cpu")))
 
 
 class _Lazy:
     """Stand in for layers of one input, and change over once called often enough.
 
-    A language model that runs several layers on one input may ask for `joined(layers)`.
+    A language model that runs several layers on one input may ask for `joined(layers)`, and one that runs a
+    whole step in C for the `weights`.
     """
 
     def __init__(self, layers: Sequence[nn.Linear], choice: Linears) -> None:
         self.weak, self.choice = [ref(layer) for layer in layers], choice
         self.left = 0 if choice in FEW_BITS else _CALLS_BEFORE
         self.fast: Product | None = None
+        self._dtype = layers[0].weight.dtype
+        self._lays_out = choice in FEW_BITS or (self._dtype == torch.float32 and _HAS_ONEDNN)
 
     @property
     def layers(self) -> list[nn.Linear]:
@@ -105,20 +119,55 @@ class _Lazy:
             only = self.layers[0]
             answer: Tensor = type(only).forward(only, source, *others, **named)
             return answer
+        few = self._few(source)
+        if few is not None:
+            return few(source)
         if self.fast is not None:
             return self.fast(source)
-        if self.left > 0:
+        if self.left > 0 or not self._lays_out:
             self.left -= 1
             parts = [linear(source, layer.weight, layer.bias) for layer in self.layers]
             return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         self.fast = _made(self.choice, self.layers)
         return self.fast(source)
 
+    def _few(self, source: Tensor) -> Products | None:
+        """Return the products in C, where they are the quickest for so many rows."""
+        if self.choice != "packed" or _is_compiling():
+            return None
+        products = self.products
+        fits = products is not None and source.dtype == self._dtype and products.takes(source)
+        return products if fits else None
+
+    @functools.cached_property
+    def products(self) -> Products | None:
+        """Return the products in C, where this machine has them."""
+        return None if self.weights is None else Products.of(self.weights)
+
+    @functools.cached_property
+    def weights(self) -> list[Weight] | None:
+        """Return what rows are multiplied by, outputs side by side, where products in C may read it."""
+        if self.choice == "packed":
+            return [_weight(layer.weight, layer.bias) for layer in self.layers]
+        if self.fast is None:
+            self.fast = _made(self.choice, self.layers)
+        return self.fast.weights if isinstance(self.fast, In8Bits) else None
+
     def joined(self, layers: Sequence[nn.Linear]) -> _Lazy | None:
         """Return one product for several layers of one input, their outputs side by side, or None."""
-        alike = all(isinstance(vars(layer).get("forward"), _Lazy) for layer in layers)
+        ways = [vars(layer).get("forward") for layer in layers]
+        alike = all(isinstance(way, _Lazy) and way.choice == self.choice for way in ways)
         biased = {layer.bias is not None for layer in layers}
         return _stand_in(layers, self.choice) if alike and len(biased) == 1 else None
+
+
+_is_compiling = torch.compiler.is_compiling
+
+
+def _weight(weight: Tensor, bias: Tensor | None, scales: Tensor | None = None) -> Weight:
+    """Return a weight for products in C: what comes after a sum is in fp32."""
+    after = [None if each is None else each.detach().float() for each in (bias, scales)]
+    return Weight(weight.detach(), *after)
 
 
 def _pack(weight: Tensor, bias: Tensor | None) -> Product:
@@ -160,11 +209,8 @@ class _InFewBits(nn.Module):
         raise NotImplementedError
 
 
-_FEW_ROWS = 16
-"""Rows that the product in 8 bits is made for. For more, a weight is converted, part by part."""
-
 _PART = 256
-"""Outputs of such a part: it stays in the nearer caches from one use to the next."""
+"""Outputs of a weight in 8 bits that are converted at once for many rows: they stay in the nearer caches."""
 
 
 class In8Bits(_InFewBits):
@@ -178,11 +224,19 @@ class In8Bits(_InFewBits):
         scale = (weight.float().abs().amax(1) / 127).clamp(min=1e-12)
         self.register_buffer("whole", (weight / scale[:, None]).round().to(torch.int8))
         self.register_buffer("scale", scale.to(torch.bfloat16))
+        self.weights = [_weight(self.whole, bias, self.scale)]
+        self.products = Products.of(self.weights)
+
+    def forward(self, source: Tensor) -> Tensor:
+        """Return [..., N] of [..., K]."""
+        if not _is_compiling() and self.products is not None and self.products.takes(source):
+            return self.products(source)
+        return super().forward(source)
 
     def multiply(self, rows: Tensor) -> Tensor:
         """Return [B, N] of [B, K]; few rows are rounded to bf16."""
         # A compiler would keep the converted parts, in four times the memory.
-        if len(rows) > _FEW_ROWS and not torch.compiler.is_compiling():
+        if len(rows) > FEW_ROWS and not _is_compiling():
             exact, firsts = rows.float(), range(0, len(self.whole), _PART)
             parts = [linear(exact, self.whole[first : first + _PART].float()) for first in firsts]
             return torch.cat(parts, -1).mul_(self.scale)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from janus_plugins.core.devices import without_plans
 from janus_plugins.language_models import on_gpu
 from janus_plugins.language_models.cache import CachedAttention, KeyValueCache
 from janus_plugins.language_models.joining import lie_together, whole_of
+from janus_plugins.language_models.on_cpu import OnCpu
 
 _KINDS = (
     LlamaModel,
@@ -91,6 +92,7 @@ class LlamaStep:
         self.cache = cache
         self.cos, self.sin = self._angles(body, cache.length)
         self.on_gpu = _OnGpu.of(self)
+        self.on_cpu: OnCpu | Literal[False] | None = None
 
     def _angles(self, body: Any, length: int) -> tuple[Tensor, Tensor]:
         """Return cosines and signed sines [length, D], of every position there can be."""
@@ -106,6 +108,11 @@ class LlamaStep:
         at = positions[:, 0]
         if self.on_gpu is not None and attend.slot is not None and torch.compiler.is_compiling():
             return self.on_gpu(self, embeds[:, 0], at, attend)[:, None]
+        if attend.slot is None and not torch.compiler.is_compiling():
+            if self.on_cpu is None:
+                self.on_cpu = OnCpu.of(self) or False
+            if self.on_cpu:
+                return self.on_cpu(embeds[:, 0], at, attend)[:, None]
         cos, sin = self.cos[at][:, None], self.sin[at][:, None]
         stream = embeds[:, 0]
         for index, layer in enumerate(self.layers):

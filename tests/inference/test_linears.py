@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from janus_plugins.core.errors import RunFileError
+from janus_plugins.core.native.build import can_run
+from janus_plugins.core.native.products import FEW_ROWS, Products
 from janus_plugins.core.runfile import load_run_text
 from janus_plugins.core.wiring import resolve
 from janus_plugins.inference import linears
@@ -25,26 +27,64 @@ class Alone(nn.Linear):
         return super().forward(source) if scale is None else super().forward(source) * scale
 
 
+@pytest.fixture(params=["in C", "without"])
+def way(request, monkeypatch):
+    """Take products in C, and do without them, as on a machine that cannot have them."""
+    if request.param == "without":
+        monkeypatch.setattr(linears, "can_run", lambda: False)
+        monkeypatch.setattr(Products, "of", classmethod(lambda cls, weights: None))
+    elif not can_run():
+        pytest.skip("this machine has no products in C")
+    return request.param
+
+
 def layers(bias=True, kind=nn.Linear):
     torch.manual_seed(0)
     return nn.Sequential(kind(256, 192, bias=bias), nn.GELU(), kind(192, 256, bias=bias)).eval()
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(2, 256), (1, 3, 256)])
-def test_packed_layers_give_the_same_numbers(bias, shape):
+@pytest.mark.parametrize("shape", [(2, 256), (1, 3, 256), (FEW_ROWS + 1, 256)])
+def test_packed_layers_give_the_same_numbers(way, bias, shape):
     model, source = layers(bias), torch.randn(shape)
+    in_c = way == "in C" and source.numel() // 256 <= FEW_ROWS
     with torch.no_grad(), fast_linears("packed", model):
         made = [model(source) for _ in range(linears._CALLS_BEFORE + 2)]
-        assert all(layer.forward.fast is not None for layer in (model[0], model[2]))
+        ways = [layer.forward for layer in (model[0], model[2])]
+        assert all((one.fast is None) == in_c for one in ways)
     expected = model(source)
-    assert torch.equal(made[0], expected)
+    assert torch.equal(made[0], made[-1] if in_c else expected)
     assert made[-1].shape == expected.shape
     assert (made[-1] - expected).abs().max() < 1e-5
 
 
+def test_a_few_rows_and_many_take_turns():
+    model, sources = layers(), [torch.randn(rows, 256) for rows in (2, 40)]
+    with torch.no_grad(), fast_linears("packed", model):
+        made = [model(sources[turn % 2]) for turn in range(4 * linears._CALLS_BEFORE)][-2:]
+    for one, source in zip(made, sources, strict=True):
+        assert (one - model(source)).abs().max() < 1e-5
+
+
+@pytest.mark.skipif(not can_run(), reason="this machine has no products in C")
+def test_layers_in_bf16_sum_up_in_fp32_where_the_cpu_does_not(monkeypatch):
+    monkeypatch.setattr(linears, "is_slow", lambda dtype, device: True)
+    model, source = layers().to(torch.bfloat16), torch.randn(2, 256).to(torch.bfloat16)
+    with torch.no_grad(), fast_linears("packed", model):
+        made = [layer(source.expand(2, 256)[:, : layer.in_features]) for layer in (model[0], model[2])]
+    for one, layer in zip(made, (model[0], model[2]), strict=True):
+        exact = source[:, : layer.in_features].float() @ layer.weight.float().T + layer.bias.float()
+        assert (
+            torch.equal(one, exact.to(torch.bfloat16))
+            or (one - exact).abs().max() < 2**-8 * exact.abs().max()
+        )
+    monkeypatch.setattr(linears, "is_slow", lambda dtype, device: False)
+    with fast_linears("packed", model):
+        assert "forward" not in vars(model[0])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_in_8_bits_rows_are_close_and_mind_no_mates(dtype):
+def test_in_8_bits_rows_are_close_and_mind_no_mates(way, dtype):
     model = layers().to(dtype)
     source = (torch.randn(3, 256) * torch.tensor([[1.0], [100.0], [1e-3]])).to(dtype)
     with torch.no_grad(), fast_linears("int8", model):
@@ -56,7 +96,7 @@ def test_in_8_bits_rows_are_close_and_mind_no_mates(dtype):
     assert torch.equal(made[:1], alone)
 
 
-def test_in_8_bits_each_weight_is_within_half_a_step():
+def test_in_8_bits_each_weight_is_within_half_a_step(way):
     torch.manual_seed(1)
     layer = nn.Linear(256, 192, bias=False)
     with torch.no_grad(), fast_linears("int8", layer):
@@ -110,7 +150,7 @@ def test_in_4_bits_rows_mind_no_mates():
 
 @pytest.mark.parametrize("choice", FEW_BITS)
 @pytest.mark.parametrize("sizes", [(250, 208), (256, 200)])
-def test_sizes_that_a_product_of_few_bits_cannot_read_stay(choice, sizes):
+def test_sizes_that_a_product_of_few_bits_cannot_read_stay(way, choice, sizes):
     odd, source = nn.Linear(*sizes), torch.randn(3, sizes[0])
     with torch.no_grad(), fast_linears(choice, odd):
         made = odd(source)
@@ -118,8 +158,8 @@ def test_sizes_that_a_product_of_few_bits_cannot_read_stay(choice, sizes):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [1, linears._FEW_ROWS, linears._FEW_ROWS + 1, 40])
-def test_weights_in_8_bits_are_the_same_ones_for_few_rows_and_for_many(rows, dtype):
+@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1, 40])
+def test_weights_in_8_bits_are_the_same_ones_for_few_rows_and_for_many(way, rows, dtype):
     torch.manual_seed(0)
     layer = nn.Linear(192, linears._PART + 64).to(dtype)
     source = torch.randn(2, rows, 192, dtype=dtype)[:1]
@@ -130,32 +170,41 @@ def test_weights_in_8_bits_are_the_same_ones_for_few_rows_and_for_many(rows, dty
     assert made.dtype == dtype
     assert made.shape == (1, rows, len(kept.whole))
     # Few rows are rounded to bf16; many are not.
-    limit = 1e-6 if rows > linears._FEW_ROWS and dtype == torch.float32 else 5e-3
+    limit = 1e-6 if rows > FEW_ROWS and dtype == torch.float32 else 5e-3
     assert (made - exact).norm() / exact.norm() < limit
 
 
 @pytest.mark.parametrize("choice", ["packed", "int8", "int4"])
-def test_layers_of_one_input_join(choice):
+def test_layers_of_one_input_join(way, choice):
     torch.manual_seed(0)
     pair, source = nn.ModuleList([nn.Linear(256, 192), nn.Linear(256, 320)]), torch.randn(2, 256)
     with torch.no_grad(), fast_linears(choice, pair):
         joined = pair[0].forward.joined(list(pair))
         for _ in range(linears._CALLS_BEFORE + 2):
             made = joined(source)
-        assert joined.fast is not None
+        assert (joined.fast is None) == (way == "in C" and choice == "packed")
         assert pair[0].forward.joined([pair[0], nn.Linear(256, 192)]) is None
     expected = torch.cat([layer(source) for layer in pair], -1)
     assert (made - expected).norm() / expected.norm() < {"packed": 1e-5, "int8": 0.03, "int4": 0.15}[choice]
 
 
-def test_layers_are_put_back_also_after_an_error():
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (torch.zeros(2, 5), "shapes"),
+        (torch.zeros(2, 256, dtype=torch.float64), "dtype"),
+        (torch.zeros(2, 0), "shapes"),
+    ],
+)
+def test_layers_are_put_back_also_after_an_error(way, source, told):
     model = layers()
-    with pytest.raises(RuntimeError, match="shapes"), fast_linears("packed", model):
-        model(torch.zeros(2, 5))
+    with pytest.raises(RuntimeError, match=told), fast_linears("packed", model):
+        model(source)
     assert all("forward" not in vars(layer) for layer in model)
 
 
-def test_layers_that_something_hangs_on_stay_as_they_are():
+def test_layers_that_something_hangs_on_stay_as_they_are(monkeypatch):
+    monkeypatch.setattr(linears, "can_run", lambda: False)
     model = nn.ModuleDict({
         "hooked": nn.Linear(256, 256),
         "derived": type("Derived", (nn.Linear,), {})(256, 256),
@@ -166,6 +215,11 @@ def test_layers_that_something_hangs_on_stay_as_they_are():
     model["hooked"].register_forward_hook(lambda *_: None)
     with fast_linears("packed", model):
         assert [name for name, layer in model.items() if "forward" in vars(layer)] == ["alone"]
+    monkeypatch.setattr(linears, "can_run", lambda: True)
+    monkeypatch.setattr(linears, "is_slow", lambda dtype, device: True)
+    with fast_linears("packed", model):
+        touched = [name for name, layer in model.items() if "forward" in vars(layer)]
+        assert touched == ["bf16", "alone"]
 
 
 def test_further_arguments_reach_the_layer_itself():

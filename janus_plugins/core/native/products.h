@@ -1,0 +1,203 @@
+/* Products of a few rows with a weight, for CPUs with AVX2: as fast as the weight comes from memory.
+
+Each output is summed up in fp32 by one thread, in an order that neither other rows nor threads change. Memory gives
+most when several places far from one another are read in turn. A weight's outputs are therefore cut in as many streams
+as outputs are summed up at once, and what each reads next is asked for ahead. */
+
+#pragma once
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 8")
+
+enum { FP32, BF16, INT8 };
+
+/* Numbers of a vector, and the most rows and outputs whose sums are held at once: with the numbers read they fill the
+16 registers. Four rows, of weights that are converted, take a few more, which costs less than converting again. */
+enum { LANES = 8, MOST_ROWS = 4, MOST_OUTPUTS = 6 };
+#define ROWS(kind) ((kind) == FP32 ? 3 : 4)
+#define OUTPUTS(rows) ((rows) > 2 ? 4 : 6)
+
+/* How far ahead a stream is asked for, and what of a weight is worth a thread of its own. */
+enum { BYTES_AHEAD = 512, BYTES_A_THREAD = 1 << 17 };
+
+/* A weight [outputs, inputs], each output times its scale and plus its bias, where there are any. With one in 8 bits
+rows and outputs are rounded to bf16, as by torch's product: compiled or not, a step makes the same numbers. */
+typedef struct {
+    const void *numbers;
+    const float *scales, *bias;
+    int64_t kind, outputs, inputs;
+} Weight;
+
+/* Rows that are read and written, and how far each is from the next. */
+typedef struct {
+    const float *from;
+    float *to;
+    int64_t from_step, to_step, count;
+} Rows;
+
+INLINE int64_t size_of(int64_t kind) { return kind == FP32 ? 4 : kind == BF16 ? 2 : 1; }
+
+INLINE __m256 eight_of(int64_t kind, const char *from) {
+    if (kind == FP32) return _mm256_loadu_ps((const float *)from);
+    if (kind == BF16) {
+        const __m256i halves = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(halves, 16));
+    }
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)));
+}
+
+INLINE float one_of(int64_t kind, const char *from) {
+    if (kind == INT8) return *(const int8_t *)from;
+    uint32_t bits = 0;
+    if (kind == BF16) memcpy((char *)&bits + 2, from, 2);
+    else memcpy(&bits, from, 4);
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+/* Return a number in bf16, the nearest, of two as near the even one. */
+INLINE uint16_t half_of(float number) {
+    uint32_t bits;
+    memcpy(&bits, &number, 4);
+    const uint16_t half = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return number == number ? half : 0x7fc0; /* not a number stays so */
+}
+
+INLINE float rounded(float number) {
+    const uint32_t bits = (uint32_t)half_of(number) << 16;
+    memcpy(&number, &bits, 4);
+    return number;
+}
+
+INLINE void widen(int64_t kind, const char *from, int64_t count, float *to) {
+    int64_t at = 0;
+    for (; at + LANES <= count; at += LANES) _mm256_storeu_ps(to + at, eight_of(kind, from + at * size_of(kind)));
+    for (; at < count; at++) to[at] = one_of(kind, from + at * size_of(kind));
+}
+
+INLINE float sum_of(__m256 eight) {
+    __m128 sums = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    sums = _mm_add_ps(sums, _mm_movehl_ps(sums, sums));
+    return _mm_cvtss_f32(_mm_add_ss(sums, _mm_shuffle_ps(sums, sums, 1)));
+}
+
+/* Where outputs lie that are summed up at once: the first one's numbers, and how far each is from the next. */
+typedef struct {
+    const char *numbers;
+    int64_t bytes_apart, first, apart;
+} Streams;
+
+/* Write `outputs` outputs of the first `rows` rows; both are constants wherever this is called. */
+INLINE void some(
+    const int rows, const int outputs, const int64_t kind, const Weight *weight, Streams streams, Rows given
+) {
+    const int64_t inputs = weight->inputs, size = size_of(kind);
+    __m256 sums[MOST_ROWS][MOST_OUTPUTS];
+    UNROLL for (int row = 0; row < rows; row++)
+        UNROLL for (int output = 0; output < outputs; output++) sums[row][output] = _mm256_setzero_ps();
+    int64_t at = 0;
+    for (; at + LANES <= inputs; at += LANES) {
+        UNROLL for (int output = 0; output < outputs; output++) {
+            const char *here = streams.numbers + output * streams.bytes_apart + at * size;
+            const __m256 numbers = eight_of(kind, here);
+            _mm_prefetch(here + BYTES_AHEAD, _MM_HINT_T1);
+            UNROLL for (int row = 0; row < rows; row++) {
+                const __m256 one = _mm256_loadu_ps(given.from + row * given.from_step + at);
+                sums[row][output] = _mm256_fmadd_ps(one, numbers, sums[row][output]);
+            }
+        }
+    }
+    for (int output = 0; output < outputs; output++) {
+        const char *numbers = streams.numbers + output * streams.bytes_apart;
+        const int64_t place = streams.first + output * streams.apart;
+        for (int row = 0; row < rows; row++) {
+            float sum = sum_of(sums[row][output]);
+            for (int64_t rest = at; rest < inputs; rest++)
+                sum += given.from[row * given.from_step + rest] * one_of(kind, numbers + rest * size);
+            if (weight->kind == INT8) sum = rounded(sum * weight->scales[place]);
+            if (weight->bias) sum += weight->bias[place];
+            given.to[row * given.to_step + place] = sum;
+        }
+    }
+}
+
+/* The same of any number of rows. */
+INLINE void all_rows(const int outputs, const int64_t kind, const Weight *weight, Streams streams, Rows rows) {
+    const int most = ROWS(kind);
+    for (; rows.count >= most; rows.count -= most) {
+        some(most, outputs, kind, weight, streams, rows);
+        rows.from += most * rows.from_step;
+        rows.to += most * rows.to_step;
+    }
+    switch (rows.count) {
+    case 3: some(3, outputs, kind, weight, streams, rows); break;
+    case 2: some(2, outputs, kind, weight, streams, rows); break;
+    case 1: some(1, outputs, kind, weight, streams, rows); break;
+    }
+}
+
+/* Write the outputs `first` to `last` of each stream, and, with the last ones, those left over by the streams. */
+INLINE void part_of(const int outputs, const int64_t kind, const Weight *weight, int64_t first, int64_t last, Rows rows) {
+    const int64_t each = weight->outputs / outputs, line = weight->inputs * size_of(kind);
+    const char *numbers = weight->numbers;
+    /* Met by many rows, weights are converted once, to where they stay near. */
+    const int convert = kind != FP32 && rows.count > 2 * MOST_ROWS;
+    float wide[convert ? outputs * weight->inputs : 1];
+    for (int64_t output = first; output < last; output++) {
+        Streams streams = {numbers + output * line, each * line, output, each};
+        if (convert) {
+            for (int stream = 0; stream < outputs; stream++)
+                widen(kind, streams.numbers + stream * streams.bytes_apart, weight->inputs, wide + stream * weight->inputs);
+            streams.numbers = (const char *)wide;
+            streams.bytes_apart = weight->inputs * size_of(FP32);
+            all_rows(outputs, FP32, weight, streams, rows);
+        } else {
+            all_rows(outputs, kind, weight, streams, rows);
+        }
+    }
+    if (last < each) return;
+    for (int64_t output = each * outputs; output < weight->outputs; output++)
+        all_rows(1, kind, weight, (Streams){numbers + output * line, 0, output, 0}, rows);
+}
+
+static void part(const Weight *weight, int64_t first, int64_t last, Rows rows) {
+#define CASE(known) \
+    case known: \
+        if (OUTPUTS(rows.count) == 6) part_of(6, known, weight, first, last, rows); \
+        else part_of(4, known, weight, first, last, rows); \
+        break;
+    switch (weight->kind) { CASE(FP32) CASE(BF16) CASE(INT8) }
+#undef CASE
+}
+
+/* Multiply rows by weights of one input; their outputs come to lie side by side. */
+static void product(const Weight *weights, int64_t num_weights, Rows rows, int64_t threads) {
+    const Rows given = rows;
+    const int64_t inputs = weights->inputs;
+    int round = 0;
+    for (int64_t at = 0; at < num_weights; at++) round |= weights[at].kind == INT8;
+    float halves[round ? rows.count * inputs + 1 : 1];
+    for (int64_t row = 0; round && row < rows.count; row++)
+        for (int64_t at = 0; at < inputs; at++)
+            halves[row * inputs + at] = rounded(given.from[row * given.from_step + at]);
+    for (const Weight *weight = weights; weight < weights + num_weights; weight++) {
+        rows.from = weight->kind == INT8 ? halves : given.from;
+        rows.from_step = weight->kind == INT8 ? inputs : given.from_step;
+        const int64_t each = weight->outputs / OUTPUTS(rows.count);
+        int64_t parts = weight->outputs * weight->inputs * size_of(weight->kind) / BYTES_A_THREAD;
+        parts = parts > threads ? threads : parts;
+        if (parts <= 1) {
+            part(weight, 0, each, rows);
+        } else {
+            #pragma omp parallel for num_threads(parts) schedule(static)
+            for (int64_t number = 0; number < parts; number++)
+                part(weight, number * each / parts, (number + 1) * each / parts, rows);
+        }
+        rows.to += weight->outputs;
+    }
+}

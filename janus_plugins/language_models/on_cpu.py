@@ -1,0 +1,230 @@
+"""A decoding step of a few rows on a CPU, all layers in one call of C (`step.c`).
+
+At small sizes a step in torch is mostly calls, at large ones products that read their weights at half the
+speed of memory. It is taken where linear layers compute by other ways than torch's anyway
+(`inference.linears`): a layer's `forward` then offers the `weights` that it multiplies by.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from janus_plugins.core.native.build import library
+from janus_plugins.core.native.products import FEW_ROWS, KINDS, InC, Weight
+
+if TYPE_CHECKING:
+    from janus_plugins.language_models.cache import CachedAttention, KeyValueCache
+    from janus_plugins.language_models.step import LlamaStep
+
+
+class _Layer(ctypes.Structure):
+    """Mirror `Layer` of `step.c`."""
+
+    _fields_ = (
+        ("before", InC * 3),
+        ("after", InC * 1),
+        ("gated", InC * 2),
+        ("down", InC * 1),
+        ("num_before", ctypes.c_int64),
+        ("num_gated", ctypes.c_int64),
+        ("first_norm", ctypes.c_void_p),
+        ("second_norm", ctypes.c_void_p),
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+    )
+
+
+class _Body(ctypes.Structure):
+    """Mirror `Body` of `step.c`."""
+
+    _fields_ = (
+        ("layers", ctypes.POINTER(_Layer)),
+        *((name, ctypes.c_void_p) for name in ("norm", "cos", "sin")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("num_layers", "width", "inner", "heads", "groups", "head_width", "length", "kind")
+        ),
+        ("eps", ctypes.c_float),
+        ("scale", ctypes.c_float),
+    )
+
+
+class _Place(ctypes.Structure):
+    """Mirror `Place` of `step.c`."""
+
+    _fields_ = (
+        ("positions", ctypes.c_void_p),
+        ("visible", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("visible_step", "rows", "slot", "threads")),
+    )
+
+
+class OnCpu:
+    """Run a `LlamaStep` in C over one cache.
+
+    Args:
+        step: the step.
+        weights: of every layer those before attention, after it, gated and last.
+        native: the compiled `step.c`.
+    """
+
+    def __init__(self, step: LlamaStep, weights: list[_Weights], native: ctypes.CDLL) -> None:
+        cached = [step.cache.layers[index] for index in range(len(weights))]
+        norms = [[norm.weight.detach().float() for norm in _norms(layer)] for layer in step.layers]
+        angles = [step.norm.weight.detach().float(), step.cos.float(), step.sin.float()]
+        # Whatever C reads is held here. A cache whose memory moves is another cache, with another step.
+        self._held = (weights, cached, norms, angles)
+        self._layers = (_Layer * len(weights))(*map(_layer, weights, norms, cached))
+        self._body = _Body(
+            self._layers,
+            *(each.data_ptr() for each in angles),
+            len(weights),
+            *weights[0].sizes(),
+            step.heads,
+            step.groups,
+            step.cos.shape[-1],
+            step.cache.length,
+            KINDS[str(cached[0][0].dtype)],
+            step.norm.variance_epsilon,
+            step.layers[0].self_attn.scaling,
+        )
+        rows = step.cache.batch
+        self._space = torch.empty(native.room(ctypes.byref(self._body), ctypes.c_int64(rows)))
+        self._place = _Place(rows=rows)
+        self._step = native.step
+        self._arguments = (ctypes.byref(self._body), ctypes.byref(self._place))
+        self._space_place = ctypes.c_void_p(self._space.data_ptr())
+
+    @classmethod
+    def of(cls, step: LlamaStep) -> OnCpu | None:
+        """Return the way of a step that the C code computes, or None."""
+        if not _is_asked(step) or not _fits(step, step.cache):
+            return None
+        weights = [_Weights.of(*each) for each in zip(step.qkvs, step.gate_ups, step.layers, strict=True)]
+        if not all(each is not None and each.fit(step) for each in weights):
+            return None
+        native = library(Path(__file__).with_name("step.c"))
+        if native is None:
+            return None
+        native.room.restype = ctypes.c_int64
+        return cls(step, cast(list[_Weights], weights), native)
+
+    def __call__(self, embeds: Tensor, positions: Tensor, attend: CachedAttention) -> Tensor:
+        """Return hidden states after the final norm [B, M] of embeddings [B, M] at positions [B] (int64).
+
+        Raises:
+            IndexError: a position lies beyond the cache's length.
+        """
+        stream = embeds.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        at, place = positions.contiguous(), self._place
+        place.positions, place.slot, place.threads = at.data_ptr(), attend.start, torch.get_num_threads()
+        place.visible = None
+        if attend.mask is not None:
+            seen = attend.mask.expand(len(stream), 1, 1, attend.reach)[:, 0, 0].contiguous()
+            place.visible, place.visible_step = seen.data_ptr(), attend.reach
+        if self._step(*self._arguments, ctypes.c_void_p(stream.data_ptr()), self._space_place):
+            raise IndexError(
+                f"positions {positions.tolist()} are not all below {self._body.length}, the cache's"
+            )
+        return stream.to(embeds.dtype)
+
+
+class _Weights(NamedTuple):
+    """Hold what the products of a layer multiply by, in the order of their outputs."""
+
+    before: list[Weight]
+    after: list[Weight]
+    gated: list[Weight]
+    down: list[Weight]
+
+    @classmethod
+    def of(cls, qkv: Any, gate_up: Any, layer: Any) -> _Weights | None:
+        """Return those of a layer, its products joined where they are, or None where one does not say."""
+        block, mlp = layer.self_attn, layer.mlp
+        before = _offered(qkv) or _each(block.q_proj, block.k_proj, block.v_proj)
+        gated = _offered(gate_up) or _each(mlp.gate_proj, mlp.up_proj)
+        made = (before, _each(block.o_proj), gated, _each(mlp.down_proj))
+        return None if any(each is None for each in made) else cls(*cast(Any, made))
+
+    def sizes(self) -> tuple[int, int]:
+        """Return the widths of the stream and between the last two products."""
+        width, inner = self.down[0].numbers.shape
+        return width, inner
+
+    def fit(self, step: LlamaStep) -> bool:
+        """Answer whether all of them are as large as the step takes them to be."""
+        (width, inner), each = step.layers[0].mlp.down_proj.weight.shape, step.cos.shape[-1]
+        heads = step.heads * each
+        return [_size(one) for one in self] == [
+            (heads + 2 * step.groups * each, width),
+            (width, heads),
+            (2 * inner, width),
+            (width, inner),
+        ]
+
+
+def _size(weights: list[Weight]) -> tuple[int, int]:
+    """Return outputs and inputs of weights of one input."""
+    inputs = {weight.numbers.shape[1] for weight in weights}
+    return sum(len(weight.numbers) for weight in weights), inputs.pop() if len(inputs) == 1 else -1
+
+
+def _layer(weights: _Weights, norms: list[Tensor], cached: tuple[Tensor, Tensor]) -> _Layer:
+    before, after, gated, down = ([InC.of(weight) for weight in each] for each in weights)
+    return _Layer(
+        (InC * 3)(*before),
+        (InC * 1)(*after),
+        (InC * 2)(*gated),
+        (InC * 1)(*down),
+        len(before),
+        len(gated),
+        *(each.data_ptr() for each in (*norms, *cached)),
+    )
+
+
+def _each(*layers: nn.Linear) -> list[Weight] | None:
+    found = [_offered(layer.forward) if "forward" in vars(layer) else _own(layer) for layer in layers]
+    return None if any(each is None for each in found) else [one for each in found for one in each or ()]
+
+
+def _own(layer: nn.Linear) -> list[Weight] | None:
+    bias = None if layer.bias is None else layer.bias.detach().float()
+    return _fitting([Weight(layer.weight.detach(), bias)])
+
+
+def _offered(product: Any) -> list[Weight] | None:
+    """Return the weights that a product reads, outputs side by side, where it offers them."""
+    return _fitting(getattr(product, "weights", None))
+
+
+def _fitting(weights: list[Weight] | None) -> list[Weight] | None:
+    return weights if weights is not None and all(weight.fits() for weight in weights) else None
+
+
+def _is_asked(step: LlamaStep) -> bool:
+    """Answer whether somebody computes linear layers other than torch does; small ones stay themselves."""
+    layers = (module for layer in step.layers for module in layer.modules())
+    return any(hasattr(vars(module).get("forward"), "weights") for module in layers)
+
+
+def _fits(step: LlamaStep, cache: KeyValueCache) -> bool:
+    norms = [step.norm, *(norm for layer in step.layers for norm in _norms(layer))]
+    kept = [each for pair in cache.layers.values() for each in pair]
+    shape = (cache.batch, step.groups, cache.length, step.cos.shape[-1])
+    return (
+        cache.batch <= FEW_ROWS
+        and len(cache.layers) == len(step.layers)
+        and len({norm.variance_epsilon for norm in norms}) == 1
+        and len({layer.self_attn.scaling for layer in step.layers}) == 1
+        and {each.dtype for each in kept} in ({torch.float32}, {torch.bfloat16})
+        and all(each.device.type == "cpu" and each.is_contiguous() and each.shape == shape for each in kept)
+    )
+
+
+def _norms(layer: Any) -> tuple[Any, Any]:
+    return layer.input_layernorm, layer.post_attention_layernorm

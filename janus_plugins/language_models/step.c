@@ -1,0 +1,205 @@
+/* One slot a row through the layers of a Llama, on a CPU; `step.LlamaStep` says the same in torch.
+
+All is computed in fp32, whatever the weights and the cache are kept in. Sums have an order that neither other rows nor
+threads change. */
+
+#include <math.h>
+#include <stddef.h>
+
+#include "products.h"
+
+/* One layer: its weights, norms, and its part of the cache [rows, groups, length, head_width]. */
+typedef struct {
+    Weight before[3], after[1], gated[2], down[1];
+    int64_t num_before, num_gated;
+    const float *first_norm, *second_norm;
+    char *keys, *values;
+} Layer;
+
+/* A whole body. Angles are [length, head_width]; the sines of a head's first half carry its sign. The cache is FP32 or
+BF16, as its kind says. */
+typedef struct {
+    const Layer *layers;
+    const float *norm, *cos, *sin;
+    int64_t num_layers, width, inner, heads, groups, head_width, length, kind;
+    float eps, scale;
+} Body;
+
+/* Where a step stands: the slot it fills, and of each row which slots it sees [slot + 1] (NULL: all). */
+typedef struct {
+    const int64_t *positions;
+    const uint8_t *visible;
+    int64_t visible_step, rows, slot, threads;
+} Place;
+
+INLINE float sum_of_products(int64_t kind, const float *one, const char *other, int64_t count) {
+    const int64_t size = size_of(kind);
+    __m256 sums = _mm256_setzero_ps();
+    int64_t at = 0;
+    for (; at + LANES <= count; at += LANES)
+        sums = _mm256_fmadd_ps(_mm256_loadu_ps(one + at), eight_of(kind, other + at * size), sums);
+    float sum = sum_of(sums);
+    for (; at < count; at++) sum += one[at] * one_of(kind, other + at * size);
+    return sum;
+}
+
+/* Keep numbers in a format. */
+INLINE void keep(int64_t kind, const float *from, int64_t count, char *to) {
+    for (int64_t at = 0; at < count; at++) {
+        if (kind == FP32) ((float *)to)[at] = from[at];
+        else ((uint16_t *)to)[at] = half_of(from[at]);
+    }
+}
+
+/* e to the power of x, within two units of the last place; below -87 it is that of -87. */
+INLINE float power_of_e(float x) {
+    const float rounder = 12582912.0f; /* 1.5 * 2^23: what is added to it is rounded to a whole number */
+    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    const float whole = (x * 1.44269504089f + rounder) - rounder;
+    const float rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    float sum = 1.9875691500e-4f;
+    sum = sum * rest + 1.3981999507e-3f;
+    sum = sum * rest + 8.3334519073e-3f;
+    sum = sum * rest + 4.1665795894e-2f;
+    sum = sum * rest + 1.6666665459e-1f;
+    sum = sum * rest + 5.0000001201e-1f;
+    sum = sum * rest * rest + rest + 1.0f;
+    const uint32_t bits = (uint32_t)((int32_t)whole + 127) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return sum * power;
+}
+
+static void normed(const Body *body, const float *weight, const float *from, int64_t rows, float *to) {
+    const int64_t width = body->width;
+    for (int64_t row = 0; row < rows; row++, from += width, to += width) {
+        const float size = 1.0f / sqrtf(sum_of_products(FP32, from, (const char *)from, width) / width + body->eps);
+        for (int64_t at = 0; at < width; at++) to[at] = from[at] * size * weight[at];
+    }
+}
+
+static void turned(const float *from, const float *cos, const float *sin, int64_t width, float *to) {
+    const int64_t half = width / 2;
+    for (int64_t at = 0; at < half; at++) {
+        to[at] = from[at] * cos[at] + from[at + half] * sin[at];
+        to[at + half] = from[at + half] * cos[at + half] + from[at] * sin[at + half];
+    }
+}
+
+/* Attend from one turned query [head_width] to the first `count` slots; `shares` has room for as many. */
+INLINE void looked(
+    const int64_t kind, const float *query, const char *keys, const char *values, const uint8_t *visible,
+    int64_t count, int64_t width, float scale, float *shares, float *to
+) {
+    const int64_t size = size_of(kind), line = width * size;
+    float most = -INFINITY, all = 0.0f;
+    for (int64_t slot = 0; slot < count; slot++) {
+        const int seen = !visible || visible[slot];
+        shares[slot] = seen ? sum_of_products(kind, query, keys + slot * line, width) * scale : -INFINITY;
+        most = shares[slot] > most ? shares[slot] : most;
+    }
+    for (int64_t slot = 0; slot < count; slot++) shares[slot] = power_of_e(shares[slot] - most);
+    if (visible)
+        for (int64_t slot = 0; slot < count; slot++) shares[slot] = visible[slot] ? shares[slot] : 0.0f;
+    for (int64_t slot = 0; slot < count; slot++) all += shares[slot];
+    int64_t at = 0;
+    for (; at + 4 * LANES <= width; at += 4 * LANES) {
+        __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+        for (int64_t slot = 0; slot < count; slot++) {
+            const __m256 share = _mm256_set1_ps(shares[slot]);
+            const char *value = values + slot * line + at * size;
+            UNROLL for (int part = 0; part < 4; part++)
+                sums[part] = _mm256_fmadd_ps(share, eight_of(kind, value + part * LANES * size), sums[part]);
+        }
+        for (int part = 0; part < 4; part++)
+            _mm256_storeu_ps(to + at + part * LANES, _mm256_div_ps(sums[part], _mm256_set1_ps(all)));
+    }
+    for (; at < width; at++) {
+        float sum = 0.0f;
+        for (int64_t slot = 0; slot < count; slot++) sum += shares[slot] * one_of(kind, values + slot * line + at * size);
+        to[at] = sum / all;
+    }
+}
+
+/* Write a row's key and value of one group, and attend from the group's queries. */
+static void group_of(
+    const Body *body, const Layer *layer, const Place *place, const float *mixed, int64_t row, int64_t group,
+    float *to
+) {
+    const int64_t width = body->head_width, each = body->heads / body->groups, count = place->slot + 1;
+    const int64_t of_row = (body->heads + 2 * body->groups) * width, line = width * size_of(body->kind);
+    const float *cos = body->cos + place->positions[row] * width;
+    const float *sin = body->sin + place->positions[row] * width;
+    const float *queries = mixed + row * of_row + group * each * width;
+    const float *key = mixed + row * of_row + (body->heads + group) * width;
+    const float *value = key + body->groups * width;
+    const uint8_t *visible = place->visible ? place->visible + row * place->visible_step : NULL;
+    const int64_t before = (row * body->groups + group) * body->length * line;
+    char *keys = layer->keys + before, *values = layer->values + before;
+    float one[width], shares[count];
+    turned(key, cos, sin, width, one);
+    keep(body->kind, one, width, keys + place->slot * line);
+    keep(body->kind, value, width, values + place->slot * line);
+    for (int64_t head = 0; head < each; head++) {
+        float *seen = to + (row * body->heads + group * each + head) * width;
+        turned(queries + head * width, cos, sin, width, one);
+        if (body->kind == FP32) looked(FP32, one, keys, values, visible, count, width, body->scale, shares, seen);
+        else looked(BF16, one, keys, values, visible, count, width, body->scale, shares, seen);
+    }
+}
+
+static void attended(const Body *body, const Layer *layer, const Place *place, const float *mixed, float *to) {
+    const int64_t pairs = place->rows * body->groups;
+    const int64_t bytes = pairs * (place->slot + 1) * body->head_width * 2 * size_of(body->kind);
+    int64_t parts = bytes / BYTES_A_THREAD;
+    parts = parts > place->threads ? place->threads : parts;
+    if (parts <= 1) {
+        for (int64_t pair = 0; pair < pairs; pair++)
+            group_of(body, layer, place, mixed, pair / body->groups, pair % body->groups, to);
+        return;
+    }
+    #pragma omp parallel for num_threads(parts) schedule(static)
+    for (int64_t pair = 0; pair < pairs; pair++)
+        group_of(body, layer, place, mixed, pair / body->groups, pair % body->groups, to);
+}
+
+INLINE void added(float *stream, const float *change, int64_t count) {
+    for (int64_t at = 0; at < count; at++) stream[at] += change[at];
+}
+
+/* Return how many numbers `step` needs room for. */
+int64_t room(const Body *body, int64_t rows) {
+    const int64_t mixed = (body->heads + 2 * body->groups) * body->head_width;
+    return rows * (2 * body->width + mixed + body->heads * body->head_width + 2 * body->inner);
+}
+
+/* Take a stream [rows, width] through all layers and the final norm, in place. Return 0, or that a position has no
+angle. */
+int step(const Body *body, const Place *place, float *stream, float *space) {
+    for (int64_t row = 0; row < place->rows; row++)
+        if (place->positions[row] < 0 || place->positions[row] >= body->length) return 1;
+    const int64_t rows = place->rows, width = body->width, inner = body->inner, threads = place->threads;
+    const int64_t of_heads = body->heads * body->head_width;
+    const int64_t of_mixed = of_heads + 2 * body->groups * body->head_width;
+    float *norms = space, *change = norms + rows * width, *mixed = change + rows * width;
+    float *seen = mixed + rows * of_mixed, *gates = seen + rows * of_heads;
+    for (const Layer *layer = body->layers; layer < body->layers + body->num_layers; layer++) {
+        normed(body, layer->first_norm, stream, rows, norms);
+        product(layer->before, layer->num_before, (Rows){norms, mixed, width, of_mixed, rows}, threads);
+        attended(body, layer, place, mixed, seen);
+        product(layer->after, 1, (Rows){seen, change, of_heads, width, rows}, threads);
+        added(stream, change, rows * width);
+        normed(body, layer->second_norm, stream, rows, norms);
+        product(layer->gated, layer->num_gated, (Rows){norms, gates, width, 2 * inner, rows}, threads);
+        for (int64_t row = 0; row < rows; row++) {
+            float *gate = gates + row * 2 * inner;
+            const float *other = gate + inner;
+            for (int64_t at = 0; at < inner; at++)
+                gate[at] = gate[at] / (1.0f + power_of_e(-gate[at])) * other[at];
+        }
+        product(layer->down, 1, (Rows){gates, change, 2 * inner, width, rows}, threads);
+        added(stream, change, rows * width);
+    }
+    normed(body, body->norm, stream, rows, stream);
+    return 0;
+}
