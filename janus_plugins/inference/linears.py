@@ -209,8 +209,11 @@ class _InFewBits(nn.Module):
         raise NotImplementedError
 
 
+_FEW_ROWS = 16
+"""Rows that the library's product in 8 bits is made for. For more, a weight is converted, part by part."""
+
 _PART = 256
-"""Outputs of a weight in 8 bits that are converted at once for many rows: they stay in the nearer caches."""
+"""Outputs of such a part: it stays in the nearer caches from one use to the next."""
 
 
 class In8Bits(_InFewBits):
@@ -236,7 +239,7 @@ class In8Bits(_InFewBits):
     def multiply(self, rows: Tensor) -> Tensor:
         """Return [B, N] of [B, K]; few rows are rounded to bf16."""
         # A compiler would keep the converted parts, in four times the memory.
-        if len(rows) > FEW_ROWS and not _is_compiling():
+        if len(rows) > _FEW_ROWS and not _is_compiling():
             exact, firsts = rows.float(), range(0, len(self.whole), _PART)
             parts = [linear(exact, self.whole[first : first + _PART].float()) for first in firsts]
             return torch.cat(parts, -1).mul_(self.scale)

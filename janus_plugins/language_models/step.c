@@ -150,9 +150,8 @@ static void group_of(
 
 static void attended(const Body *body, const Layer *layer, const Place *place, const float *mixed, float *to) {
     const int64_t pairs = place->rows * body->groups;
-    const int64_t bytes = pairs * (place->slot + 1) * body->head_width * 2 * size_of(body->kind);
-    int64_t parts = bytes / BYTES_A_THREAD;
-    parts = parts > place->threads ? place->threads : parts;
+    const int64_t numbers = 2 * pairs * (place->slot + 1) * body->head_width;
+    const int64_t parts = parts_of(numbers, size_of(body->kind), body->heads / body->groups, place->threads);
     if (parts <= 1) {
         for (int64_t pair = 0; pair < pairs; pair++)
             group_of(body, layer, place, mixed, pair / body->groups, pair % body->groups, to);

@@ -21,8 +21,14 @@ enum { LANES = 8, MOST_ROWS = 4, MOST_OUTPUTS = 6 };
 #define ROWS(kind) ((kind) == FP32 ? 3 : 4)
 #define OUTPUTS(rows) ((rows) > 2 ? 4 : 6)
 
-/* How far ahead a stream is asked for, and what of a weight is worth a thread of its own. */
-enum { BYTES_AHEAD = 512, BYTES_A_THREAD = 1 << 17 };
+/* How far ahead a stream is asked for. */
+enum { BYTES_AHEAD = 512 };
+
+/* How many parts of work for a thread there are in numbers that are read once and met by some rows. */
+INLINE int64_t parts_of(int64_t numbers, int64_t size, int64_t rows, int64_t threads) {
+    const int64_t parts = numbers * (size + rows) >> 18;
+    return parts > threads ? threads : parts;
+}
 
 /* A weight [outputs, inputs], each output times its scale and plus its bias, where there are any. With one in 8 bits
 rows and outputs are rounded to bf16, as by torch's product: compiled or not, a step makes the same numbers. */
@@ -189,8 +195,8 @@ static void product(const Weight *weights, int64_t num_weights, Rows rows, int64
         rows.from = weight->kind == INT8 ? halves : given.from;
         rows.from_step = weight->kind == INT8 ? inputs : given.from_step;
         const int64_t each = weight->outputs / OUTPUTS(rows.count);
-        int64_t parts = weight->outputs * weight->inputs * size_of(weight->kind) / BYTES_A_THREAD;
-        parts = parts > threads ? threads : parts;
+        const int64_t numbers = weight->outputs * weight->inputs;
+        const int64_t parts = parts_of(numbers, size_of(weight->kind), rows.count, threads);
         if (parts <= 1) {
             part(weight, 0, each, rows);
         } else {

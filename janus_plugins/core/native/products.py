@@ -12,7 +12,7 @@ from janus_plugins.core.native.build import library
 if TYPE_CHECKING:
     from torch import Tensor
 
-FEW_ROWS = 16
+FEW_ROWS = 32
 """Rows up to which these products are quicker than a library's, which is made for many."""
 
 KINDS = {"torch.float32": 0, "torch.bfloat16": 1, "torch.int8": 2}
