@@ -1,8 +1,9 @@
-"""Measure a bf16 model on a CPU without instructions for bf16: a question about a picture, a picture decoded.
+"""Measure a bf16 model on a CPU without instructions for bf16: a question, codes made, a picture decoded.
 
 Run `OMP_NUM_THREADS=1 python -m benchmarks.halves`. The parts have the reference's widths and fewer layers:
 SigLIP-L with 2 of 24, a language model 2,048 wide with 2 of 24, the VQ decoder whole, but on 96 by 96 pixels.
-Ours (`janus_plugins/inference/halves.py`) against what torch does, and against the same weights in fp32.
+Ours (`janus_plugins/inference/halves.py`, and for codes products in C, `janus_plugins/core/native`) against
+what torch does, and against the same weights in fp32.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from PIL import Image
 from benchmarks import harness
 from janus_plugins.core.runfile import load_run_text
 from janus_plugins.core.wiring import resolve
-from janus_plugins.inference import halves
+from janus_plugins.inference import halves, linears
 from janus_plugins.model.compose import compose_plan
 
 RUN = """
@@ -47,7 +48,7 @@ model:
 
 
 def main() -> int:
-    """Measure both uses."""
+    """Measure all uses."""
     given = harness.options(__doc__ or "").parse_args()
     torch.set_num_threads(1)
     if not halves.is_slow(torch.bfloat16, torch.device("cpu")):
@@ -61,7 +62,10 @@ def main() -> int:
 
     def plainly(run: Callable[[], object]) -> Callable[[], object]:
         def plain() -> object:
-            with mock.patch.object(halves, "is_slow", return_value=False):
+            with (
+                mock.patch.object(halves, "is_slow", return_value=False),
+                mock.patch.object(linears, "is_slow", return_value=False),
+            ):
                 return run()
 
         return plain
@@ -78,6 +82,10 @@ def main() -> int:
         compare(
             "a question about a picture, one token, bf16",
             lambda model: model.ask("what is it?", images=[picture], max_new_tokens=1),  # type: ignore[attr-defined]
+        ),
+        compare(
+            "36 codes made, guidance 5, bf16",
+            lambda model: model.generate("a cube", guidance=5.0, temperature=0, return_codes=True),  # type: ignore[attr-defined]
         ),
         compare(
             "36 codes decoded, bf16",

@@ -116,7 +116,8 @@ INLINE void looked(
     }
     for (; at < width; at++) {
         float sum = 0.0f;
-        for (int64_t slot = 0; slot < count; slot++) sum += shares[slot] * one_of(kind, values + slot * line + at * size);
+        for (int64_t slot = 0; slot < count; slot++)
+            sum += shares[slot] * one_of(kind, values + slot * line + at * size);
         to[at] = sum / all;
     }
 }

@@ -8,6 +8,7 @@ as outputs are summed up at once, and what each reads next is asked for ahead. *
 
 #include <immintrin.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
@@ -148,19 +149,21 @@ INLINE void all_rows(const int outputs, const int64_t kind, const Weight *weight
 }
 
 /* Write the outputs `first` to `last` of each stream, and, with the last ones, those left over by the streams. */
-INLINE void part_of(const int outputs, const int64_t kind, const Weight *weight, int64_t first, int64_t last, Rows rows) {
-    const int64_t each = weight->outputs / outputs, line = weight->inputs * size_of(kind);
+INLINE void part_of(
+    const int outputs, const int64_t kind, const Weight *weight, int64_t first, int64_t last, Rows rows
+) {
+    const int64_t inputs = weight->inputs, each = weight->outputs / outputs, line = inputs * size_of(kind);
     const char *numbers = weight->numbers;
     /* Met by many rows, weights are converted once, to where they stay near. */
     const int convert = kind != FP32 && rows.count > 2 * MOST_ROWS;
-    float wide[convert ? outputs * weight->inputs : 1];
+    float wide[convert ? outputs * inputs : 1];
     for (int64_t output = first; output < last; output++) {
         Streams streams = {numbers + output * line, each * line, output, each};
         if (convert) {
             for (int stream = 0; stream < outputs; stream++)
-                widen(kind, streams.numbers + stream * streams.bytes_apart, weight->inputs, wide + stream * weight->inputs);
+                widen(kind, streams.numbers + stream * streams.bytes_apart, inputs, wide + stream * inputs);
             streams.numbers = (const char *)wide;
-            streams.bytes_apart = weight->inputs * size_of(FP32);
+            streams.bytes_apart = inputs * size_of(FP32);
             all_rows(outputs, FP32, weight, streams, rows);
         } else {
             all_rows(outputs, kind, weight, streams, rows);
@@ -181,19 +184,25 @@ static void part(const Weight *weight, int64_t first, int64_t last, Rows rows) {
 #undef CASE
 }
 
-/* Multiply rows by weights of one input; their outputs come to lie side by side. */
-static void product(const Weight *weights, int64_t num_weights, Rows rows, int64_t threads) {
-    const Rows given = rows;
-    const int64_t inputs = weights->inputs;
-    int round = 0;
-    for (int64_t at = 0; at < num_weights; at++) round |= weights[at].kind == INT8;
-    float halves[round ? rows.count * inputs + 1 : 1];
-    for (int64_t row = 0; round && row < rows.count; row++)
+/* Return rows rounded to bf16, in memory that whoever asked frees; as they were, where there is none. */
+static Rows rounded_rows(Rows rows, int64_t inputs) {
+    float *halves = malloc((rows.count * inputs + 1) * sizeof(float));
+    if (!halves) return rows;
+    for (int64_t row = 0; row < rows.count; row++)
         for (int64_t at = 0; at < inputs; at++)
-            halves[row * inputs + at] = rounded(given.from[row * given.from_step + at]);
+            halves[row * inputs + at] = rounded(rows.from[row * rows.from_step + at]);
+    rows.from = halves;
+    rows.from_step = inputs;
+    return rows;
+}
+
+/* Multiply rows by weights of one input; their outputs come to lie side by side. */
+static void product(const Weight *weights, int64_t num_weights, Rows given, int64_t threads) {
+    Rows in_bf16 = given;
     for (const Weight *weight = weights; weight < weights + num_weights; weight++) {
-        rows.from = weight->kind == INT8 ? halves : given.from;
-        rows.from_step = weight->kind == INT8 ? inputs : given.from_step;
+        if (weight->kind == INT8 && in_bf16.from == given.from) in_bf16 = rounded_rows(given, weight->inputs);
+        Rows rows = weight->kind == INT8 ? in_bf16 : given;
+        rows.to = given.to;
         const int64_t each = weight->outputs / OUTPUTS(rows.count);
         const int64_t numbers = weight->outputs * weight->inputs;
         const int64_t parts = parts_of(numbers, size_of(weight->kind), rows.count, threads);
@@ -204,6 +213,7 @@ static void product(const Weight *weights, int64_t num_weights, Rows rows, int64
             for (int64_t number = 0; number < parts; number++)
                 part(weight, number * each / parts, (number + 1) * each / parts, rows);
         }
-        rows.to += weight->outputs;
+        given.to += weight->outputs;
     }
+    if (in_bf16.from != given.from) free((float *)in_bf16.from);
 }
