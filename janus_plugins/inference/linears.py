@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from janus_plugins.core.native.build import can_run
-from janus_plugins.core.native.products import FEW_ROWS, Products, Weight
+from janus_plugins.core.native.products import Products, Weight
 from janus_plugins.inference.halves import is_slow
 
 Linears = Literal["packed", "plain", "int8", "int4"]
@@ -148,10 +148,10 @@ class _Lazy:
     def weights(self) -> list[Weight] | None:
         """Return what rows are multiplied by, outputs side by side, where products in C may read it."""
         if self.choice == "packed":
-            return [_weight(layer.weight, layer.bias) for layer in self.layers]
+            return [Weight(layer.weight.detach(), _exact(layer.bias)) for layer in self.layers]
         if self.fast is None:
             self.fast = _made(self.choice, self.layers)
-        return self.fast.weights if isinstance(self.fast, In8Bits) else None
+        return self.fast.weights if isinstance(self.fast, _InFewBits) else None
 
     def joined(self, layers: Sequence[nn.Linear]) -> _Lazy | None:
         """Return one product for several layers of one input, their outputs side by side, or None."""
@@ -164,10 +164,9 @@ class _Lazy:
 _is_compiling = torch.compiler.is_compiling
 
 
-def _weight(weight: Tensor, bias: Tensor | None, scales: Tensor | None = None) -> Weight:
-    """Return a weight for products in C: what comes after a sum is in fp32."""
-    after = [None if each is None else each.detach().float() for each in (bias, scales)]
-    return Weight(weight.detach(), *after)
+def _exact(after: Tensor | None) -> Tensor | None:
+    """Return what products in C apply to a sum."""
+    return None if after is None else after.detach().float()
 
 
 def _pack(weight: Tensor, bias: Tensor | None) -> Product:
@@ -193,13 +192,22 @@ class _InFewBits(nn.Module):
     """Multiply rows by a weight of few bits."""
 
     bias: Tensor | None
+    weights: list[Weight] | None = None
+    products: Products | None = None
 
     def __init__(self, bias: Tensor | None) -> None:
         super().__init__()
         self.register_buffer("bias", bias)
 
+    def read_in_c(self, weight: Weight) -> None:
+        """Let a few rows meet the weight in C, where this machine and its sizes allow."""
+        self.products = Products.of([weight])
+        self.weights = None if self.products is None else [weight]
+
     def forward(self, source: Tensor) -> Tensor:
         """Return [..., N] of [..., K]."""
+        if not _is_compiling() and self.products is not None and self.products.takes(source):
+            return self.products(source)
         result = self.multiply(source.reshape(-1, source.shape[-1])).to(source.dtype)
         result = result.view(*source.shape[:-1], result.shape[-1])
         return result if self.bias is None else result + self.bias
@@ -227,14 +235,7 @@ class In8Bits(_InFewBits):
         scale = (weight.float().abs().amax(1) / 127).clamp(min=1e-12)
         self.register_buffer("whole", (weight / scale[:, None]).round().to(torch.int8))
         self.register_buffer("scale", scale.to(torch.bfloat16))
-        self.weights = [_weight(self.whole, bias, self.scale)]
-        self.products = Products.of(self.weights)
-
-    def forward(self, source: Tensor) -> Tensor:
-        """Return [..., N] of [..., K]."""
-        if not _is_compiling() and self.products is not None and self.products.takes(source):
-            return self.products(source)
-        return super().forward(source)
+        self.read_in_c(Weight(self.whole, _exact(bias), _exact(self.scale)))
 
     def multiply(self, rows: Tensor) -> Tensor:
         """Return [B, N] of [B, K]; few rows are rounded to bf16."""
@@ -251,6 +252,9 @@ class In8Bits(_InFewBits):
 class _In4Bits(_InFewBits):
     """Keep a weight [N, K] in 4 bits, scale and zero by groups."""
 
+    packed: Tensor
+    spread: Tensor
+
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(bias)
         outputs, inputs = weight.shape
@@ -262,6 +266,7 @@ class _In4Bits(_InFewBits):
         # The product's zero is the middle of the 16 steps.
         spread = torch.cat([scale, least + 8 * scale], 2).transpose(0, 1)
         self.register_buffer("spread", spread.to(torch.bfloat16).contiguous())
+        self.read_in_c(Weight(self.packed, _exact(bias), self.spread))
 
     def multiply(self, rows: Tensor) -> Tensor:
         """Return [B, N] of [B, K], rounded to bf16."""

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from janus_plugins.language_models.step import LlamaStep
 
 
+_NO_ANGLE = 2
+"""What `step.c` answers where a position lies beyond the angles that there are."""
+
+
 class _Layer(ctypes.Structure):
     """Mirror `Layer` of `step.c`."""
 
@@ -119,6 +123,7 @@ class OnCpu:
 
         Raises:
             IndexError: a position lies beyond the cache's length.
+            MemoryError: there is none left.
         """
         stream = embeds.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         at, place = positions.contiguous(), self._place
@@ -127,10 +132,13 @@ class OnCpu:
         if attend.mask is not None:
             seen = attend.mask.expand(len(stream), 1, 1, attend.reach)[:, 0, 0].contiguous()
             place.visible, place.visible_step = seen.data_ptr(), attend.reach
-        if self._step(*self._arguments, ctypes.c_void_p(stream.data_ptr()), self._space_place):
+        failed = self._step(*self._arguments, ctypes.c_void_p(stream.data_ptr()), self._space_place)
+        if failed == _NO_ANGLE:
             raise IndexError(
                 f"positions {positions.tolist()} are not all below {self._body.length}, the cache's"
             )
+        if failed:
+            raise MemoryError("there is no memory for a decoding step")
         return stream.to(embeds.dtype)
 
 
@@ -153,8 +161,7 @@ class _Weights(NamedTuple):
 
     def sizes(self) -> tuple[int, int]:
         """Return the widths of the stream and between the last two products."""
-        width, inner = self.down[0].numbers.shape
-        return width, inner
+        return self.down[0].shape
 
     def fit(self, step: LlamaStep) -> bool:
         """Answer whether all of them are as large as the step takes them to be."""
@@ -170,8 +177,8 @@ class _Weights(NamedTuple):
 
 def _size(weights: list[Weight]) -> tuple[int, int]:
     """Return outputs and inputs of weights of one input."""
-    inputs = {weight.numbers.shape[1] for weight in weights}
-    return sum(len(weight.numbers) for weight in weights), inputs.pop() if len(inputs) == 1 else -1
+    inputs = {weight.shape[1] for weight in weights}
+    return sum(weight.shape[0] for weight in weights), inputs.pop() if len(inputs) == 1 else -1
 
 
 def _layer(weights: _Weights, norms: list[Tensor], cached: tuple[Tensor, Tensor]) -> _Layer:

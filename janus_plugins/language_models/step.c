@@ -173,33 +173,34 @@ int64_t room(const Body *body, int64_t rows) {
     return rows * (2 * body->width + mixed + body->heads * body->head_width + 2 * body->inner);
 }
 
-/* Take a stream [rows, width] through all layers and the final norm, in place. Return 0, or that a position has no
-angle. */
+/* Take a stream [rows, width] through all layers and the final norm, in place. Return 0, NO_MEMORY, or NO_ANGLE, where a
+position lies beyond those that there are. */
 int step(const Body *body, const Place *place, float *stream, float *space) {
     for (int64_t row = 0; row < place->rows; row++)
-        if (place->positions[row] < 0 || place->positions[row] >= body->length) return 1;
+        if (place->positions[row] < 0 || place->positions[row] >= body->length) return NO_ANGLE;
     const int64_t rows = place->rows, width = body->width, inner = body->inner, threads = place->threads;
     const int64_t of_heads = body->heads * body->head_width;
     const int64_t of_mixed = of_heads + 2 * body->groups * body->head_width;
     float *norms = space, *change = norms + rows * width, *mixed = change + rows * width;
     float *seen = mixed + rows * of_mixed, *gates = seen + rows * of_heads;
+    int failed = 0;
     for (const Layer *layer = body->layers; layer < body->layers + body->num_layers; layer++) {
         normed(body, layer->first_norm, stream, rows, norms);
-        product(layer->before, layer->num_before, (Rows){norms, mixed, width, of_mixed, rows}, threads);
+        failed |= product(layer->before, layer->num_before, (Rows){norms, mixed, width, of_mixed, rows, NULL}, threads);
         attended(body, layer, place, mixed, seen);
-        product(layer->after, 1, (Rows){seen, change, of_heads, width, rows}, threads);
+        failed |= product(layer->after, 1, (Rows){seen, change, of_heads, width, rows, NULL}, threads);
         added(stream, change, rows * width);
         normed(body, layer->second_norm, stream, rows, norms);
-        product(layer->gated, layer->num_gated, (Rows){norms, gates, width, 2 * inner, rows}, threads);
+        failed |= product(layer->gated, layer->num_gated, (Rows){norms, gates, width, 2 * inner, rows, NULL}, threads);
         for (int64_t row = 0; row < rows; row++) {
             float *gate = gates + row * 2 * inner;
             const float *other = gate + inner;
             for (int64_t at = 0; at < inner; at++)
                 gate[at] = gate[at] / (1.0f + power_of_e(-gate[at])) * other[at];
         }
-        product(layer->down, 1, (Rows){gates, change, 2 * inner, width, rows}, threads);
+        failed |= product(layer->down, 1, (Rows){gates, change, 2 * inner, width, rows, NULL}, threads);
         added(stream, change, rows * width);
     }
     normed(body, body->norm, stream, rows, stream);
-    return 0;
+    return failed;
 }

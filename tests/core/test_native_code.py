@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from janus_plugins.core.native import build
-from janus_plugins.core.native.products import FEW_ROWS, Products, Weight
+from janus_plugins.core.native.products import FEW_ROWS, Products, Weight, can_read_4_bits
 
 SOURCE = '#include "products.h"\nint answer(void) { return MOST_ROWS + %d; }\n'
 
@@ -135,6 +135,30 @@ def test_products_are_right_and_rows_mind_no_mates(dtype, inputs, outputs, rows)
         assert torch.equal(products(source[row : row + 1]), made[row : row + 1])
 
 
+@pytest.mark.skipif(not can_read_4_bits(), reason="torch lays numbers of 4 bits in another way here")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("inputs", "outputs"), [(32, 32), (64, 96), (416, 256)])
+@pytest.mark.parametrize("rows", [1, 2, 3, FEW_ROWS])
+def test_products_in_4_bits_are_right_and_rows_mind_no_mates(inputs, outputs, rows, bias):
+    torch.manual_seed(0)
+    steps = torch.randint(0, 16, (outputs, inputs), dtype=torch.int32)
+    spread = (torch.rand(inputs // 32, outputs, 2) - 0.3).bfloat16()
+    scales, middles = spread.float().unbind(2)
+    lies = torch.ops.aten._convert_weight_to_int4pack_for_cpu(steps, 1)
+    added = torch.randn(outputs) if bias else torch.zeros(outputs)
+    products = Products.of([Weight(lies, added if bias else None, spread)] * 2)
+    source = torch.randn(rows, inputs)
+    whole = (steps - 8) * scales.T.repeat_interleave(32, 1) + middles.T.repeat_interleave(32, 1)
+    expected = (source.bfloat16().double() @ whole.double().T).bfloat16().float() + added
+    made = products(source)
+    assert torch.equal(made[:, :outputs], made[:, outputs:])
+    off = (made[:, :outputs] - expected).abs()
+    assert (off <= 2**-7 * expected.abs() + 1e-4).all()
+    assert off.mean() < 1e-4 * (1 + expected.abs().max())
+    for row in range(rows):
+        assert torch.equal(products(source[row : row + 1]), made[row : row + 1])
+
+
 @needs_native
 def test_threads_change_no_number():
     torch.manual_seed(0)
@@ -163,6 +187,9 @@ def test_a_product_takes_what_it_can_read_alone():
     assert Products.of([whole._replace(numbers=whole.numbers.half())]) is None
     assert Products.of([whole._replace(bias=whole.bias.double())]) is None
     assert Products.of([whole._replace(numbers=whole.numbers.to("meta"))]) is None
+    assert Products.of([whole._replace(bias=whole.bias[1:])]) is None
+    assert Products.of([whole._replace(numbers=whole.numbers.to(torch.int8))]) is None  # without scales
+    assert Products.of([whole._replace(numbers=whole.numbers.to(torch.uint8))]) is None
 
 
 @needs_native

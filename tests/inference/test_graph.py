@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from janus_plugins.core.errors import RunFileError
+from janus_plugins.core.native.products import Products
 from janus_plugins.inference import graph
 from janus_plugins.inference.decode import ItemPrompt, generate_items
 from janus_plugins.inference.linears import FEW_BITS
@@ -99,7 +100,9 @@ def test_one_graph_serves_every_length_of_a_device(model, monkeypatch):
 
 
 @pytest.mark.parametrize("linears", FEW_BITS)
-def test_weights_of_few_bits_are_compiled_as_they_are_kept(linears):
+def test_weights_of_few_bits_are_compiled_as_they_are_kept(monkeypatch, linears):
+    # The library's own products, which compiled steps take, too: sums in another order may round otherwise.
+    monkeypatch.setattr(Products, "of", classmethod(lambda cls, weights: None))
     wide = small_model(WIDE)
     settings = {"guidance": 2.0, "temperature": 0.0, "linears": linears}
     expected = codes(wide, "a seven", **settings)

@@ -14,7 +14,7 @@ as outputs are summed up at once, and what each reads next is asked for ahead. *
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
 
-enum { FP32, BF16, INT8 };
+enum { FP32, BF16, INT8, INT4 };
 
 /* Numbers of a vector, and the most rows and outputs whose sums are held at once: with the numbers read they fill the
 16 registers. Four rows, of weights that are converted, take a few more, which costs less than converting again. */
@@ -31,19 +31,27 @@ INLINE int64_t parts_of(int64_t numbers, int64_t size, int64_t rows, int64_t thr
     return parts > threads ? threads : parts;
 }
 
-/* A weight [outputs, inputs], each output times its scale and plus its bias, where there are any. With one in 8 bits
-rows and outputs are rounded to bf16, as by torch's product: compiled or not, a step makes the same numbers. */
+/* A weight [outputs, inputs], each output plus its bias where there are any. In 8 bits `scales` are fp32 [outputs]; in
+4 bits bf16 [inputs / GROUP, outputs, 2], a scale and what the middle of the 16 steps is, and numbers lie in blocks of
+BLOCK outputs, as torch lays them for AVX2. With both, rows and outputs are rounded to bf16, as by torch's products:
+compiled or not, a step makes the same numbers. */
 typedef struct {
-    const void *numbers;
-    const float *scales, *bias;
+    const void *numbers, *scales;
+    const float *bias;
     int64_t kind, outputs, inputs;
 } Weight;
 
-/* Rows that are read and written, and how far each is from the next. */
+enum { GROUP = 32, BLOCK = 32 };
+
+/* What may go wrong. */
+enum { NO_MEMORY = 1, NO_ANGLE = 2 };
+
+/* Rows that are read and written, and how far each is from the next; for 4 bits the sums of each group of inputs. */
 typedef struct {
     const float *from;
     float *to;
     int64_t from_step, to_step, count;
+    const float *sums;
 } Rows;
 
 INLINE int64_t size_of(int64_t kind) { return kind == FP32 ? 4 : kind == BF16 ? 2 : 1; }
@@ -126,7 +134,7 @@ INLINE void some(
             float sum = sum_of(sums[row][output]);
             for (int64_t rest = at; rest < inputs; rest++)
                 sum += given.from[row * given.from_step + rest] * one_of(kind, numbers + rest * size);
-            if (weight->kind == INT8) sum = rounded(sum * weight->scales[place]);
+            if (weight->kind == INT8) sum = rounded(sum * ((const float *)weight->scales)[place]);
             if (weight->bias) sum += weight->bias[place];
             given.to[row * given.to_step + place] = sum;
         }
@@ -174,36 +182,108 @@ INLINE void part_of(
         all_rows(1, kind, weight, (Streams){numbers + output * line, 0, output, 0}, rows);
 }
 
+/* Write BLOCK outputs, from `first` on, of `rows` rows (a constant) by a weight in 4 bits. */
+INLINE void block_in_4_bits(const int rows, const Weight *weight, int64_t first, Rows given) {
+    const uint8_t *numbers = (const uint8_t *)weight->numbers + first * weight->inputs / 2;
+    const __m128i low = _mm_set1_epi8(15);
+    __m256 sums[2][4], group[2][4];
+    for (int row = 0; row < rows; row++)
+        for (int part = 0; part < 4; part++) sums[row][part] = _mm256_setzero_ps();
+    for (int64_t at = 0; at < weight->inputs; at += GROUP) {
+        UNROLL for (int row = 0; row < rows; row++)
+            UNROLL for (int part = 0; part < 4; part++) group[row][part] = _mm256_setzero_ps();
+        for (int64_t input = at; input < at + GROUP; input++, numbers += BLOCK / 2) {
+            const __m128i both = _mm_loadu_si128((const __m128i *)numbers);
+            const __m128i halves[2] = {_mm_and_si128(both, low), _mm_and_si128(_mm_srli_epi16(both, 4), low)};
+            _mm_prefetch((const char *)numbers + BYTES_AHEAD, _MM_HINT_T1);
+            UNROLL for (int part = 0; part < 4; part++) {
+                const __m128i eight = part % 2 ? _mm_srli_si128(halves[part / 2], 8) : halves[part / 2];
+                const __m256 steps = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eight));
+                UNROLL for (int row = 0; row < rows; row++) {
+                    const __m256 one = _mm256_broadcast_ss(given.from + row * given.from_step + input);
+                    group[row][part] = _mm256_fmadd_ps(one, steps, group[row][part]);
+                }
+            }
+        }
+        const char *spread = (const char *)weight->scales + (at / GROUP * weight->outputs + first) * 4;
+        UNROLL for (int part = 0; part < 4; part++) {
+            const __m256i pairs = _mm256_loadu_si256((const __m256i *)(spread + part * LANES * 4));
+            const __m256 scales = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+            const __m256 middles = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(0xffff0000)));
+            UNROLL for (int row = 0; row < rows; row++) {
+                const __m256 all = _mm256_set1_ps(given.sums[row * (weight->inputs / GROUP) + at / GROUP]);
+                const __m256 from_middle = _mm256_fmadd_ps(all, _mm256_set1_ps(-8.0f), group[row][part]);
+                sums[row][part] = _mm256_fmadd_ps(scales, from_middle, sums[row][part]);
+                sums[row][part] = _mm256_fmadd_ps(middles, all, sums[row][part]);
+            }
+        }
+    }
+    for (int row = 0; row < rows; row++) {
+        float made[BLOCK];
+        for (int part = 0; part < 4; part++) _mm256_storeu_ps(made + part * LANES, sums[row][part]);
+        for (int at = 0; at < BLOCK; at++)
+            given.to[row * given.to_step + first + at] =
+                rounded(made[at]) + (weight->bias ? weight->bias[first + at] : 0.0f);
+    }
+}
+
+/* The same of any number of rows and blocks `first` to `last`. */
+static void part_in_4_bits(const Weight *weight, int64_t first, int64_t last, Rows rows) {
+    for (int64_t block = first; block < last; block++) {
+        Rows rest = rows;
+        for (; rest.count >= 2; rest.count -= 2) {
+            block_in_4_bits(2, weight, block * BLOCK, rest);
+            rest.from += 2 * rest.from_step;
+            rest.to += 2 * rest.to_step;
+            rest.sums += 2 * (weight->inputs / GROUP);
+        }
+        if (rest.count) block_in_4_bits(1, weight, block * BLOCK, rest);
+    }
+}
+
 static void part(const Weight *weight, int64_t first, int64_t last, Rows rows) {
 #define CASE(known) \
     case known: \
         if (OUTPUTS(rows.count) == 6) part_of(6, known, weight, first, last, rows); \
         else part_of(4, known, weight, first, last, rows); \
         break;
-    switch (weight->kind) { CASE(FP32) CASE(BF16) CASE(INT8) }
+    switch (weight->kind) {
+        CASE(FP32) CASE(BF16) CASE(INT8)
+    case INT4: part_in_4_bits(weight, first, last, rows); break;
+    }
 #undef CASE
 }
 
-/* Return rows rounded to bf16, in memory that whoever asked frees; as they were, where there is none. */
+/* Return rows rounded to bf16, and the sums of their groups, in memory that whoever asked frees; none if there is none. */
 static Rows rounded_rows(Rows rows, int64_t inputs) {
-    float *halves = malloc((rows.count * inputs + 1) * sizeof(float));
-    if (!halves) return rows;
-    for (int64_t row = 0; row < rows.count; row++)
-        for (int64_t at = 0; at < inputs; at++)
-            halves[row * inputs + at] = rounded(rows.from[row * rows.from_step + at]);
-    rows.from = halves;
-    rows.from_step = inputs;
-    return rows;
+    const int64_t groups = inputs / GROUP;
+    float *halves = malloc((rows.count * (inputs + groups) + 1) * sizeof(float));
+    if (!halves) return (Rows){0};
+    float *sums = halves + rows.count * inputs;
+    for (int64_t row = 0; row < rows.count; row++) {
+        float *half = halves + row * inputs;
+        for (int64_t at = 0; at < inputs; at++) half[at] = rounded(rows.from[row * rows.from_step + at]);
+        for (int64_t group = 0; group < groups; group++) {
+            float sum = 0.0f;
+            for (int64_t at = group * GROUP; at < (group + 1) * GROUP; at++) sum += half[at];
+            sums[row * groups + group] = sum;
+        }
+    }
+    return (Rows){halves, rows.to, inputs, rows.to_step, rows.count, sums};
 }
 
-/* Multiply rows by weights of one input; their outputs come to lie side by side. */
-static void product(const Weight *weights, int64_t num_weights, Rows given, int64_t threads) {
+/* Multiply rows by weights of one input; their outputs come to lie side by side. Return 0, or NO_MEMORY. */
+static int product(const Weight *weights, int64_t num_weights, Rows given, int64_t threads) {
     Rows in_bf16 = given;
     for (const Weight *weight = weights; weight < weights + num_weights; weight++) {
-        if (weight->kind == INT8 && in_bf16.from == given.from) in_bf16 = rounded_rows(given, weight->inputs);
-        Rows rows = weight->kind == INT8 ? in_bf16 : given;
+        const int is_rounded = weight->kind == INT8 || weight->kind == INT4;
+        if (is_rounded && in_bf16.from == given.from) {
+            in_bf16 = rounded_rows(given, weight->inputs);
+            if (!in_bf16.from) return NO_MEMORY;
+        }
+        Rows rows = is_rounded ? in_bf16 : given;
         rows.to = given.to;
-        const int64_t each = weight->outputs / OUTPUTS(rows.count);
+        const int64_t each = weight->outputs / (weight->kind == INT4 ? BLOCK : OUTPUTS(rows.count));
         const int64_t numbers = weight->outputs * weight->inputs;
         const int64_t parts = parts_of(numbers, size_of(weight->kind), rows.count, threads);
         if (parts <= 1) {
@@ -216,4 +296,5 @@ static void product(const Weight *weights, int64_t num_weights, Rows given, int6
         given.to += weight->outputs;
     }
     if (in_bf16.from != given.from) free((float *)in_bf16.from);
+    return 0;
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,33 +16,73 @@ if TYPE_CHECKING:
 FEW_ROWS = 32
 """Rows up to which these products are quicker than a library's, which is made for many."""
 
-KINDS = {"torch.float32": 0, "torch.bfloat16": 1, "torch.int8": 2}
-"""Number formats of weights, and what the C code calls them."""
+KINDS = {"torch.float32": 0, "torch.bfloat16": 1, "torch.int8": 2, "torch.uint8": 3}
+"""Number formats of weights, and what the C code calls them. Bytes are two numbers of 4 bits each."""
+
+BLOCK = 32
+"""In 4 bits, outputs that lie together and inputs that share a scale: a weight has multiples of both."""
 
 
 class Weight(NamedTuple):
     """Say what rows are multiplied by; all of it is contiguous and on the CPU.
 
     Attributes:
-        numbers: [N, K], fp32, bf16 or int8.
+        numbers: [N, K], fp32, bf16 or int8; in 4 bits [N, K / 2] uint8, as torch lays them for AVX2
+            (`can_read_4_bits`).
         bias: [N] fp32, or None.
-        scales: of each output, in 8 bits [N] fp32; else None.
+        scales: in 8 bits of each output [N] fp32; in 4 bits scale and middle [K / 32, N, 2] bf16; else None.
     """
 
     numbers: Tensor
     bias: Tensor | None = None
     scales: Tensor | None = None
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return outputs and inputs."""
+        outputs, inputs = self.numbers.shape
+        return outputs, inputs * (2 if KINDS[str(self.numbers.dtype)] == KINDS["torch.uint8"] else 1)
+
     def fits(self) -> bool:
         """Answer whether the C code can read it."""
         import torch
 
-        others = [each for each in (self.bias, self.scales) if each is not None]
-        known = str(self.numbers.dtype) in KINDS and all(each.dtype == torch.float32 for each in others)
-        return known and all(
-            each.is_contiguous() and each.device.type == "cpu" and type(each.data) is torch.Tensor
-            for each in (self.numbers, *others)
-        )
+        kind = self.numbers.dtype
+        if str(kind) not in KINDS or not all(map(_is_plain, self)):
+            return False
+        (outputs, inputs), scales, bias = self.shape, self.scales, self.bias
+        if bias is not None and (bias.dtype != torch.float32 or bias.shape != (outputs,)):
+            return False
+        if kind == torch.uint8:
+            whole = outputs % BLOCK == 0 and inputs % BLOCK == 0 and can_read_4_bits()
+            expected, format = (inputs // BLOCK, outputs, 2), torch.bfloat16
+            return whole and scales is not None and scales.dtype == format and scales.shape == expected
+        if kind == torch.int8:
+            return scales is not None and scales.dtype == torch.float32 and scales.shape == (outputs,)
+        return scales is None
+
+
+def _is_plain(tensor: Tensor | None) -> bool:
+    """Answer whether a tensor is nothing special, lies close together and on the CPU."""
+    import torch
+
+    if tensor is None:
+        return True
+    return type(tensor.data) is torch.Tensor and tensor.device.type == "cpu" and tensor.is_contiguous()
+
+
+@functools.cache
+def can_read_4_bits() -> bool:
+    """Answer whether torch lays numbers of 4 bits as the C code reads them."""
+    import torch
+
+    if torch.backends.cpu.get_cpu_capability() != "AVX2":
+        return False
+    steps = (torch.arange(2 * BLOCK * BLOCK, dtype=torch.int32) * 7 // 3 % 16).view(2 * BLOCK, BLOCK)
+    lies: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(steps, 1)
+    expected = steps.view(2, 2, BLOCK // 2, BLOCK).transpose(2, 3).to(torch.uint8)
+    packed = expected[:, 0] | expected[:, 1] << 4
+    return lies.numel() == packed.numel() and bool((lies.view(packed.shape) == packed).all())
 
 
 class InC(ctypes.Structure):
@@ -59,9 +100,8 @@ class InC(ctypes.Structure):
     @classmethod
     def of(cls, weight: Weight) -> InC:
         """Return a weight as C sees it; whoever holds this must hold the tensors, too."""
-        outputs, inputs = weight.numbers.shape
         places = map(_place, (weight.numbers, weight.scales, weight.bias))
-        return cls(*places, KINDS[str(weight.numbers.dtype)], outputs, inputs)
+        return cls(*places, KINDS[str(weight.numbers.dtype)], *weight.shape)
 
 
 def _place(tensor: Tensor | None) -> int | None:
@@ -79,8 +119,8 @@ class Products:
         self.weights = tuple(weights)
         self._multiply = multiply
         self._in_c = (InC * len(weights))(*map(InC.of, weights))
-        self._outputs = sum(len(weight.numbers) for weight in weights)
-        self.inputs = weights[0].numbers.shape[1]
+        self._outputs = sum(weight.shape[0] for weight in weights)
+        self.inputs = weights[0].shape[1]
 
     @classmethod
     def of(cls, weights: Sequence[Weight]) -> Products | None:
@@ -91,7 +131,6 @@ class Products:
         if made is None:
             return None
         multiply = made.multiply
-        multiply.restype = None
         place, number = ctypes.c_void_p, ctypes.c_int64
         multiply.argtypes = (place, number, place, number, place, number, number)
         return cls(weights, multiply)
@@ -102,12 +141,16 @@ class Products:
         return width == self.inputs and source.numel() <= FEW_ROWS * width and source.device.type == "cpu"
 
     def __call__(self, source: Tensor) -> Tensor:
-        """Return the products of rows that it takes, in their format; they are summed up in fp32."""
+        """Return the products of rows that it takes, in their format; they are summed up in fp32.
+
+        Raises:
+            MemoryError: there is none left.
+        """
         import torch
 
         rows = source.float().contiguous()
         made = torch.empty((*source.shape[:-1], self._outputs), dtype=torch.float32)
-        self._multiply(
+        failed = self._multiply(
             rows.data_ptr(),
             rows.numel() // rows.shape[-1],
             self._in_c,
@@ -116,4 +159,6 @@ class Products:
             self._outputs,
             torch.get_num_threads(),
         )
+        if failed:
+            raise MemoryError(f"there is no memory for {source.numel()} rounded numbers")
         return made.to(source.dtype)
