@@ -59,7 +59,7 @@ def test_packed_layers_give_the_same_numbers(way, bias, shape):
 
 
 def test_a_few_rows_and_many_take_turns():
-    model, sources = layers(), [torch.randn(rows, 256) for rows in (2, 40)]
+    model, sources = layers(), [torch.randn(rows, 256) for rows in (2, FEW_ROWS + 8)]
     with torch.no_grad(), fast_linears("packed", model):
         made = [model(sources[turn % 2]) for turn in range(4 * linears._CALLS_BEFORE)][-2:]
     for one, source in zip(made, sources, strict=True):

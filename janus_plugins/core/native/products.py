@@ -13,8 +13,8 @@ from janus_plugins.core.native.build import library
 if TYPE_CHECKING:
     from torch import Tensor
 
-FEW_ROWS = 32
-"""Rows up to which these products are quicker than a library's, which is made for many."""
+FEW_ROWS = 64
+"""Rows up to which these products are as quick as a library's, which is made for many, or quicker."""
 
 KINDS = {"torch.float32": 0, "torch.bfloat16": 1, "torch.int8": 2, "torch.uint8": 3}
 """Number formats of weights, and what the C code calls them. Bytes are two numbers of 4 bits each."""
