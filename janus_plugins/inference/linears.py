@@ -92,6 +92,7 @@ def _fits(layer: nn.Linear, choice: Linears) -> bool:
 
 
 def _takes_bf16(choice: Linears) -> bool:
+    # With instructions for bf16 torch's own products are quick.
     return choice in FEW_BITS or (can_run() and is_slow(torch.bfloat16, torch.device("cpu")))
 
 

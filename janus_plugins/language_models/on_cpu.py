@@ -154,8 +154,8 @@ class _Weights(NamedTuple):
     def of(cls, qkv: Any, gate_up: Any, layer: Any) -> _Weights | None:
         """Return those of a layer, its products joined where they are, or None where one does not say."""
         block, mlp = layer.self_attn, layer.mlp
-        before = _offered(qkv) or _each(block.q_proj, block.k_proj, block.v_proj)
-        gated = _offered(gate_up) or _each(mlp.gate_proj, mlp.up_proj)
+        before = _several(qkv, block.q_proj, block.k_proj, block.v_proj)
+        gated = _several(gate_up, mlp.gate_proj, mlp.up_proj)
         made = (before, _each(block.o_proj), gated, _each(mlp.down_proj))
         return None if any(each is None for each in made) else cls(*cast(Any, made))
 
@@ -194,6 +194,11 @@ def _layer(weights: _Weights, norms: list[Tensor], cached: tuple[Tensor, Tensor]
     )
 
 
+def _several(joined: Any, *layers: nn.Linear) -> list[Weight] | None:
+    # Asking each layer for itself may lay its weight out once more.
+    return _offered(joined) if hasattr(joined, "weights") else _each(*layers)
+
+
 def _each(*layers: nn.Linear) -> list[Weight] | None:
     found = [_offered(layer.forward) if "forward" in vars(layer) else _own(layer) for layer in layers]
     return None if any(each is None for each in found) else [one for each in found for one in each or ()]
@@ -214,9 +219,8 @@ def _fitting(weights: list[Weight] | None) -> list[Weight] | None:
 
 
 def _is_asked(step: LlamaStep) -> bool:
-    """Answer whether somebody computes linear layers other than torch does; small ones stay themselves."""
-    layers = (module for layer in step.layers for module in layer.modules())
-    return any(hasattr(vars(module).get("forward"), "weights") for module in layers)
+    """Answer whether something stands in for a layer; small ones stay themselves."""
+    return any("forward" in vars(module) for layer in step.layers for module in layer.modules())
 
 
 def _fits(step: LlamaStep, cache: KeyValueCache) -> bool:

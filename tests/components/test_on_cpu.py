@@ -7,7 +7,8 @@ import torch
 
 from janus_plugins.core.contracts import Cached
 from janus_plugins.core.native.build import can_run
-from janus_plugins.core.native.products import FEW_ROWS, Weight
+from janus_plugins.core.native.products import FEW_ROWS, Weight, can_read_4_bits
+from janus_plugins.inference.linears import fast_linears
 from janus_plugins.language_models import on_cpu
 from tests.components.test_step import decoded
 from tests.components.toys import tiny_llama
@@ -175,6 +176,22 @@ def test_what_is_not_a_number_stays_so():
     assert cache.step.on_cpu
     assert made[0].isfinite().all()
     assert made[1, 1:].isnan().all()
+
+
+@pytest.mark.parametrize("choice", ["packed", "int8", "int4"])
+def test_ways_of_linear_layers_reach_the_step(calls, choice):
+    llama = tiny_llama(hidden_size=256, intermediate_size=512, init_std=0.02).eval()
+    torch.manual_seed(0)
+    prompt, steps = torch.randn(2, 4, 256), torch.randn(3, 2, 1, 256)
+    with torch.no_grad(), fast_linears(choice, llama):
+        native, _ = decoded(llama, prompt, steps)
+        assert len(calls) == (3 if choice != "int4" or can_read_4_bits() else 0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(on_cpu.OnCpu, "of", classmethod(lambda cls, step: None))
+            plain, _ = decoded(llama, prompt, steps)
+    # Of few bits both round what is between two halves, and one may do so the other way.
+    assert (native - plain).abs().max() < (1e-5 if choice == "packed" else 1e-2)
+    assert (native - plain).abs().mean() < 1e-3
 
 
 def test_where_torch_takes_the_step(calls):
