@@ -1,10 +1,10 @@
 """Other ways to compute a model's linear layers while it decodes, for any composed model.
 
-Decoding multiplies a few rows by every weight, step after step. On a CPU torch's product takes two to four
-times as long as the weight takes to come from memory (benchmarks/README.md). Products of up to `FEW_ROWS`
+Decoding multiplies a few rows by every weight, step after step. On a CPU torch's product takes longer than
+the weight takes to come from memory (benchmarks/README.md). Products of up to `FEW_ROWS`
 rows therefore run in C (`core.native`), which reads weights where they lie. Where that cannot be compiled,
-and for more rows, it is oneDNN's product with a weight that lies in its own order, which takes about half as
-long as torch's; for that a layer is laid out anew only when it has been asked often enough to pay, and the
+and for more rows, it is oneDNN's product with a weight that lies in its own order, which is quicker than
+torch's; for that a layer is laid out anew only when it has been asked often enough to pay, and the
 copies go when decoding ends. In 8 bits a weight is a quarter of its size, in 4 bits a seventh, and results
 differ; those copies stay until the weights change. They pay for a few rows at once; for many they gain no
 time.
@@ -149,7 +149,7 @@ class _Lazy:
     def weights(self) -> list[Weight] | None:
         """Return what rows are multiplied by, outputs side by side, where products in C may read it."""
         if self.choice == "packed":
-            return [Weight(layer.weight.detach(), _exact(layer.bias)) for layer in self.layers]
+            return [Weight.of(layer) for layer in self.layers]
         if self.fast is None:
             self.fast = _made(self.choice, self.layers)
         return self.fast.weights if isinstance(self.fast, _InFewBits) else None

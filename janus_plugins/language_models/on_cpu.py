@@ -88,7 +88,7 @@ class OnCpu:
             self._layers,
             *(each.data_ptr() for each in angles),
             len(weights),
-            *weights[0].sizes(),
+            *weights[0].down[0].shape,
             step.heads,
             step.groups,
             step.cos.shape[-1],
@@ -159,10 +159,6 @@ class _Weights(NamedTuple):
         made = (before, _each(block.o_proj), gated, _each(mlp.down_proj))
         return None if any(each is None for each in made) else cls(*cast(Any, made))
 
-    def sizes(self) -> tuple[int, int]:
-        """Return the widths of the stream and between the last two products."""
-        return self.down[0].shape
-
     def fit(self, step: LlamaStep) -> bool:
         """Answer whether all of them are as large as the step takes them to be."""
         (width, inner), each = step.layers[0].mlp.down_proj.weight.shape, step.cos.shape[-1]
@@ -205,8 +201,7 @@ def _each(*layers: nn.Linear) -> list[Weight] | None:
 
 
 def _own(layer: nn.Linear) -> list[Weight] | None:
-    bias = None if layer.bias is None else layer.bias.detach().float()
-    return _fitting([Weight(layer.weight.detach(), bias)])
+    return _fitting([Weight.of(layer)])
 
 
 def _offered(product: Any) -> list[Weight] | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from janus_plugins.core.native.build import library
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 FEW_ROWS = 64
 """Rows up to which these products are as quick as a library's, which is made for many, or quicker."""
@@ -41,7 +41,13 @@ class Weight(NamedTuple):
     def shape(self) -> tuple[int, int]:
         """Return outputs and inputs."""
         outputs, inputs = self.numbers.shape
-        return outputs, inputs * (2 if KINDS[str(self.numbers.dtype)] == KINDS["torch.uint8"] else 1)
+        return outputs, inputs * (2 if str(self.numbers.dtype) == "torch.uint8" else 1)
+
+    @classmethod
+    def of(cls, layer: nn.Linear) -> Weight:
+        """Return a layer's own."""
+        bias = None if layer.bias is None else layer.bias.detach().float()
+        return cls(layer.weight.detach(), bias)
 
     def fits(self) -> bool:
         """Answer whether the C code can read it."""
