@@ -93,7 +93,7 @@ class CausalLanguageModel(nn.Module):
         embeds = embeds.to(next(self.model.parameters()).dtype)
         attend = self._attend(embeds, attention, cache)
         step = self._step(embeds, cache)
-        if step is not None and isinstance(attend, CachedAttention):
+        if step is not None and isinstance(attend, CachedAttention) and step.takes(embeds, attend):
             return step(embeds, positions, attend)
         output = self.model(
             inputs_embeds=embeds,
@@ -104,8 +104,8 @@ class CausalLanguageModel(nn.Module):
         return output.last_hidden_state  # type: ignore[no-any-return]
 
     def _step(self, embeds: Tensor, cache: KeyValueCache | None) -> LlamaStep | None:
-        """Return the short way of a decoding step, made once a cache, where there is one."""
-        if cache is None or embeds.shape[1] != 1 or self.training or torch.is_grad_enabled():
+        """Return the short way of a few slots, made once a cache that holds something, where there is one."""
+        if cache is None or not cache.layers or self.training or torch.is_grad_enabled():
             return None
         if cache.step is None:
             cache.step = LlamaStep(self.model, cache) if can_step(self.model) else False

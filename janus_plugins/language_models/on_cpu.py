@@ -1,4 +1,4 @@
-"""A decoding step of a few rows on a CPU, all layers in one call of C (`step.c`).
+"""A few slots of each row on a CPU, through all layers in one call of C (`step.c`).
 
 At small sizes a step in torch is mostly calls, at large ones products that read their weights at half the
 speed of memory. It is taken where linear layers compute by other ways than torch's anyway
@@ -64,7 +64,10 @@ class _Place(ctypes.Structure):
     _fields_ = (
         ("positions", ctypes.c_void_p),
         ("visible", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("visible_step", "rows", "slot", "threads")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("visible_row", "visible_slot", "rows", "slots", "start", "threads")
+        ),
     )
 
 
@@ -97,12 +100,9 @@ class OnCpu:
             step.norm.variance_epsilon,
             step.layers[0].self_attn.scaling,
         )
-        rows = step.cache.batch
-        self._space = torch.empty(native.room(ctypes.byref(self._body), ctypes.c_int64(rows)))
-        self._place = _Place(rows=rows)
-        self._step = native.step
+        self._place = _Place()
+        self._native = native
         self._arguments = (ctypes.byref(self._body), ctypes.byref(self._place))
-        self._space_place = ctypes.c_void_p(self._space.data_ptr())
 
     @classmethod
     def of(cls, step: LlamaStep) -> OnCpu | None:
@@ -118,24 +118,33 @@ class OnCpu:
         native.room.restype = ctypes.c_int64
         return cls(step, cast(list[_Weights], weights), native)
 
+    def takes(self, embeds: Tensor, attend: CachedAttention) -> bool:
+        """Answer whether it runs slots [B, S, M] of a plan."""
+        rows, slots, _ = embeds.shape
+        return rows * slots <= FEW_ROWS and not attend.causal and attend.slot is None
+
     def __call__(self, embeds: Tensor, positions: Tensor, attend: CachedAttention) -> Tensor:
-        """Return hidden states after the final norm [B, M] of embeddings [B, M] at positions [B] (int64).
+        """Return hidden states after the final norm [B, S, M] of slots [B, S, M] at positions [B, S] (int64).
 
         Raises:
             IndexError: a position lies beyond the cache's length.
             MemoryError: there is none left.
         """
         stream = embeds.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        at, place = positions.contiguous(), self._place
-        place.positions, place.slot, place.threads = at.data_ptr(), attend.start, torch.get_num_threads()
-        place.visible = None
+        (rows, slots, _), at, place = stream.shape, positions.contiguous(), self._place
+        place.rows, place.slots, place.start = rows, slots, attend.start
+        place.positions, place.threads, place.visible = at.data_ptr(), torch.get_num_threads(), None
         if attend.mask is not None:
-            seen = attend.mask.expand(len(stream), 1, 1, attend.reach)[:, 0, 0].contiguous()
-            place.visible, place.visible_step = seen.data_ptr(), attend.reach
-        failed = self._step(*self._arguments, ctypes.c_void_p(stream.data_ptr()), self._space_place)
+            seen = attend.mask[:, 0].expand(rows, slots, attend.reach)
+            seen = seen if seen.stride(-1) == 1 else seen.contiguous()
+            place.visible_row, place.visible_slot, _ = seen.stride()
+            place.visible = seen.data_ptr()
+        space = torch.empty(self._native.room(self._arguments[0], ctypes.c_int64(rows * slots)))
+        places = (ctypes.c_void_p(each.data_ptr()) for each in (stream, space))
+        failed = self._native.step(*self._arguments, *places)
         if failed == _NO_ANGLE:
             raise IndexError(
-                f"positions {positions.tolist()} are not all below {self._body.length}, the cache's"
+                f"positions {positions.flatten().tolist()} are not all below {self._body.length}, the cache's"
             )
         if failed:
             raise MemoryError("there is no memory for a decoding step")

@@ -1,4 +1,4 @@
-/* One slot a row through the layers of a Llama, on a CPU; `step.LlamaStep` says the same in torch.
+/* A few slots of each row through the layers of a Llama, on a CPU; `step.LlamaStep` says the same in torch, of one slot.
 
 All is computed in fp32, whatever the weights and the cache are kept in. Sums have an order that neither other rows nor
 threads change. */
@@ -25,11 +25,12 @@ typedef struct {
     float eps, scale;
 } Body;
 
-/* Where a step stands: the slot it fills, and of each row which slots it sees [slot + 1] (NULL: all). */
+/* Where a step stands: the slots of each row that it fills, from `start` on, their positions [rows, slots], and which of
+all slots so far each of them sees [rows, slots, start + slots], rows and slots so many bytes apart (NULL: all). */
 typedef struct {
     const int64_t *positions;
     const uint8_t *visible;
-    int64_t visible_step, rows, slot, threads;
+    int64_t visible_row, visible_slot, rows, slots, start, threads;
 } Place;
 
 INLINE float sum_of_products(int64_t kind, const float *one, const char *other, int64_t count) {
@@ -122,37 +123,40 @@ INLINE void looked(
     }
 }
 
-/* Write a row's key and value of one group, and attend from the group's queries. */
+/* Write a row's keys and values of one group, and attend from the group's queries. */
 static void group_of(
     const Body *body, const Layer *layer, const Place *place, const float *mixed, int64_t row, int64_t group,
     float *to
 ) {
-    const int64_t width = body->head_width, each = body->heads / body->groups, count = place->slot + 1;
-    const int64_t of_row = (body->heads + 2 * body->groups) * width, line = width * size_of(body->kind);
-    const float *cos = body->cos + place->positions[row] * width;
-    const float *sin = body->sin + place->positions[row] * width;
-    const float *queries = mixed + row * of_row + group * each * width;
-    const float *key = mixed + row * of_row + (body->heads + group) * width;
-    const float *value = key + body->groups * width;
-    const uint8_t *visible = place->visible ? place->visible + row * place->visible_step : NULL;
-    const int64_t before = (row * body->groups + group) * body->length * line;
+    const int64_t width = body->head_width, each = body->heads / body->groups, slots = place->slots;
+    const int64_t of_one = (body->heads + 2 * body->groups) * width, line = width * size_of(body->kind);
+    const int64_t before = (row * body->groups + group) * body->length * line, count = place->start + slots;
     char *keys = layer->keys + before, *values = layer->values + before;
     float one[width], shares[count];
-    turned(key, cos, sin, width, one);
-    keep(body->kind, one, width, keys + place->slot * line);
-    keep(body->kind, value, width, values + place->slot * line);
-    for (int64_t head = 0; head < each; head++) {
-        float *seen = to + (row * body->heads + group * each + head) * width;
-        turned(queries + head * width, cos, sin, width, one);
-        if (body->kind == FP32) looked(FP32, one, keys, values, visible, count, width, body->scale, shares, seen);
-        else looked(BF16, one, keys, values, visible, count, width, body->scale, shares, seen);
+    for (int64_t slot = 0; slot < slots; slot++) {
+        const int64_t at = row * slots + slot, angles = place->positions[at] * width;
+        const float *key = mixed + at * of_one + (body->heads + group) * width;
+        turned(key, body->cos + angles, body->sin + angles, width, one);
+        keep(body->kind, one, width, keys + (place->start + slot) * line);
+        keep(body->kind, key + body->groups * width, width, values + (place->start + slot) * line);
+    }
+    for (int64_t slot = 0; slot < slots; slot++) {
+        const int64_t at = row * slots + slot, angles = place->positions[at] * width;
+        const uint8_t *visible = place->visible;
+        if (visible) visible += row * place->visible_row + slot * place->visible_slot;
+        for (int64_t head = group * each; head < (group + 1) * each; head++) {
+            float *seen = to + (at * body->heads + head) * width;
+            turned(mixed + at * of_one + head * width, body->cos + angles, body->sin + angles, width, one);
+            if (body->kind == FP32) looked(FP32, one, keys, values, visible, count, width, body->scale, shares, seen);
+            else looked(BF16, one, keys, values, visible, count, width, body->scale, shares, seen);
+        }
     }
 }
 
 static void attended(const Body *body, const Layer *layer, const Place *place, const float *mixed, float *to) {
-    const int64_t pairs = place->rows * body->groups;
-    const int64_t numbers = 2 * pairs * (place->slot + 1) * body->head_width;
-    const int64_t parts = parts_of(numbers, size_of(body->kind), body->heads / body->groups, place->threads);
+    const int64_t pairs = place->rows * body->groups, queries = place->slots * body->heads / body->groups;
+    const int64_t numbers = 2 * pairs * (place->start + place->slots) * body->head_width;
+    const int64_t parts = parts_of(numbers, size_of(body->kind), queries, place->threads);
     if (parts <= 1) {
         for (int64_t pair = 0; pair < pairs; pair++)
             group_of(body, layer, place, mixed, pair / body->groups, pair % body->groups, to);
@@ -167,18 +171,19 @@ INLINE void added(float *stream, const float *change, int64_t count) {
     for (int64_t at = 0; at < count; at++) stream[at] += change[at];
 }
 
-/* Return how many numbers `step` needs room for. */
-int64_t room(const Body *body, int64_t rows) {
+/* Return how many numbers `step` needs room for, by slots of all rows. */
+int64_t room(const Body *body, int64_t slots) {
     const int64_t mixed = (body->heads + 2 * body->groups) * body->head_width;
-    return rows * (2 * body->width + mixed + body->heads * body->head_width + 2 * body->inner);
+    return slots * (2 * body->width + mixed + body->heads * body->head_width + 2 * body->inner);
 }
 
-/* Take a stream [rows, width] through all layers and the final norm, in place. Return 0, NO_MEMORY, or NO_ANGLE, where a
-position lies beyond those that there are. */
+/* Take a stream [rows, slots, width] through all layers and the final norm, in place. Return 0, NO_MEMORY, or NO_ANGLE,
+where a position lies beyond those that there are. */
 int step(const Body *body, const Place *place, float *stream, float *space) {
-    for (int64_t row = 0; row < place->rows; row++)
+    const int64_t rows = place->rows * place->slots;
+    for (int64_t row = 0; row < rows; row++)
         if (place->positions[row] < 0 || place->positions[row] >= body->length) return NO_ANGLE;
-    const int64_t rows = place->rows, width = body->width, inner = body->inner, threads = place->threads;
+    const int64_t width = body->width, inner = body->inner, threads = place->threads;
     const int64_t of_heads = body->heads * body->head_width;
     const int64_t of_mixed = of_heads + 2 * body->groups * body->head_width;
     float *norms = space, *change = norms + rows * width, *mixed = change + rows * width;

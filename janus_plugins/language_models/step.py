@@ -74,7 +74,7 @@ def _untouched(module: nn.Module) -> bool:
 
 
 class LlamaStep:
-    """Run one slot a row through a Llama's layers and a cache.
+    """Run one slot a row through a Llama's layers and a cache; on some CPUs a few slots a row (`takes`).
 
     Args:
         body: a body that `can_step` accepts.
@@ -103,16 +103,25 @@ class LlamaStep:
         # Rotating by halves is rolling by half, with the sign of the first half in the sine.
         return cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), -1)
 
+    def takes(self, embeds: Tensor, attend: CachedAttention) -> bool:
+        """Answer whether it runs slots [B, S, M] of a plan."""
+        return embeds.shape[1] == 1 or self._in_c(embeds, attend) is not None
+
+    def _in_c(self, embeds: Tensor, attend: CachedAttention) -> OnCpu | None:
+        if torch.compiler.is_compiling():
+            return None
+        if self.on_cpu is None:
+            self.on_cpu = OnCpu.of(self) or False
+        return self.on_cpu if self.on_cpu and self.on_cpu.takes(embeds, attend) else None
+
     def __call__(self, embeds: Tensor, positions: Tensor, attend: CachedAttention) -> Tensor:
-        """Return hidden states after the final norm [B, 1, M]; see `core.contracts.LanguageModel`."""
+        """Return hidden states after the final norm [B, S, M]; see `core.contracts.LanguageModel`."""
+        on_cpu = self._in_c(embeds, attend)
+        if on_cpu is not None:
+            return on_cpu(embeds, positions, attend)
         at = positions[:, 0]
         if self.on_gpu is not None and attend.slot is not None and torch.compiler.is_compiling():
             return self.on_gpu(self, embeds[:, 0], at, attend)[:, None]
-        if attend.slot is None and not torch.compiler.is_compiling():
-            if self.on_cpu is None:
-                self.on_cpu = OnCpu.of(self) or False
-            if self.on_cpu:
-                return self.on_cpu(embeds[:, 0], at, attend)[:, None]
         cos, sin = self.cos[at][:, None], self.sin[at][:, None]
         stream = embeds[:, 0]
         for index, layer in enumerate(self.layers):

@@ -217,3 +217,81 @@ def test_a_position_beyond_the_cache_is_refused():
         with pytest.raises(IndexError, match=r"positions \[6\] are not all below 6"):
             llama(torch.randn(1, 1, 32), torch.tensor([[6]]), Cached(4), cache)
         llama(torch.randn(1, 1, 32), torch.tensor([[5]]), Cached(4), cache)
+
+
+def several(llama, plans, prompt, slots, dtype=torch.float32):
+    """Run a prompt, then `slots` [B, S, M] under each plan; return hidden states in C and by the layers."""
+    rows, length, further = len(prompt), prompt.shape[1], slots.shape[1]
+    positions = torch.arange(length + further).expand(rows, -1)
+    made = []
+    for native in (True, False):
+        with torch.no_grad(), offered(llama, dtype), pytest.MonkeyPatch.context() as patch:
+            if not native:
+                patch.setattr(on_cpu.OnCpu, "of", classmethod(lambda cls, step: None))
+            cache = llama.new_cache(rows, length + further)
+            llama(prompt, positions[:, :length], Cached(0), cache)
+            made.append([llama(slots, positions[:, length:], plan, cache) for plan in plans])
+            made[-1].extend(each.clone() for pair in cache.layers.values() for each in pair)
+            assert bool(cache.step.on_cpu) == native
+    return made
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_several_slots_of_every_plan_give_what_the_layers_give(calls, groups, dtype):
+    llama = tiny_llama(num_key_value_heads=groups).eval()
+    torch.manual_seed(2)
+    prompt, slots = torch.randn(2, 5, 32), torch.randn(2, 3, 32)
+    padded = torch.tensor([[False, False, True, True, True], [True] * 5])
+    padded = torch.cat((padded, padded.new_ones(2, 3)), 1)
+    some = torch.rand(2, 3, 8) < 0.5
+    some[:, range(3), range(5, 8)] = True
+    plans = [
+        Cached(5),
+        Cached(5, block=3),
+        Cached(5, block=2),
+        Cached(5, padded),
+        Cached(5, padded, block=3),
+        Cached(5, some),
+        Cached(5, some[:1].expand(2, -1, -1)),
+    ]
+    native, plain = several(llama, plans, prompt, slots, dtype)
+    assert len(calls) == len(plans)
+    for one, two in zip(native, plain, strict=True):
+        assert (one - two).abs().max() < 1e-5
+
+
+def test_slots_at_once_are_equal_to_the_last_bit_to_one_after_another():
+    llama = tiny_llama(num_key_value_heads=2).eval()
+    torch.manual_seed(3)
+    prompt, slots = torch.randn(2, 4, 32), torch.randn(2, 7, 32)
+    with torch.no_grad(), offered(llama, torch.float32):
+        single, kept = decoded(llama, prompt, slots.transpose(0, 1)[:, :, None])
+        cache = llama.new_cache(2, 11)
+        positions = torch.arange(11).expand(2, -1)
+        llama(prompt, positions[:, :4], Cached(0), cache)
+        first = llama(slots[:, :3], positions[:, 4:7], Cached(4), cache)
+        # Guesses that did not hold are written over.
+        llama(torch.randn(2, 4, 32), positions[:, 7:], Cached(7), cache)
+        last = llama(slots[:, 3:], positions[:, 7:], Cached(7), cache)
+    assert torch.equal(torch.cat((first, last), 1), single[:, 1:])
+    for mine, theirs in zip(cache.layers.values(), kept.layers.values(), strict=True):
+        assert all(map(torch.equal, mine, theirs))
+
+
+def test_more_slots_than_pay_and_first_prompts_take_the_layers(calls):
+    llama = tiny_llama().eval()
+    with torch.no_grad(), offered(llama, torch.float32):
+        cache = llama.new_cache(2, 80)
+        positions = torch.arange(80).expand(2, -1)
+        llama(torch.randn(2, 4, 32), positions[:, :4], Cached(0), cache)
+        assert cache.step is None
+        most = FEW_ROWS // 2
+        llama(torch.randn(2, most + 1, 32), positions[:, 4 : most + 5], Cached(4), cache)
+        assert calls == []
+        llama(torch.randn(2, most, 32), positions[:, 4 : most + 4], Cached(4), cache)
+        assert calls == [1]
+        # The same slots as a first prompt's, over what the cache held.
+        again = llama(torch.randn(2, 4, 32), positions[:, :4], Cached(0), cache)
+        assert calls == [1]
+        assert again.isfinite().all()
