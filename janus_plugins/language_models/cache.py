@@ -21,7 +21,7 @@ class KeyValueCache:
     values: a slot is then written at once.
 
     Attributes:
-        step: the short way of one slot at a time (`step.LlamaStep`), False where there is none, None
+        step: the short way of a few slots at a time (`step.LlamaStep`), False where there is none, None
             until that is known.
     """
 

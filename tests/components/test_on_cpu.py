@@ -56,6 +56,14 @@ def offered(
             del layer.forward
 
 
+@contextlib.contextmanager
+def in_torch():
+    """Let no step be taken in C."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(on_cpu.OnCpu, "of", classmethod(lambda cls, step: None))
+        yield
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """Count the steps taken in C."""
@@ -76,8 +84,7 @@ def both(llama, dtype, rows=2, length=5, steps=6, visible=None, **how):
     with torch.no_grad(), offered(llama, dtype, **how):
         native, cache = decoded(llama, prompt, further, visible)
         assert cache.step.on_cpu
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(on_cpu.OnCpu, "of", classmethod(lambda cls, step: None))
+        with in_torch():
             plain, other = decoded(llama, prompt, further, visible)
     return native, plain, cache, other
 
@@ -186,8 +193,7 @@ def test_ways_of_linear_layers_reach_the_step(calls, choice):
     with torch.no_grad(), fast_linears(choice, llama):
         native, _ = decoded(llama, prompt, steps)
         assert len(calls) == (3 if choice != "int4" or can_read_4_bits() else 0)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(on_cpu.OnCpu, "of", classmethod(lambda cls, step: None))
+        with in_torch():
             plain, _ = decoded(llama, prompt, steps)
     # Of few bits both round what is between two halves, and one may do so the other way.
     assert (native - plain).abs().max() < (1e-5 if choice == "packed" else 1e-2)
@@ -225,9 +231,7 @@ def several(llama, plans, prompt, slots, dtype=torch.float32):
     positions = torch.arange(length + further).expand(rows, -1)
     made = []
     for native in (True, False):
-        with torch.no_grad(), offered(llama, dtype), pytest.MonkeyPatch.context() as patch:
-            if not native:
-                patch.setattr(on_cpu.OnCpu, "of", classmethod(lambda cls, step: None))
+        with torch.no_grad(), offered(llama, dtype), contextlib.nullcontext() if native else in_torch():
             cache = llama.new_cache(rows, length + further)
             llama(prompt, positions[:, :length], Cached(0), cache)
             made.append([llama(slots, positions[:, length:], plan, cache) for plan in plans])
