@@ -88,6 +88,10 @@ class UnderstandingEncoder(Protocol):
         """
         ...
 
+    def compile_blocks(self) -> None:
+        """Let `torch.compile` fuse the blocks' training passes under `engine.compile`. Optional."""
+        ...
+
     def load_weights(self, source: str) -> None:
         """Load published weights from a folder, a file or a hub id. Called once, when composing."""
         ...

@@ -315,8 +315,8 @@ class EngineBlock(Strict):
     )
     compile: bool = Field(
         default=False,
-        description="fuse the language model's blocks by torch.compile, and what other parts offer to fuse; "
-        "rounding differs",
+        description="fuse the blocks of the language model and of encoders by torch.compile, and what other "
+        "parts offer to fuse; rounding differs",
     )
     workers: Annotated[int, Field(ge=0)] = Field(default=0, description="data workers of each rank")
     threads: Count | None = Field(default=None, description="CPU threads of each rank")

@@ -50,6 +50,11 @@ class InternVit(nn.Module):
         features: Tensor = self.trunk(pixel_values=pixels.to(self.trunk.dtype)).last_hidden_state
         return features[:, 1:]
 
+    def compile_blocks(self) -> None:
+        """Let `torch.compile` fuse each block, whatever number of items comes."""
+        for block in self.trunk.encoder.layer:
+            block.compile(dynamic=True)
+
     def load_weights(self, source: str) -> None:
         """Load weights in the layout of transformers, timm or OpenGVLab from a file, a folder or a hub id.
 

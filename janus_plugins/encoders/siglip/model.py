@@ -54,6 +54,11 @@ class Siglip(nn.Module):
         features: Tensor = self.trunk(pixels)
         return features
 
+    def compile_blocks(self) -> None:
+        """Let `torch.compile` fuse each block, whatever number of items comes."""
+        for block in self.trunk.blocks:
+            block.compile(dynamic=True)
+
     def published_only(self) -> dict[str, int]:
         """Return the parameters of the pooling head, which published files hold and nothing here uses."""
         with torch.device("meta"):

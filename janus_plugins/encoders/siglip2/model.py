@@ -68,6 +68,11 @@ class Siglip2(nn.Module):
         ).last_hidden_state
         return (features * there[..., None])[:count]
 
+    def compile_blocks(self) -> None:
+        """Let `torch.compile` fuse each block, whatever number of items comes."""
+        for block in self.trunk.encoder.layers:
+            block.compile(dynamic=True)
+
     def load_weights(self, source: str) -> None:
         """Load weights of transformers: of NaFlex models, or of SigLIP models of one size.
 

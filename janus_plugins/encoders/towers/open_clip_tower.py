@@ -53,6 +53,12 @@ class OpenClipTower(nn.Module):
         tokens: Tensor = made[1] if isinstance(made, tuple) else made.flatten(2).transpose(1, 2)
         return tokens
 
+    def compile_blocks(self) -> None:
+        """Let `torch.compile` fuse each block of a vision transformer."""
+        if isinstance(self.visual, open_clip.transformer.VisionTransformer):
+            for block in self.visual.transformer.resblocks:
+                block.compile(dynamic=True)
+
     def load_weights(self, source: str) -> None:
         """Load weights from a file, a folder, a hub id, or one of open_clip's tags for this model.
 

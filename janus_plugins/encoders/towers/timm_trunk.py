@@ -105,6 +105,11 @@ class TimmTower(nn.Module):
         features = self.trunk(pixels.to(next(self.trunk.parameters()).dtype))
         return as_tokens(features, self.trunk, self.keep_prefix)
 
+    def compile_blocks(self) -> None:
+        """Let `torch.compile` fuse each block, of the trunks that keep theirs in `blocks`."""
+        for block in getattr(self.trunk, "blocks", ()):
+            block.compile(dynamic=True)
+
     def load_weights(self, source: str) -> None:
         """Load weights from a file, a folder, a hub id, or one of timm's tags ("augreg_in21k").
 
