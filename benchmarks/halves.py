@@ -1,4 +1,4 @@
-"""Measure a bf16 model on a CPU without instructions for bf16: a question, codes made, a picture decoded.
+"""Measure a bf16 model on a CPU without instructions for bf16: answers, codes, pictures decoded and learning.
 
 Run `OMP_NUM_THREADS=1 python -m benchmarks.halves`. The parts have the reference's widths and fewer layers:
 SigLIP-L with 2 of 24, a language model 2,048 wide with 2 of 24, the VQ decoder whole, but on 96 by 96 pixels.
@@ -16,6 +16,7 @@ from unittest import mock
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from benchmarks import harness
 from janus_plugins.core.runfile import load_run_text
@@ -45,6 +46,15 @@ model:
       adapter: {use: code-mlp}
       head: {use: code-mlp}
 """
+
+
+def learnt(model: nn.Module, pixels: np.ndarray) -> None:
+    """Take a picture forward and back through SigLIP, as training does."""
+    encoder = model.get_submodule("understanding.image.encoder")
+    given = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
+    with halves.widened(encoder):
+        encoder({"pixels": given}).square().mean().backward()
+    encoder.zero_grad()
 
 
 def main() -> int:
@@ -91,6 +101,7 @@ def main() -> int:
             "36 codes decoded, bf16",
             lambda model: model.decode("image", codes),  # type: ignore[attr-defined]
         ),
+        compare("a picture learnt from by SigLIP, bf16", lambda model: learnt(model, pixels)),
     ]
     return harness.report("halves", made, given.force)
 

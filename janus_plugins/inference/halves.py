@@ -1,9 +1,10 @@
 """Half precision on a CPU that has no instructions for it: products and convolutions computed in fp32.
 
-Without them torch multiplies numbers of 16 bits several times slower than fp32, and convolves them almost a
-hundred times slower (benchmarks/halves.py). Here they are converted, computed in fp32 and rounded once, as
-such instructions do themselves. It pays where a weight meets many rows: in prompts, encoders, decoders and
-training. A step of decoding, which does little more than read its weights, stays as it is.
+Without them torch multiplies numbers of 16 bits several times slower than fp32, in attention's gradients,
+too, and convolves them almost a hundred times slower (benchmarks/halves.py). Here they are converted,
+computed in fp32 and rounded once, as such instructions do themselves. It pays where a weight meets many rows:
+in prompts, encoders, decoders and training. A step of decoding, which does little more than read its weights,
+stays as it is.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ _OTHERS = {
     _aten.convolution.default,
     _aten._convolution.default,
     _aten.convolution_backward.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward.default,  # forward it is as quick as it is
 }
 
 
@@ -71,7 +73,7 @@ _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
 class _InFp32(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Compute products and convolutions of one format in fp32; everything else as it is."""
+    """Compute products, convolutions and attention's gradients of one format in fp32; all else as it is."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -86,6 +86,23 @@ def test_gradients_are_those_of_fp32_rounded(slow, computed):
     assert computed.count("other") == 3 + 2 + 2  # and backwards: two convolutions, a product for each factor
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+def test_attention_s_gradients_are_those_of_fp32_rounded(dtype, slow, computed):
+    torch.manual_seed(0)
+    rows = torch.randn(3, 2, 4, 9, 8).to(dtype)
+    exact, made = rows.float().requires_grad_(), rows.clone().requires_grad_()
+    mask = torch.randn(9, 9).to(dtype)
+    attend = nn.functional.scaled_dot_product_attention
+    attend(*exact, mask.float()).square().mean().backward()
+    with widened(nn.Linear(1, 1, dtype=dtype)):
+        attend(*made, mask).square().mean().backward()
+    assert made.grad.dtype == dtype
+    assert (made.grad.float() - exact.grad).norm() / exact.grad.norm() < (
+        1e-2 if dtype == torch.bfloat16 else 2e-3
+    )
+    assert "other" in computed
+
+
 def test_one_product_is_rounded_once(slow):
     torch.manual_seed(0)
     layer, rows = nn.Linear(300, 77).bfloat16(), torch.randn(FEW_ROWS + 1, 300).bfloat16()
