@@ -105,7 +105,7 @@ def build_optimizer(
     given = stage.optimizer
     groups = parameter_groups(model, learning, given.weight_decay)
     options: dict[str, Any] = {"lr": 0.0, "betas": given.betas, "eps": given.eps}
-    if device.type == "cuda":  # one pass over weights and moments instead of a dozen, and no copies
+    if device.type in ("cuda", "cpu"):  # one pass over weights and moments instead of a dozen, and no copies
         options["fused"] = True
     if stage.ema is None:
         return torch.optim.AdamW(groups, **options)
