@@ -21,7 +21,7 @@ from janus_plugins.training.world import World
 
 SLOW_BF16 = (
     "note: this CPU has no instructions for bf16: products are computed in fp32 and rounded, so a step takes "
-    "about as long as with engine.precision=fp32; bf16 saves memory alone"
+    "about as long as with engine.precision=fp32; bf16 only saves memory"
 )
 
 
