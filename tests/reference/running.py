@@ -7,13 +7,9 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from janus_plugins.core.plan import RunPlan
 from janus_plugins.door import plan as plan_of
@@ -76,51 +72,25 @@ def _processor_seconds() -> float:
 
 
 def speeds(plan: RunPlan, out: Path) -> dict[str, Speed]:
-    """Return how fast each stage of a finished run was."""
+    """Return how fast each stage of a finished run was.
+
+    Operations are counted for the stage's mix, every sample with the mean number of its stage's text tokens.
+    """
+    lines = list(read_metrics(out))
+    least = {stage.name: stage for stage in explain(plan, Machines(item_text=1, text=1)).plan.stages}
     found = {}
-    for stage, lines in _by_stage(plan, out):
-        steps = lines[1:]
-        found[stage] = Speed(
+    for stage in plan.run.stages:
+        steps = [line for line in lines if line["stage"] == stage.name][1:]
+        tokens = statistics.mean(line["tokens"] for line in steps)
+        text = 1 + max(0, round((tokens - least[stage.name].tokens_per_step) / stage.batch))
+        planned = _planned(plan, stage.name, text)
+        found[stage.name] = Speed(
             statistics.median(line["tokens_per_second"] for line in steps),
-            _flops_per_token(plan, stage, steps),
+            planned.flops_per_step / planned.tokens_per_step,
             statistics.median(line["packing"] for line in steps),
             statistics.median(line["data_wait"] for line in steps),
         )
     return found
-
-
-def operations(plan: RunPlan, out: Path) -> float:
-    """Return how many operations the model needed for all steps of a finished run."""
-    return sum(
-        _flops_per_token(plan, stage, lines) * sum(line["tokens"] for line in lines)
-        for stage, lines in _by_stage(plan, out)
-    )
-
-
-def products_per_second() -> float:
-    """Return the operations of large fp32 products that this machine makes in a processor second."""
-    one, other = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    taken = []
-    for _ in range(5):
-        begun = time.process_time()
-        one @ other
-        taken.append(time.process_time() - begun)
-    return 2 * 2048**3 / statistics.median(taken)
-
-
-def _by_stage(plan: RunPlan, out: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    lines = list(read_metrics(out))
-    for stage in plan.run.stages:
-        yield stage.name, [line for line in lines if line["stage"] == stage.name]
-
-
-def _flops_per_token(plan: RunPlan, name: str, lines: Sequence[dict[str, Any]]) -> float:
-    """Return what a useful token of a stage takes, every sample with the mean number of its text tokens."""
-    stage = next(stage for stage in plan.run.stages if stage.name == name)
-    least = _planned(plan, name, 1)
-    tokens = statistics.mean(line["tokens"] for line in lines)
-    planned = _planned(plan, name, 1 + max(0, round((tokens - least.tokens_per_step) / stage.batch)))
-    return planned.flops_per_step / planned.tokens_per_step
 
 
 def _planned(plan: RunPlan, name: str, text: int) -> StagePlan:

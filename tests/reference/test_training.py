@@ -17,16 +17,13 @@ from janus_plugins.training.metrics import read_metrics
 from janus_plugins.training.world import World
 
 from .cut import NO_DOWNLOADS, TWO_LAYERS, steps
-from .running import Trained, operations, products_per_second, run_reference, speeds
+from .running import Trained, run_reference, speeds
 
 CUT = (*NO_DOWNLOADS, *TWO_LAYERS, *steps(2, 5, 5))
 WHOLE = (*NO_DOWNLOADS, *steps(48, 48, 48, number=4))
 MOST_GIB = 24
-MOST_SECONDS = 480
-"""On a CPU with instructions for bf16."""
-MOST_TIMES = 2.6
-"""On one without them, whose speed differs from day to day: processor seconds over those of fp32 products of as many
-operations as the model needs. It took about twice as long, 600 s; what is computed again, AdamW and files included."""
+MOST_SECONDS = 480 if World(0, 1, torch.device("cpu")).multiplies_bf16 else 900
+"""It took about 600 of a CPU without instructions for bf16."""
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +45,7 @@ def test_two_steps_of_every_stage_on_the_cpu(trained: Trained) -> None:
     # Random weights answer like dice: ln 16,384 codes.
     assert lines[0]["loss"]["generation.image"] == pytest.approx(9.70, abs=0.15)
     assert trained.peak < MOST_GIB
-    if World(0, 1, torch.device("cpu")).multiplies_bf16:
-        assert trained.seconds < MOST_SECONDS
-    else:
-        needed = operations(plan_of("janus_1.3b", CUT), trained.out)
-        assert trained.seconds < MOST_TIMES * needed / products_per_second()
+    assert trained.seconds < MOST_SECONDS
 
 
 @pytest.mark.slow
