@@ -32,7 +32,7 @@ from janus_plugins.conversion.kept import KEPT, Kept, open_extras, read_kept, re
 from janus_plugins.conversion.keys import Layout, Place, to_native
 from janus_plugins.conversion.reading import parse_json
 from janus_plugins.core.errors import CheckpointError, RunFileError
-from janus_plugins.core.runfile import load_run
+from janus_plugins.core.runfile import load_run, locator
 from janus_plugins.core.schema import RunConfig
 from janus_plugins.core.wiring import resolve
 from janus_plugins.model.empty import compose_empty
@@ -183,7 +183,7 @@ def _open_foreign(folder: Path, layout: Layout) -> Checkpoint:
 def _open_native(folder: Path) -> Checkpoint:
     verify_manifest(folder)
     run = load_run(folder / "config.yaml")
-    model = compose_empty(resolve(run), load_tokenizer(folder))
+    model = compose_empty(resolve(run, locate=locator(run), trains=False), load_tokenizer(folder))
     weights = [TensorFile(path) for path in sorted(folder.glob("model*.safetensors"))]
     files = TensorFiles(list(weights))
     shared: dict[str, str] = {}

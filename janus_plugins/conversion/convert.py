@@ -75,7 +75,7 @@ def convert(source: str | Path, target: str | Path, layout: str = "native") -> C
             disk is full. Nothing is left at the target then.
     """
     wanted = _layout(layout)
-    folder = Path(target)
+    folder = native.new_folder(target)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not empty; choose another folder")
     checkpoint = open_checkpoint(_inner(Path(source)))

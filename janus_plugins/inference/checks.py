@@ -30,10 +30,13 @@ def texts_of(value: str | Sequence[str], what: str) -> list[str]:
 
 
 def check_not_negative(**values: float) -> None:
-    """Refuse negative, infinite and NaN settings, by name."""
+    """Refuse settings that are negative, NaN, or too small or large to compute with, by name."""
     for name, value in values.items():
-        if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
+        known = isinstance(value, (int, float)) and not math.isnan(value)
+        if not known or value < 0:
             raise RunFileError(f"{name} is {value}; it must be a number of at least 0")
+        if value and not 1e-6 <= value <= 1e6:
+            raise RunFileError(f"{name} is {value}; it must be 0, or from 1e-6 to 1e6")
 
 
 def check_counts(**values: int | None) -> None:

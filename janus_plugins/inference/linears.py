@@ -63,14 +63,24 @@ def fast_linears(choice: Linears, *roots: nn.Module) -> Iterator[None]:
         roots: modules, of which layers may be shared.
     """
     idle = choice == "plain" or (choice == "packed" and not (_HAS_ONEDNN or can_run()))
-    layers = [] if idle else _layers(roots, choice)
-    for layer in layers:
-        layer.forward = _stand_in((layer,), choice)  # type: ignore[method-assign, assignment]
+    before = _outer(roots)
     try:
+        for layer in before:
+            del layer.forward
+        for layer in [] if idle else _layers(roots, choice):
+            layer.forward = _stand_in((layer,), choice)  # type: ignore[method-assign, assignment]
         yield
     finally:
-        for layer in layers:
+        for layer in _outer(roots):
             del layer.forward
+        for layer, way in before.items():
+            layer.forward = way
+
+
+def _outer(roots: tuple[nn.Module, ...]) -> dict[nn.Module, _Lazy]:
+    """Return the layers that have a stand-in, such as that of a call which this one is made within."""
+    ways = ((layer, vars(layer).get("forward")) for root in roots for layer in root.modules())
+    return {layer: way for layer, way in ways if isinstance(way, _Lazy)}
 
 
 def _layers(roots: tuple[nn.Module, ...], choice: Linears) -> list[nn.Linear]:
@@ -239,12 +249,12 @@ class In8Bits(_InFewBits):
         self.read_in_c(Weight(self.whole, _exact(bias), _exact(self.scale)))
 
     def multiply(self, rows: Tensor) -> Tensor:
-        """Return [B, N] of [B, K]; few rows are rounded to bf16."""
+        """Return [B, N] of [B, K]; both are rounded to bf16, however many rows there are."""
         # A compiler would keep the converted parts, in four times the memory.
         if len(rows) > _FEW_ROWS and not _is_compiling():
-            exact, firsts = rows.float(), range(0, len(self.whole), _PART)
+            exact, firsts = rows.to(torch.bfloat16).float(), range(0, len(self.whole), _PART)
             parts = [linear(exact, self.whole[first : first + _PART].float()) for first in firsts]
-            return torch.cat(parts, -1).mul_(self.scale)
+            return torch.cat(parts, -1).mul_(self.scale).to(torch.bfloat16)
         rounded = rows.to(torch.bfloat16)
         result: Tensor = torch.ops.aten._weight_int8pack_mm(rounded, self.whole, self.scale)
         return result
@@ -299,10 +309,32 @@ _KEPT: WeakKeyDictionary[nn.Linear, dict[Hashable, tuple[Hashable, _Lazy]]] = We
 compiled with it asks for the very same."""
 
 
+_LOOKED_AT = 64
+"""Numbers of a tensor, evenly spread, by which a change is noticed that nobody counted."""
+
+
 def state_of(tensors: Iterable[Tensor]) -> Hashable:
-    """Return what differs once one of the tensors has been written to or replaced."""
-    # Tensors made under inference_mode count no writes.
-    return tuple((one.data_ptr(), 0 if one.is_inference() else one._version) for one in tensors)
+    """Return what differs once one of the tensors has been written to or replaced.
+
+    torch counts writes but for those through `.data`, under inference_mode and by its fused optimisers;
+    these show in a few numbers of each tensor.
+    """
+    kept = list(tensors)
+    counted = tuple((one.data_ptr(), 0 if one.is_inference() else one._version) for one in kept)
+    elsewhere: dict[Hashable, list[Tensor]] = {}
+    seen = []
+    for one in kept:
+        flat = one.detach().reshape(-1)
+        some = flat[:: max(1, len(flat) // _LOOKED_AT)]
+        if one.device.type == "cpu":
+            seen.append(_hash(some))
+        else:  # so that one copy waits for the device
+            elsewhere.setdefault((some.device, some.dtype), []).append(some)
+    return counted, (*seen, *(_hash(torch.cat(some)) for some in elsewhere.values()))
+
+
+def _hash(numbers: Tensor) -> int:
+    return hash(numbers.contiguous().view(torch.uint8).cpu().numpy().tobytes())
 
 
 def _stand_in(layers: Sequence[nn.Linear], choice: Linears) -> _Lazy:

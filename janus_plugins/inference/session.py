@@ -6,9 +6,11 @@ no answer depends on its batch mates. The model is in evaluation mode meanwhile,
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -230,26 +232,41 @@ def decode(model: UnifiedModel, modality: str, ids: Tensor) -> list[Any]:
         raise RunFileError(f"{modality}: decode takes [{shape}], got {list(codes.shape)}")
     if facts.codebook_size is not None:
         _check_codes(codes, facts.codebook_size, modality)
+        codes = codes.long()  # small whole numbers would pick by mask
     with evaluating(model):
         return paths.decode_items(model, modality, codes)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch every module to evaluation mode without gradients, and back to what each was."""
-    training = [module for module in model.modules() if module.training]
-    if training:  # telling every module again takes milliseconds
-        model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
+    """Switch every module to evaluation mode without gradients, and back to what each was.
+
+    Threads that share a model take turns; a thread may call the model again from within.
+    """
+    with _turn(model):
+        training = [module for module in model.modules() if module.training]
+        if training:  # telling every module again takes milliseconds
+            model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+_TURNS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_GUARD = threading.Lock()
+
+
+def _turn(model: nn.Module) -> threading.RLock:
+    """Return the lock of a model, of which decoding exchanges parts and keeps compiled steps."""
+    with _GUARD:
+        return _TURNS.setdefault(model, threading.RLock())
 
 
 def _check_codes(codes: Tensor, size: int, modality: str) -> None:
-    if codes.is_floating_point():
+    if codes.is_floating_point() or codes.dtype == torch.bool:
         raise RunFileError(f"{modality}: decode takes whole numbers, got {codes.dtype}")
     low, high = int(codes.min()), int(codes.max())
     if low < 0 or high >= size:

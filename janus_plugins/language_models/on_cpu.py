@@ -139,7 +139,8 @@ class OnCpu:
             seen = seen if seen.stride(-1) == 1 else seen.contiguous()
             place.visible_row, place.visible_slot, _ = seen.stride()
             place.visible = seen.data_ptr()
-        space = torch.empty(self._native.room(self._arguments[0], ctypes.c_int64(rows * slots)))
+        room = self._native.room(self._arguments[0], ctypes.c_int64(rows * slots))
+        space = torch.empty(room, dtype=torch.float32, device="cpu")  # whatever torch's defaults are
         places = (ctypes.c_void_p(each.data_ptr()) for each in (stream, space))
         failed = self._native.step(*self._arguments, *places)
         if failed == _NO_ANGLE:

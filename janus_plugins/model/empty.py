@@ -7,6 +7,7 @@ computed when a module is built.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -57,18 +58,27 @@ class Filler:
             place._parameters[key] = new
 
 
+_ONE_AT_A_TIME = threading.RLock()
+"""Two threads that replace a method of torch's and put it back in turn would leave one of theirs there."""
+
+
 @contextmanager
 def _empty_parameters() -> Iterator[None]:
-    """Move every parameter to the meta device as it is registered; its initialisation then costs nothing."""
-    register = nn.Module.register_parameter
+    """Move every parameter to the meta device as it is registered; its initialisation then costs nothing.
+
+    Parameters that other threads make meanwhile stay as they are.
+    """
+    thread = threading.get_ident()
 
     def empty(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:
+        if parameter is not None and not parameter.is_meta and threading.get_ident() == thread:
             parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
         register(self, name, parameter)
 
-    nn.Module.register_parameter = empty  # type: ignore[assignment, method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+    with _ONE_AT_A_TIME:
+        register = nn.Module.register_parameter
+        nn.Module.register_parameter = empty  # type: ignore[assignment, method-assign]
+        try:
+            yield
+        finally:
+            nn.Module.register_parameter = register  # type: ignore[method-assign]

@@ -36,14 +36,17 @@ def save_native(model: UnifiedModel, folder: str | Path, state: Mapping[str, Ten
 
     Args:
         model: the model.
-        folder: replaced if it is a native checkpoint already; refused if it holds anything else.
+        folder: replaced if it is a native checkpoint already, of which files that are none of the
+            checkpoint's stay; refused if it holds anything else.
         state: weights to write in the place of the model's own (gathered under ZeRO-3).
 
     Raises:
         CheckpointError: the folder holds something else, or the disk is full.
     """
-    target = Path(folder)
-    if target.exists() and any(target.iterdir()) and not (target / "manifest.json").exists():
+    target = new_folder(folder)
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(f"{target} is a file; choose another folder")
+    if target.exists() and any(target.iterdir()) and not is_native(target):
         raise CheckpointError(f"{target} is not empty and no native checkpoint; choose another folder")
     partial = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -85,11 +88,41 @@ def write_manifest(folder: Path, extras: Sequence[str] = ()) -> None:
 
 
 def _swap(partial: Path, target: Path) -> None:
+    """Put a whole folder in the place of another; where that is broken off the other one comes back."""
     old = target.with_name(f".{target.name}.old-{os.getpid()}")
-    if target.exists():
-        target.rename(old)
-    partial.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        if target.exists():
+            target.rename(old)
+        partial.rename(target)
+    finally:
+        if old.exists() and target.exists():
+            _keep_others(old, target)
+            shutil.rmtree(old, ignore_errors=True)
+        elif old.exists():
+            old.rename(target)
+
+
+def _keep_others(old: Path, target: Path) -> None:
+    """Move what a user put into a checkpoint, which its manifest does not name, into the next one."""
+    try:
+        written = json.loads((old / "manifest.json").read_text(encoding="utf-8"))["sha256"]
+    except (ValueError, KeyError, TypeError, OSError):
+        written = {}
+    for path in old.iterdir():
+        if path.name not in {*written, "manifest.json"} and not (target / path.name).exists():
+            path.rename(target / path.name)
+
+
+def new_folder(folder: str | Path) -> Path:
+    """Return where a folder is to be written, symbolic links followed.
+
+    Raises:
+        CheckpointError: it is the current directory or holds it, which would be left in nothing.
+    """
+    target = Path(folder).resolve()
+    if Path.cwd().is_relative_to(target):
+        raise CheckpointError(f"{folder} is where this program runs; name a folder below it")
+    return target
 
 
 def provenance(model: UnifiedModel) -> dict[str, Any]:
@@ -234,6 +267,7 @@ def is_native(folder: Path) -> bool:
 __all__ = [
     "is_native",
     "load_native",
+    "new_folder",
     "provenance",
     "save_native",
     "save_tensors",

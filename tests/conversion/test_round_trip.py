@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -136,6 +137,19 @@ def test_all_three_layouts_load_as_the_same_model(official, tmp_path):
     rotary = models[0].language_model.model.rotary_emb.inv_freq
     assert rotary.dtype == torch.float32
     assert torch.equal(rotary, make_model(make_tokenizer()).model.language_model.rotary_emb.inv_freq)
+
+
+def test_what_only_training_needs_is_no_matter(official, tensors, tmp_path):
+    """A run may have named a callback whose plugin is not installed here; loading does not mind, either."""
+    jp.convert(official, tmp_path / "native")
+    config, manifest = tmp_path / "native" / "config.yaml", tmp_path / "native" / "manifest.json"
+    before = hashlib.sha256(config.read_bytes()).hexdigest()
+    config.write_text(config.read_text() + "\ncallbacks: [{use: of-another-machine}]\n")
+    after = hashlib.sha256(config.read_bytes()).hexdigest()
+    manifest.write_text(manifest.read_text().replace(before, after))
+    jp.load(tmp_path / "native")
+    jp.convert(tmp_path / "native", tmp_path / "back", "official")
+    same(read_tensors(tmp_path / "back"), tensors)
 
 
 def test_tied_weights_are_written_once_and_stay_tied(tmp_path):

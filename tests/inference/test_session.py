@@ -163,6 +163,7 @@ def test_encode_and_decode_are_inverse(model):
     images = model.decode("image", codes)
     assert images[0].size == (3, 2)
     assert torch.equal(model.encode("image", images), codes)
+    assert torch.equal(model.encode("image", model.decode("image", codes.to(torch.uint8))), codes)
     assert model.encode("image", images * 20).shape == (40, TOKENS)
 
 
@@ -225,6 +226,8 @@ LONG = "x" * POSITIONS
         ({"guidance": -1.0}, "guidance is -1.0; it must be a number of at least 0"),
         ({"guidance": float("nan")}, "guidance is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
+        ({"temperature": 1e-40}, "temperature is 1e-40; it must be 0, or from 1e-6 to 1e6"),
+        ({"guidance": 1e39}, r"guidance is 1e\+39; it must be 0, or from 1e-6 to 1e6"),
         ({"prompts": LONG}, f"takes {POSITIONS + 8} positions and what follows 5, .* only {POSITIONS}"),
     ],
 )
@@ -264,6 +267,7 @@ def test_items_that_cannot_be_read_are_named(model):
         (torch.zeros(1, 5, dtype=torch.long), r"decode takes \[N, 6\], got \[1, 5\]"),
         (torch.full((1, 6), CODES), f"codes run from 0 to {CODES - 1}, but these from {CODES} to {CODES}"),
         (torch.zeros(1, 6), "whole numbers, got torch.float32"),
+        (torch.zeros(1, 6, dtype=torch.bool), "whole numbers, got torch.bool"),
         (torch.zeros(0, 6, dtype=torch.long), r"got \[0, 6\]"),
     ],
 )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import janus_plugins as jp
 from janus_plugins.core.errors import CheckpointError, PluginError
@@ -70,10 +73,78 @@ def test_saving_never_overwrites_something_else(model, tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("names", [["manifest.json", "precious.txt"], ["manifest.json", "model.safetensors"]])
+def test_a_manifest_alone_makes_no_native_checkpoint(model, tmp_path, names):
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(CheckpointError, match="not empty and no native checkpoint"):
+        save_native(model, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
 def test_saving_again_replaces_as_a_whole(model, folder):
     save_native(model, folder)
     load_native(folder)
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_saving_again_keeps_what_the_user_put_there(model, folder):
+    (folder / "README.md").write_text("a card")
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "one.txt").write_text("1")
+    (folder / "model-00001-of-00002.safetensors").write_text("a shard of no checkpoint")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"]["model-00001-of-00002.safetensors"] = "of an earlier save"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    save_native(model, folder)
+    assert (folder / "README.md").read_text() == "a card"
+    assert (folder / "pictures" / "one.txt").read_text() == "1"
+    assert not (folder / "model-00001-of-00002.safetensors").exists()
+    load_native(folder)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("at", [1, 2])
+def test_saving_that_is_broken_off_leaves_a_whole_checkpoint(model, folder, monkeypatch, error, at):
+    rename, calls = Path.rename, []
+
+    def stop(self, target):
+        calls.append(target)
+        if len(calls) == at:
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", stop)
+    with pytest.raises(CheckpointError if error is OSError else error):
+        save_native(model, folder)
+    load_native(folder)
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_saving_through_a_link_replaces_what_it_names(model, folder, tmp_path):
+    (tmp_path / "link").symlink_to(folder)
+    (folder / "model.safetensors").unlink()
+    save_native(model, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    load_native(folder)
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_the_current_directory_is_not_replaced(model, tmp_path, monkeypatch, name):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(CheckpointError, match="where this program runs; name a folder below it"):
+        save_native(model, name)
+    with pytest.raises(CheckpointError, match="where this program runs"):
+        jp.convert("anywhere", name)
+
+
+def test_threads_load_at_a_time(model, folder):
+    with ThreadPoolExecutor(3) as threads:
+        loaded = list(threads.map(jp.load, [folder] * 9))
+    assert not nn.Linear(2, 2).weight.is_meta
+    state = model.state_dict()
+    assert all(torch.equal(other.state_dict()[name], state[name]) for other in loaded for name in state)
 
 
 def test_wrong_tensors_are_named(model, folder):

@@ -155,7 +155,7 @@ class Products:
         import torch
 
         rows = source.float().contiguous()
-        made = torch.empty((*source.shape[:-1], self._outputs), dtype=torch.float32)
+        made = torch.empty((*source.shape[:-1], self._outputs), dtype=torch.float32, device="cpu")
         failed = self._multiply(
             rows.data_ptr(),
             rows.numel() // rows.shape[-1],
