@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path as File
@@ -24,7 +24,7 @@ from janus_plugins.core.schema import StageBlock
 from janus_plugins.data.mixture import stage_sources
 from janus_plugins.sequence.line import Path
 
-FORMAT = 1
+FORMAT = 2
 OPEN_PARTS = 32
 
 Address = tuple[Path, str]
@@ -60,34 +60,46 @@ class Store:
     Attributes:
         folder: of its part files.
         chunk: samples of one part file.
+        size: samples of the entry when the answers were made.
         encoder: digest of the encoder that gave the answers.
     """
 
     folder: str
     chunk: int
+    size: int
     encoder: str
 
-    def get(self, index: int, item: int, key: str) -> np.ndarray:
+    def get(self, index: int, item: int, key: str, value: object) -> np.ndarray:
         """Return codes [T] or [T, Q] (int64), latents or features [T, C] (float32) of one item.
 
         Args:
             index: the sample's index in its source.
             item: the item's number in the sample.
             key: the sample's name, which must be the one that was written.
+            value: the raw item, which must be the one that was answered (see `item_digest`).
 
         Raises:
             BadSample: the item could not be read when the answers were made.
-            DataError: another sample stands at this index now.
+            DataError: another sample or item stands at this index now.
         """
+        again = "run `janus-plugins precompute` again into another --out"
+        if index >= self.size:
+            raise DataError(
+                f"{self.folder} was made of {self.size:,} samples; {key!r} is one more (number {index}): {again}"
+            )
         part = _open_part(str(part_file(File(self.folder), index // self.chunk)), os.getpid())
         place = part.places.get((index, item))
         if place is None:
             raise BadSample(f"{key}: item {item} could not be read when {self.folder} was made")
-        group, row, written = place
+        group, row, written, digest = place
         if written != key:
             raise DataError(
-                f"{self.folder} was made when sample {index} was {written!r}; it is {key!r} now: "
-                "run `janus-plugins precompute` again into another --out"
+                f"{self.folder} was made when sample {index} was {written!r}; it is {key!r} now: {again}"
+            )
+        if digest != item_digest(value):
+            raise DataError(
+                f"{self.folder} was made when item {item} of sample {key!r} was another one (rows were put in "
+                f"another order, or replaced): {again}"
             )
         table = part.file.read_row_group(group, columns=["values", "shape"], use_threads=False)
         values = table["values"][row].values.to_numpy(zero_copy_only=False)
@@ -106,6 +118,40 @@ def source_digest(data: DataPlan) -> str:
     return digest_of(
         [part.owner.distribution, part.spec.name, part.config.model_dump(mode="json"), data.block.split]
     )
+
+
+def item_digest(value: object) -> str:
+    """Return what tells a raw item from another: of a file its name, of numbers, bytes and pictures all.
+
+    Empty for objects of which nothing is known.
+    """
+    digest = hashlib.blake2b(digest_size=12)
+    return digest.hexdigest() if _take(digest, value) else ""
+
+
+def _take(digest: Any, value: object) -> bool:
+    """Add a raw item to a digest; False if it is of an unknown kind."""
+    if isinstance(value, Mapping):
+        if isinstance(value.get("bytes"), bytes):  # as `datasets` gives a file, which may lie anywhere
+            return _take(digest, value["bytes"])
+        return all(_take(digest, str(key)) and _take(digest, each) for key, each in sorted(value.items()))
+    if isinstance(value, list | tuple):
+        digest.update(f"{len(value)} items".encode())
+        return all(_take(digest, each) for each in value)
+    if isinstance(value, str | int | float | complex | File | None):
+        digest.update(f"{type(value).__name__} {value}".encode())
+        return True
+    if isinstance(value, bytes | bytearray | memoryview):
+        digest.update(value)
+        return True
+    if not hasattr(value, "__array_interface__"):  # arrays, and pictures of PIL
+        return False
+    array = np.asarray(value)
+    if array.dtype.hasobject:
+        return False
+    digest.update(f"{array.dtype}{array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).tobytes())
+    return True
 
 
 def digest_of(plain: Any) -> str:
@@ -160,7 +206,7 @@ def open_stores(plan: RunPlan, stage: StageBlock) -> dict[tuple[str, Path, str],
             address = f"{path}.{modality}"
             if address in found.encoders:
                 stores[name, path, modality] = Store(
-                    str(folder / address), found.chunk, found.encoders[address]
+                    str(folder / address), found.chunk, found.size, found.encoders[address]
                 )
     _refuse_halves(entries, stores, stage)
     return stores
@@ -206,10 +252,10 @@ def _refuse_halves(
 
 @dataclass(frozen=True)
 class _Part:
-    """Hold an open part file, and where each item lies: row group, row in it, the sample's key."""
+    """Hold an open part file, and where each item lies: row group, row in it, the sample's key, its digest."""
 
     file: Any
-    places: dict[tuple[int, int], tuple[int, int, str]]
+    places: dict[tuple[int, int], tuple[int, int, str, str]]
 
 
 @lru_cache(maxsize=OPEN_PARTS)
@@ -220,11 +266,12 @@ def _open_part(path: str, process: int) -> _Part:
 
     try:
         file = ParquetFile(path)
-        places: dict[tuple[int, int], tuple[int, int, str]] = {}
+        places: dict[tuple[int, int], tuple[int, int, str, str]] = {}
+        columns = ["index", "item", "key", "digest"]
         for group in range(file.num_row_groups):
-            rows = file.read_row_group(group, columns=["index", "item", "key"], use_threads=False)
+            rows = file.read_row_group(group, columns=columns, use_threads=False)
             for row, one in enumerate(rows.to_pylist()):
-                places[one["index"], one["item"]] = (group, row, one["key"])
+                places[one["index"], one["item"]] = (group, row, one["key"], one["digest"])
     except (OSError, ArrowException) as error:
         raise DataError(
             f"{path} cannot be read: {error}; remove it and complete.json, and precompute again"

@@ -105,7 +105,7 @@ class Preparer:
             if store is None or index is None:
                 arrays.append(reader.processor(item.value))
             else:
-                arrays.append({PRECOMPUTED: store.get(index, number, sample.key)})
+                arrays.append({PRECOMPUTED: store.get(index, number, sample.key, item.value)})
             entering.append(reader.entering(arrays[-1]))
             counts.append(reader.slots(entering[-1]))
         plan = plan_sample(sample, counts, self._spelling, self._stage, rng)

@@ -13,7 +13,7 @@ from torch import nn
 
 from janus_plugins.core.errors import BadSample, JanusPluginsError
 from janus_plugins.core.samples import Item
-from janus_plugins.data.precomputed import Address
+from janus_plugins.data.precomputed import Address, item_digest
 from janus_plugins.inference.halves import widened
 from janus_plugins.sequence.assemble import collate_items
 from janus_plugins.training.publish import sync
@@ -49,13 +49,13 @@ class Rows:
 
     encoder: Encoder
     batch: int
-    names: list[tuple[int, int, str]] = field(default_factory=list)
+    names: list[tuple[int, int, str, str]] = field(default_factory=list)
     values: list[np.ndarray] = field(default_factory=list)
     waiting: list[Any] = field(default_factory=list)
 
-    def add(self, index: int, item: int, key: str, arrays: Any) -> None:
+    def add(self, index: int, item: int, key: str, digest: str, arrays: Any) -> None:
         """Take one processed item; encode when a batch is full."""
-        self.names.append((index, item, key))
+        self.names.append((index, item, key, digest))
         self.waiting.append(arrays)
         if len(self.waiting) == self.batch:
             self.flush()
@@ -74,7 +74,7 @@ def fill(rows: dict[Address, Rows], source: Any, indices: range, name: str) -> I
             sample = source[index]
             parts = [part for turn in sample.turns for part in turn.parts if isinstance(part, Item)]
             ready = [
-                (at, item, rows[at].encoder.processor(part.value))
+                (at, item, item_digest(part.value), rows[at].encoder.processor(part.value))
                 for item, part in enumerate(parts)
                 if (at := _address(part)) in rows
             ]
@@ -86,8 +86,8 @@ def fill(rows: dict[Address, Rows], source: Any, indices: range, name: str) -> I
         except Exception as error:  # one sample must never end a run, here as in training
             yield f"{name}[{index}]: {type(error).__name__}: {error}"
             continue
-        for at, item, arrays in ready:
-            rows[at].add(index, item, sample.key, arrays)
+        for at, item, digest, arrays in ready:
+            rows[at].add(index, item, sample.key, digest, arrays)
 
 
 def _address(item: Item) -> Address:
@@ -106,6 +106,7 @@ def write_part(target: Path, rows: Rows) -> None:
             "index": pa.array([name[0] for name in rows.names], pa.int64()),
             "item": pa.array([name[1] for name in rows.names], pa.int32()),
             "key": pa.array([name[2] for name in rows.names], pa.string()),
+            "digest": pa.array([name[3] for name in rows.names], pa.string()),
             "shape": pa.array([list(value.shape) for value in rows.values], pa.list_(pa.int32())),
             "values": pa.array([value.reshape(-1) for value in rows.values], pa.list_(kind)),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import json
@@ -9,8 +10,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -233,8 +236,70 @@ def test_the_command_says_what_it_wrote(tiny: Path, world: World, tmp_path: Path
 
 def test_a_sample_that_moved_or_was_unreadable_is_noticed(folder: Path) -> None:
     key = json.loads((folder / "draw" / "key.json").read_text(encoding="utf-8"))
-    store = precomputed.Store(str(folder / "draw" / "generation.image"), key["chunk"], "")
+    store = precomputed.Store(str(folder / "draw" / "generation.image"), key["chunk"], key["size"], "")
     with pytest.raises(DataError, match=r"was made when sample 0 was .*; it is 'elsewhere\[0\]' now"):
-        store.get(0, 0, "elsewhere[0]")
+        store.get(0, 0, "elsewhere[0]", None)
     with pytest.raises(precomputed.BadSample, match="item 7 could not be read"):
-        store.get(0, 7, "draw[0]")
+        store.get(0, 7, "draw[0]", None)
+
+
+def test_another_item_of_the_same_name_is_noticed(world: World, tmp_path: Path) -> None:
+    """Rows in another order, others in their place, and more of them: with codes of the wrong pictures."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(12):
+        (tmp_path / "pix").mkdir(exist_ok=True)
+        picture = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        picture.save(tmp_path / "pix" / f"{number}.png")
+        rows.append(json.dumps({"image": f"pix/{number}.png", "caption": "seven"}))
+    file = tmp_path / "rows.jsonl"
+    columns = '{prompt: "{caption}", image: "{image}"}'
+    over = (
+        f"data.draw={{use: hf-dataset, task: generation, options: {{path: {file}, columns: {columns}}}}}",
+        "stages.adapters.mix={generation: 1}",
+    )
+    run = write_tiny(tmp_path)
+    file.write_text("\n".join(rows))
+    precompute(resolve(load_run(run, over)), tmp_path / "out", world, names=["draw"])
+
+    def take(*lines: str) -> None:
+        file.write_text("\n".join(lines))
+        more = (*over, f"data.draw.precomputed={tmp_path / 'out'}")
+        plan = resolve(load_run(run, more))
+        steps = list(StepLoader(plan, build_tokenizer_for(plan), plan.run.stages[ADAPTERS]))
+        assert steps
+        assert not any(step.bad for step in steps)
+
+    take(*rows)
+    with pytest.raises(DataError, match=r"when item 0 of sample '.*rows.jsonl\[\d+\]' was another one"):
+        take(*reversed(rows))
+    with pytest.raises(DataError, match=r"was made of 12 samples; '.*rows.jsonl\[\d+\]' is one more"):
+        take(*rows, *rows)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("a.png", "b.png"),
+        (b"one", b"two"),
+        (np.zeros((2, 3)), np.zeros((3, 2))),
+        (np.zeros((2, 3)), np.zeros((2, 3), np.float32)),
+        (Image.new("L", (2, 2)), Image.new("L", (2, 2), 1)),
+        ([1, 2], [1, 3]),
+        (["12"], ["1", "2"]),
+        ({"bytes": b"a", "path": None}, {"bytes": b"b", "path": None}),
+        ({"path": "a.png"}, {"path": "b.png"}),
+        ({"map": np.zeros(2), "rate": 1.0}, {"map": np.zeros(2), "rate": 2.0}),
+    ],
+)
+def test_digests_tell_items_apart(one: object, other: object) -> None:
+    made = precomputed.item_digest(one)
+    assert made
+    assert made == precomputed.item_digest(copy.deepcopy(one))
+    assert made != precomputed.item_digest(other)
+
+
+def test_a_file_in_memory_is_its_bytes_wherever_it_lay() -> None:
+    digests = {precomputed.item_digest({"bytes": b"a", "path": path}) for path in ("here", "there", None)}
+    assert digests == {precomputed.item_digest(b"a")}
+    assert precomputed.item_digest(object()) == precomputed.item_digest([object()]) == ""
