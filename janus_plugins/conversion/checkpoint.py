@@ -32,11 +32,10 @@ from janus_plugins.conversion.kept import KEPT, Kept, open_extras, read_kept, re
 from janus_plugins.conversion.keys import Layout, Place, to_native
 from janus_plugins.conversion.reading import parse_json
 from janus_plugins.core.errors import CheckpointError, RunFileError
-from janus_plugins.core.runfile import load_run, locator
 from janus_plugins.core.schema import RunConfig
 from janus_plugins.core.wiring import resolve
 from janus_plugins.model.empty import compose_empty
-from janus_plugins.model.native import is_native, verify_manifest
+from janus_plugins.model.native import is_native, read_plan, verify_manifest
 from janus_plugins.model.tensor_file import Entry, TensorFile
 from janus_plugins.model.unified import UnifiedModel
 from janus_plugins.sequence.templates import special_tokens
@@ -182,8 +181,7 @@ def _open_foreign(folder: Path, layout: Layout) -> Checkpoint:
 
 def _open_native(folder: Path) -> Checkpoint:
     verify_manifest(folder)
-    run = load_run(folder / "config.yaml")
-    model = compose_empty(resolve(run, locate=locator(run), trains=False), load_tokenizer(folder))
+    model = compose_empty(read_plan(folder), load_tokenizer(folder))
     weights = [TensorFile(path) for path in sorted(folder.glob("model*.safetensors"))]
     files = TensorFiles(list(weights))
     shared: dict[str, str] = {}

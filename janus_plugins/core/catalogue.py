@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -25,6 +25,10 @@ from janus_plugins.core.suggest import nearest
 
 if TYPE_CHECKING:
     from janus_plugins.core.schema import RunConfig
+
+
+OWN = "janus-plugins"
+"""Whose component a bare name means where we offer it, too: installing a plugin changes no run file."""
 
 
 @dataclass(frozen=True)
@@ -48,29 +52,47 @@ class Catalogue:
         reports: how loading went, so that a failed lookup can name the plugin that failed.
     """
 
-    def __init__(self, entries: Iterable[CatalogueEntry], reports: Iterable[PluginReport] = ()) -> None:
+    def __init__(
+        self,
+        entries: Iterable[CatalogueEntry],
+        reports: Iterable[PluginReport] = (),
+        preferred: Mapping[tuple[str, str], str] | None = None,
+    ) -> None:
         self._entries = tuple(sorted(entries, key=_order))
         self._reports = tuple(reports)
+        self._preferred = dict(preferred or {})
+
+    def preferring(self, owners: Mapping[tuple[str, str], str]) -> Catalogue:
+        """Return a catalogue in which a bare name that several plugins offer means a certain one's.
+
+        Args:
+            owners: the distribution of components by kind and name, as a checkpoint's provenance tells.
+        """
+        return Catalogue(self._entries, self._reports, owners)
 
     def entries(self) -> tuple[CatalogueEntry, ...]:
         """Return every component, sorted by kind, name and distribution."""
         return self._entries
 
     def names(self, kind: Kind) -> tuple[str, ...]:
-        """Return the names that `get(kind, ...)` answers: bare where unique, else with distribution."""
+        """Return the names that `get(kind, ...)` answers: bare where that will do, else with distribution."""
         entries = [entry for entry in self._entries if entry.spec.kind == kind]
-        bare = [entry.spec.name for entry in entries]
+        meant = [
+            self._chosen([one for one in entries if one.spec.name == each.spec.name]) for each in entries
+        ]
         return tuple(
-            entry.spec.name if bare.count(entry.spec.name) == 1 else entry.full_name for entry in entries
+            entry.spec.name if chosen == [entry] else entry.full_name
+            for entry, chosen in zip(entries, meant, strict=True)
         )
 
     def get(self, kind: Kind, use: str) -> CatalogueEntry:
         """Return the component that a run file calls `use`: "name" or "distribution/name".
 
         Raises:
-            PluginError: if there is none, if two plugins offer the bare name, or if a module that the
-                component requires is not installed. (One that is installed and does not import raises
-                when the component is loaded: importing it here would bring torch into `validate`.)
+            PluginError: if there is none, if two plugins offer the bare name and janus-plugins does not, or
+                if a module that the component requires is not installed. (One that is installed and does
+                not import raises when the component is loaded: importing it here would bring torch into
+                `validate`.)
         """
         distribution, name = _split(use)
         found = [
@@ -81,11 +103,21 @@ class Catalogue:
         ]
         if not found:
             self._refuse(kind, use)
+        found = self._chosen(found)
         if len(found) > 1:
             spellings = " or ".join(repr(entry.full_name) for entry in found)
             raise PluginError(f"{kind} {use!r} is offered by {len(found)} plugins; write {spellings}")
         _check_required(found[0].spec)
         return found[0]
+
+    def _chosen(self, found: list[CatalogueEntry]) -> list[CatalogueEntry]:
+        """Return which of several components of one name it means: the preferred one, our own, or all."""
+        spec = found[0].spec
+        for wanted in (self._preferred.get((str(spec.kind), spec.name)), OWN):
+            chosen = [entry for entry in found if entry.owner.distribution == wanted]
+            if chosen:
+                return chosen
+        return found
 
     def digest(self) -> str:
         """Return a sha256 of what is offered, equal on two ranks exactly when their plugins are."""

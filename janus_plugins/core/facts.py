@@ -57,6 +57,11 @@ class UnderstandingFacts:
     tokens: int | None
     max_tokens: int
 
+    def __post_init__(self) -> None:
+        _positive(self, "width", "tokens", "max_tokens")
+        if self.tokens is not None and self.tokens != self.max_tokens:
+            raise ValueError(f"tokens is {self.tokens} and max_tokens {self.max_tokens}; they must be equal")
+
 
 @dataclass(frozen=True)
 class GenerationFacts:
@@ -80,6 +85,9 @@ class GenerationFacts:
     codebook_size: int | None
     grid: tuple[int, ...]
     codebooks: int = 1
+
+    def __post_init__(self) -> None:
+        _positive(self, "width", "tokens", "codebook_size", "codebooks")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -139,6 +147,11 @@ class SourceFacts:
     understanding: frozenset[str] = frozenset()
     generation: frozenset[str] = frozenset()
 
+    def __post_init__(self) -> None:
+        for name in ("tasks", "understanding", "generation"):
+            if not isinstance(value := getattr(self, name), frozenset | set):
+                raise TypeError(f"{name} is {value!r}; it must be a set of names, as frozenset({{'image'}})")
+
 
 @dataclass(frozen=True)
 class EvaluationFacts:
@@ -164,3 +177,11 @@ class CallbackFacts:
     """
 
     stages: tuple[str, ...] = ()
+
+
+def _positive(facts: object, *names: str) -> None:
+    """Refuse counts below 1; None stands for one that is not known."""
+    for name in names:
+        value = getattr(facts, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1 (do the options leave nothing?)")

@@ -13,9 +13,19 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic.errors import PydanticUserError
 
+from janus_plugins.core.blame import Suspect, advice, blamed, full_name
 from janus_plugins.core.catalogue import Catalogue, catalogue_for
 from janus_plugins.core.errors import PluginError, RunFileError, WiringError
-from janus_plugins.core.facts import GenerationFacts, HeadFacts, LanguageModelFacts
+from janus_plugins.core.facts import (
+    AdapterFacts,
+    CallbackFacts,
+    EvaluationFacts,
+    GenerationFacts,
+    HeadFacts,
+    LanguageModelFacts,
+    SourceFacts,
+    UnderstandingFacts,
+)
 from janus_plugins.core.kinds import Kind
 from janus_plugins.core.nodes import KeyPath
 from janus_plugins.core.plan import (
@@ -68,6 +78,28 @@ def resolve(
     return plan
 
 
+_FACTS: dict[Kind, type] = {
+    Kind.LANGUAGE_MODEL: LanguageModelFacts,
+    Kind.UNDERSTANDING_ENCODER: UnderstandingFacts,
+    Kind.GENERATION_ENCODER: GenerationFacts,
+    Kind.ADAPTER: AdapterFacts,
+    Kind.HEAD: HeadFacts,
+    Kind.SOURCE: SourceFacts,
+    Kind.EVALUATION_TASK: EvaluationFacts,
+    Kind.CALLBACK: CallbackFacts,
+}
+
+
+def _check_facts(part: Suspect, facts: object) -> None:
+    """Refuse what is not the kind's facts."""
+    wanted = _FACTS[part.spec.kind]
+    if not isinstance(facts, wanted):
+        raise PluginError(
+            f"{full_name(part)}: its {part.spec.config.__name__}.facts() answers a {type(facts).__name__}, "
+            f"not {wanted.__name__}; {advice(part)}"
+        )
+
+
 class _Builder:
     """Turn `use:` blocks into parts, in the order in which their facts depend on one another."""
 
@@ -88,7 +120,10 @@ class _Builder:
             raise PluginError(f"{self._where((*path, key))}{address}: {error}") from error.__cause__
         try:
             config = entry.spec.config.model_validate(use.options)
-            facts = config.facts(*neighbours)
+            suspect = Suspect(address, entry.spec, entry.owner)
+            with blamed(suspect, "facts()"):
+                facts = config.facts(*neighbours)
+            _check_facts(suspect, facts)
         except ValidationError as error:
             raise RunFileError(self._explain(error, entry.spec.config, use.use, path)) from None
         except PydanticUserError as error:  # fields that pydantic cannot make anything of

@@ -85,7 +85,8 @@ class Store:
         again = "run `janus-plugins precompute` again into another --out"
         if index >= self.size:
             raise DataError(
-                f"{self.folder} was made of {self.size:,} samples; {key!r} is one more (number {index}): {again}"
+                f"{self.folder} was made of {self.size:,} samples; {key!r} is one more (number {index}): "
+                f"{again}"
             )
         part = _open_part(str(part_file(File(self.folder), index // self.chunk)), os.getpid())
         place = part.places.get((index, item))
@@ -98,8 +99,8 @@ class Store:
             )
         if digest != item_digest(value):
             raise DataError(
-                f"{self.folder} was made when item {item} of sample {key!r} was another one (rows were put in "
-                f"another order, or replaced): {again}"
+                f"{self.folder} was made when item {item} of sample {key!r} was another one (rows were put "
+                f"in another order, or replaced): {again}"
             )
         table = part.file.read_row_group(group, columns=["values", "shape"], use_threads=False)
         values = table["values"][row].values.to_numpy(zero_copy_only=False)
@@ -252,7 +253,7 @@ def _refuse_halves(
 
 @dataclass(frozen=True)
 class _Part:
-    """Hold an open part file, and where each item lies: row group, row in it, the sample's key, its digest."""
+    """Hold an open part file, and where each item lies: row group, row, the sample's key, the digest."""
 
     file: Any
     places: dict[tuple[int, int], tuple[int, int, str, str]]

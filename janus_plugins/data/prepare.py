@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from janus_plugins.core.blame import blamed
 from janus_plugins.core.catalogue import load_processor
 from janus_plugins.core.errors import BadSample, DataError
 from janus_plugins.core.facts import GenerationFacts
-from janus_plugins.core.plan import DataPlan, GenerationPlan, RunPlan, UnderstandingPlan
+from janus_plugins.core.plan import DataPlan, GenerationPlan, Part, RunPlan, UnderstandingPlan
 from janus_plugins.core.samples import Item, Sample
 from janus_plugins.core.schema import StageBlock
 from janus_plugins.data.precomputed import open_stores
@@ -66,11 +67,9 @@ class Preparer:
         self._spelling = Spelling.of(plan.run.model, tokenizer)
         self._readers: dict[tuple[Path, str], _Reader] = {}
         for name, shown in plan.model.understanding.items():
-            processor = load_processor(shown.encoder.spec)(shown.encoder.config)
-            self._readers["understanding", name] = _Reader(processor, shown)
+            self._readers["understanding", name] = _Reader(_processor(shown.encoder), shown)
         for name, made in plan.model.generation.items():
-            processor = load_processor(made.encoder.spec)(made.encoder.config)
-            self._readers["generation", name] = _Reader(processor, made)
+            self._readers["generation", name] = _Reader(_processor(made.encoder), made)
         self._stores = open_stores(plan, stage)
         self.dummies = self._dummies()
 
@@ -137,13 +136,20 @@ class Preparer:
         entering: dict[str, int] = {}
         answered = {at[1:] for at in self._stores}
         for (path, modality), reader in self._readers.items():
-            arrays = reader.blank() if (path, modality) in answered else reader.processor.dummy()
+            with blamed(reader.plan.encoder, "its processor's dummy() and num_tokens()"):
+                arrays = reader.blank() if (path, modality) in answered else reader.processor.dummy()
+                number = reader.entering(arrays)
             (shown if path == "understanding" else made)[modality] = arrays
-            number = reader.entering(arrays)
             lengths[path, modality] = reader.slots(number)
             if path == "understanding":
                 entering[modality] = number
         return Dummies(shown, made, lengths, entering)
+
+
+def _processor(encoder: Part) -> Any:
+    make = load_processor(encoder.spec)
+    with blamed(encoder, "its processor"):
+        return make(encoder.config)
 
 
 def _checked(sample: object, data: DataPlan) -> Sample:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, TypeGuard
 
+from janus_plugins.core.blame import advice, full_name
 from janus_plugins.core.catalogue import load_factory
 from janus_plugins.core.contracts import Source, StreamingSource
-from janus_plugins.core.errors import DataError, JanusPluginsError
+from janus_plugins.core.errors import DataError, JanusPluginsError, PluginError
 from janus_plugins.core.plan import Part
 
 
@@ -17,13 +18,20 @@ def open_source(part: Part) -> Any:
         DataError: naming the data entry and the cause.
     """
     try:
-        return load_factory(part.spec)(part.config, part.facts)
+        source = load_factory(part.spec)(part.config, part.facts)
     except JanusPluginsError:
         raise
     except Exception as error:
         raise DataError(
             f"{part.address}: source {part.spec.name!r} cannot be opened: {type(error).__name__}: {error}"
         ) from error
+    lacks = [name for name in ("__len__", "__getitem__") if not hasattr(source, name)]
+    if lacks and not is_streaming(source):
+        raise PluginError(
+            f"{full_name(part)}: it opens a {type(source).__name__}, which has neither {' and '.join(lacks)} "
+            f"nor `rows` to be read in order; {advice(part)}"
+        )
+    return source
 
 
 def is_streaming(source: Source | StreamingSource) -> TypeGuard[StreamingSource]:

@@ -116,7 +116,7 @@ def _language_model(plan: RunPlan) -> nn.Module:
 
 
 def _understanding(path: UnderstandingPlan) -> UnderstandingPath:
-    return UnderstandingPath(build_part(path.encoder), build_part(path.adapter))
+    return UnderstandingPath(build_part(path.encoder), build_part(path.adapter), path)
 
 
 def _shared(path: UnderstandingPlan, generation: dict[str, GenerationPath]) -> SharedUnderstandingPath:
@@ -127,7 +127,7 @@ def _shared(path: UnderstandingPlan, generation: dict[str, GenerationPath]) -> S
             f"{part.address}: {part.owner.distribution}/{part.spec.name} answers feature_facts(), but its "
             f"{type(encoder).__name__} has no features(items); see core.contracts.FeaturesEncoder"
         )
-    return SharedUnderstandingPath(encoder, build_part(path.adapter))
+    return SharedUnderstandingPath(encoder, build_part(path.adapter), path)
 
 
 def _generation(path: GenerationPlan) -> GenerationPath:
@@ -138,6 +138,7 @@ def _generation(path: GenerationPlan) -> GenerationPath:
         build_part(path.head),
         Blocks.of(path.parallel),
         None if order == sorted(order) else order,
+        plan=path,
     )
 
 

@@ -19,7 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import janus_plugins
+from janus_plugins.core.catalogue import catalogue_for
 from janus_plugins.core.errors import CheckpointError, PluginError
+from janus_plugins.core.plan import RunPlan
 from janus_plugins.core.runfile import dump_run, load_run, locator
 from janus_plugins.core.wiring import resolve
 from janus_plugins.model.empty import Filler, compose_empty
@@ -177,15 +179,29 @@ def load_native(folder: str | Path, device: torch.device | str = "cpu") -> Unifi
     """
     source = Path(folder)
     verify_manifest(source)
-    made_by = json.loads((source / "provenance.json").read_text(encoding="utf-8"))
-    run = load_run(source / "config.yaml")
-    try:
-        plan = resolve(run, locate=locator(run), trains=False)
-    except PluginError as error:
-        raise PluginError(f"{source}: {error}\n{_install_hint(made_by)}") from error
-    model = compose_empty(plan, load_tokenizer(str(source)))
+    model = compose_empty(read_plan(source), load_tokenizer(str(source)))
     load_tensors(model, source)
     return model.to(device).eval()
+
+
+def read_plan(folder: Path) -> RunPlan:
+    """Resolve a native checkpoint's config, with the very plugins that it was made with.
+
+    Raises:
+        PluginError: one is not installed; the message says what to install.
+    """
+    made_by = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    owners = {
+        (kind, name): part["distribution"]
+        for part in made_by["parts"].values()
+        for kind, _, name in [part["component"].partition("/")]
+    }
+    run = load_run(folder / "config.yaml")
+    locate = locator(run)
+    try:
+        return resolve(run, catalogue_for(run, locate).preferring(owners), locate, trains=False)
+    except PluginError as error:
+        raise PluginError(f"{folder}: {error}\n{_install_hint(made_by)}") from error
 
 
 def _install_hint(made_by: Mapping[str, Any]) -> str:
@@ -269,6 +285,7 @@ __all__ = [
     "load_native",
     "new_folder",
     "provenance",
+    "read_plan",
     "save_native",
     "save_tensors",
     "verify_manifest",

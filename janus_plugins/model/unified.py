@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from janus_plugins.core.blame import blamed
 from janus_plugins.core.catalogue import load_processor
-from janus_plugins.core.plan import RunPlan
+from janus_plugins.core.plan import GenerationPlan, Part, RunPlan, UnderstandingPlan
 from janus_plugins.core.schema import ItemTokens
 from janus_plugins.inference import session
 from janus_plugins.inference.interleaved import interleave
-from janus_plugins.model.joint import adapt, takes_lengths
+from janus_plugins.model.checked import codes_of, embedded_codes, embeds_of, features_of, losses_of
+from janus_plugins.model.joint import takes_lengths
 from janus_plugins.sequence.assemble import PRECOMPUTED
 from janus_plugins.sequence.batch import Batch, ItemBatch
 from janus_plugins.sequence.blocks import PLAIN, Blocks
@@ -44,11 +46,16 @@ class Losses(NamedTuple):
 
 
 class UnderstandingPath(nn.Module):
-    """Bring items to embeddings: encoder, then adapter."""
+    """Bring items to embeddings: encoder, then adapter.
 
-    def __init__(self, encoder: nn.Module, adapter: nn.Module) -> None:
+    Args:
+        encoder, adapter: the components.
+        plan: what they are held to; None for nothing.
+    """
+
+    def __init__(self, encoder: nn.Module, adapter: nn.Module, plan: UnderstandingPlan | None = None) -> None:
         super().__init__()
-        self.encoder, self.adapter = encoder, adapter
+        self.encoder, self.adapter, self._plan = encoder, adapter, plan
         self._takes_lengths = takes_lengths(adapter)
 
     def forward(self, items: dict[str, Tensor], entering: Sequence[int]) -> Tensor:
@@ -63,8 +70,8 @@ class UnderstandingPath(nn.Module):
         features = items.get(PRECOMPUTED)
         if features is None:
             with nullcontext() if learns(self.encoder) else torch.no_grad():
-                features = self.encoder(items)
-        return adapt(self.adapter, features, entering if self._takes_lengths else None)
+                features = features_of(self._plan, self.encoder, items, entering)
+        return embeds_of(self._plan, self.adapter, features, entering if self._takes_lengths else None)
 
 
 class SharedUnderstandingPath(nn.Module):
@@ -73,8 +80,9 @@ class SharedUnderstandingPath(nn.Module):
     The encoder is no child of this path: its weights stand in the model once, at the generation path.
     """
 
-    def __init__(self, encoder: nn.Module, adapter: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, adapter: nn.Module, plan: UnderstandingPlan | None = None) -> None:
         super().__init__()
+        self._plan = plan
         self._elsewhere = (encoder,)  # in a tuple, which torch does not search for modules
         self.adapter = adapter
         self._takes_lengths = takes_lengths(adapter)
@@ -83,8 +91,8 @@ class SharedUnderstandingPath(nn.Module):
         """Return embeddings [N, T', M] of collated items; a frozen encoder keeps no graph."""
         (encoder,) = self._elsewhere
         with nullcontext() if learns(encoder) else torch.no_grad():
-            features = encoder.features(items)  # type: ignore[operator]
-        return adapt(self.adapter, features, entering if self._takes_lengths else None)
+            features = features_of(self._plan, encoder.features, items, entering)
+        return embeds_of(self._plan, self.adapter, features, entering if self._takes_lengths else None)
 
 
 class GenerationPath(nn.Module):
@@ -98,6 +106,7 @@ class GenerationPath(nn.Module):
         blocks: how many codes are predicted at once.
         order: place in the grid of each code of the line [T]; None where that is its own.
         starts: table of the `blocks.size - 1` start embeddings; None where there are none.
+        plan: what the components are held to; None for nothing.
     """
 
     def __init__(
@@ -108,11 +117,13 @@ class GenerationPath(nn.Module):
         blocks: Blocks = PLAIN,
         order: Sequence[int] | None = None,
         starts: nn.Embedding | None = None,
+        plan: GenerationPlan | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.adapter, self.head = encoder, adapter, head
         self.blocks, self.order = blocks, order
         self.starts = starts
+        self.plan = plan
 
     def forward(self, items: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return codes [N, T] or [N, T, Q] (or latents [N, T, C]) and what fills the slots [N, slots, M].
@@ -122,10 +133,10 @@ class GenerationPath(nn.Module):
         codes = items.get(PRECOMPUTED)
         if codes is None:
             with torch.no_grad():
-                codes = self.encoder.encode(items)  # type: ignore[operator]
+                codes = codes_of(self.plan, self.encoder, items)
         if self.order is not None:
             codes = codes[:, torch.tensor(self.order, device=codes.device)]
-        embeds = self.adapter(codes)
+        embeds = embedded_codes(self.plan, self.adapter, codes)
         if self.starts is None:
             return codes, embeds
         starts = self.start_embeds(len(embeds)).to(embeds.dtype)
@@ -207,13 +218,14 @@ class UnifiedModel(nn.Module):
         self, batch: Batch, hidden: Tensor, codes: dict[str, Tensor], scale: Mapping[str, float]
     ) -> Losses:
         head: nn.Module = self.language_model.text_head  # type: ignore[assignment]
-        losses = _answer(head, hidden, batch.text_at, batch.text_targets)
+        part = self.plan.model.text_head
+        losses = _answer(part, head, hidden, batch.text_at, batch.text_targets)
         total = losses.sum() * scale.get("text", 0.0)
         sums, counts = _by_task(batch, losses.detach())
         for name, path in self.generation.items():
             items, label = batch.generation[name], f"generation.{name}"
             at, targets = _predicted(items, codes[name], hidden.device)
-            losses = _answer(path.head, hidden, at, targets)  # type: ignore[arg-type]
+            losses = _answer(self.plan.model.generation[name].head, path.head, hidden, at, targets)  # type: ignore[arg-type]
             total = total + losses.sum() * scale.get(label, 0.0)
             if at.numel():
                 sums[label] = losses.detach().sum()
@@ -221,7 +233,8 @@ class UnifiedModel(nn.Module):
         return Losses(total, sums, counts)
 
     def _reconstruct(self, items: ItemBatch, name: str, scale: Mapping[str, float]) -> Losses:
-        parts = self.generation[name].encoder.reconstruction_loss(items.items)  # type: ignore[union-attr, operator]
+        with blamed(self.plan.model.generation[name].encoder, "reconstruction_loss()"):
+            parts = self.generation[name].encoder.reconstruction_loss(items.items)  # type: ignore[union-attr, operator]
         number = 0 if items.absent else len(items.lengths)
         total = parts["loss"] * (number * scale.get("reconstruct", 0.0))
         sums = {f"reconstruct.{key}": value.detach() * number for key, value in parts.items()}
@@ -307,15 +320,15 @@ def _predicted(items: ItemBatch, codes: Tensor, device: torch.device) -> tuple[T
     return items.predict_at, flat[items.targets]
 
 
-def _answer(head: nn.Module, hidden: Tensor, at: Tensor, targets: Tensor) -> Tensor:
+def _answer(part: Part, head: nn.Module, hidden: Tensor, at: Tensor, targets: Tensor) -> Tensor:
     """Return a head's losses at its positions only [P]; without positions, an exact zero.
 
     The zero still runs through the head, so that ranks whose batches differ stay in step.
     """
     if at.numel():
-        return head.loss(hidden[at], targets)  # type: ignore[no-any-return, operator]
+        return losses_of(part, head, hidden[at], targets)
     blank = torch.zeros(1, *targets.shape[1:], dtype=targets.dtype, device=hidden.device)
-    return head.loss(hidden[:1], blank) * 0  # type: ignore[no-any-return, operator]
+    return losses_of(part, head, hidden[:1], blank) * 0
 
 
 def _by_task(batch: Batch, losses: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
+from janus_plugins.core.catalogue import catalogue
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.core.kinds import Kind
 from janus_plugins.core.suggest import nearest
@@ -65,6 +66,12 @@ def write_package(name: str, kind: str, out: Path) -> Path:
     """
     name = name.replace("_", "-")
     values = _values(name, _kind(kind))
+    taken = [one for one in catalogue().entries() if (one.spec.kind, one.spec.name) == (_kind(kind), name)]
+    if taken:
+        raise RunFileError(
+            f"{taken[0].owner.distribution} offers a {_kind(kind)} {name!r} already; choose another name, "
+            f"e.g. my-{name}"
+        )
     folder = out / name
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunFileError(f"{folder} exists already; choose another name, or another folder with --out")

@@ -228,7 +228,8 @@ class StageLoop:
         if bad and seen >= ENOUGH_SAMPLES and tally.bad_samples > limit * seen:
             raise DataError(
                 f"{tally.bad_samples} of {seen} samples could not be read, more than engine.max_bad_samples "
-                f"({limit:g}) allows; they are named in quarantine.jsonl: mend them or raise the limit"
+                f"({limit:g}) allows. The last: {bad[-1]['key']}: {bad[-1]['reason']}. All are named in "
+                f"{self._run.metrics.quarantine_file}: mend them or raise the limit"
             )
 
     def _interrupt(self, number: int) -> None:

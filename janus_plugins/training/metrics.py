@@ -102,6 +102,11 @@ class Metrics:
                 f"{values['stage']} {values['stage_step']}/{values['stage_steps']} {summary(values)} {left}"
             )
 
+    @property
+    def quarantine_file(self) -> Path:
+        """Return where samples are named that could not be read."""
+        return self._out / QUARANTINE_FILE
+
     def quarantine(self, records: Iterable[Mapping[str, Any]], step: int) -> None:
         """Name samples that could not be read in the quarantine file."""
         if self._active:

@@ -97,6 +97,18 @@ def test_asking_a_failed_plugin_raises_its_error(
     assert "`janus-plugins plugins` shows it" in str(error)
 
 
+def test_our_own_component_keeps_its_bare_name(found: Catalogue) -> None:
+    """Installing a plugin must not break the run files that are there."""
+    ours = found.get(Kind.ADAPTER, "mlp")
+    theirs = CatalogueEntry(ours.spec, Owner("another", "1"))
+    both = Catalogue([theirs, *found.entries()])
+    assert both.get(Kind.ADAPTER, "mlp") == ours
+    assert both.get(Kind.ADAPTER, "another/mlp") == theirs
+    assert {"mlp", "another/mlp"} < set(both.names(Kind.ADAPTER))
+    assert both.preferring({("adapter", "mlp"): "another"}).get(Kind.ADAPTER, "mlp") == theirs
+    assert both.preferring({("adapter", "mlp"): "gone"}).get(Kind.ADAPTER, "mlp") == ours
+
+
 def test_two_owners_of_one_name_are_never_chosen_between(found: Catalogue) -> None:
     said = str(refusal(found, Kind.ADAPTER, "test-twin"))
     assert "write 'janus-test-twin-a/test-twin' or 'janus-test-twin-b/test-twin'" in said

@@ -8,7 +8,9 @@ import sys
 import pytest
 
 from janus_plugins.core.errors import JanusPluginsError, PluginError, RunFileError, WiringError
+from janus_plugins.core.facts import SourceFacts, UnderstandingFacts
 from janus_plugins.door import plan
+from janus_plugins.encoders.siglip.spec import SiglipConfig
 from tests.tiny import write_tiny
 
 CASES = {
@@ -194,3 +196,34 @@ def test_parts_carry_owner_and_facts(tmp_path):
         "generation.image.adapter",
         "generation.image.head",
     )
+
+
+def _raise(self):
+    raise AttributeError("no 'width'")
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (lambda self: None, ["SiglipConfig.facts() answers a NoneType, not UnderstandingFacts"]),
+        (lambda self, other: None, ["facts() failed", "TypeError"]),
+        (_raise, ["facts() failed", "AttributeError: no 'width'"]),
+        (lambda self: UnderstandingFacts("image", 32, 0, 0), ["tokens is 0; it must be at least 1"]),
+        (lambda self: UnderstandingFacts("image", 32, 4, 9), ["tokens is 4 and max_tokens 9"]),
+    ],
+)
+def test_facts_that_are_none_name_their_component(facts, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(SiglipConfig, "facts", facts)
+    with pytest.raises(PluginError) as caught:
+        plan(write_tiny(tmp_path))
+    for word in (
+        "understanding.image.encoder: understanding_encoder/siglip of janus-plugins",
+        *words,
+        "check",
+    ):
+        assert word in str(caught.value), str(caught.value)
+
+
+def test_a_sources_modalities_are_sets():
+    with pytest.raises(TypeError, match="understanding is 'radar'; it must be a set of names"):
+        SourceFacts(frozenset({"understanding"}), understanding="radar")

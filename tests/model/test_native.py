@@ -11,7 +11,10 @@ import torch
 from torch import nn
 
 import janus_plugins as jp
+from janus_plugins.core.catalogue import Catalogue, CatalogueEntry, catalogue
 from janus_plugins.core.errors import CheckpointError, PluginError
+from janus_plugins.core.plan import Owner
+from janus_plugins.model import native
 from janus_plugins.model.native import load_native, save_native
 
 
@@ -183,3 +186,26 @@ def test_shards_come_back(model, folder, monkeypatch):
     assert len(list(folder.glob("model-*.safetensors"))) > 2
     loaded = load_native(folder)
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_a_checkpoint_means_the_plugins_that_it_was_made_with(model, folder, monkeypatch):
+    """Another plugin that offers an encoder of the same name is none of its business."""
+    found = catalogue()
+    theirs = [
+        CatalogueEntry(entry.spec, Owner(name, "1"))
+        for entry in found.entries()
+        for name in ("another", "third")
+        if entry.spec.name == "siglip"
+    ]
+    others = Catalogue([*theirs, *(one for one in found.entries() if one.spec.name != "siglip")])
+    monkeypatch.setattr(native, "catalogue_for", lambda run, locate: others)
+    with pytest.raises(PluginError, match="'another/siglip' or 'third/siglip'"):
+        jp.load(folder)
+    provenance, manifest = folder / "provenance.json", folder / "manifest.json"
+    made_by = json.loads(provenance.read_text())
+    made_by["parts"]["understanding.image.encoder"]["distribution"] = "third"
+    digest = native._digest(provenance)
+    provenance.write_text(json.dumps(made_by))
+    manifest.write_text(manifest.read_text().replace(digest, native._digest(provenance)))
+    part = jp.load(folder).plan.model.understanding["image"].encoder
+    assert part.owner.distribution == "third"

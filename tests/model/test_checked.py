@@ -1,0 +1,124 @@
+"""A component that does not keep its contract is named, with what it answered and what to do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from janus_plugins.core.errors import BadSample, PluginError
+from janus_plugins.model.compose import compose_plan
+
+READER, CODER = "understanding.image.encoder", "generation.image.encoder"
+
+
+@pytest.fixture
+def fresh(plan):
+    return compose_plan(plan)
+
+
+def cut(answer):
+    return answer[:, :-1]
+
+
+def raising(*_):
+    raise KeyError("maps")
+
+
+def explaining(*_):
+    raise BadSample("explained")
+
+
+CASES = {
+    "features without their width": (
+        "understanding.image.encoder.forward", lambda answer: answer[..., 0],
+        [READER, "its features are [3, 4], but", "tensor [N=3, T=4, width=16]"],
+    ),
+    "one feature too few": (
+        "understanding.image.encoder.forward", cut, [READER, "[3, 3, 16]", "T=4"],
+    ),
+    "features that are narrower": (
+        "understanding.image.encoder.forward", lambda answer: answer[..., :5], [READER, "[3, 4, 5]", "width=16"],
+    ),
+    "a tuple": ("understanding.image.encoder.forward", lambda answer: (answer,), [READER, "are a tuple"]),
+    "whole numbers": ("understanding.image.encoder.forward", lambda answer: answer.long(), [READER, "torch.int64"]),
+    "an adapter of another width": (
+        "understanding.image.adapter.forward", lambda answer: answer[..., 1:], ["understanding.image.adapter", "width"],
+    ),
+    "codes of another shape": ("generation.image.encoder.encode", cut, [CODER, "its codes are", "T="]),
+    "codes that are not whole": (
+        "generation.image.encoder.encode", lambda answer: answer.float(), [CODER, "its codes are torch.float32"],
+    ),
+    "embeddings of codes that are too few": (
+        "generation.image.adapter.forward", cut, ["generation.image.adapter", "its embeddings are"],
+    ),
+    "a mean of losses": (
+        "generation.image.head.loss", lambda answer: answer.mean(), ["generation.image.head", "its losses are []"],
+    ),
+    "a text head's mean": (
+        "language_model.text_head.loss", lambda answer: answer.mean(), ["language_model.text_head", "losses"],
+    ),
+}  # fmt: skip
+
+
+def wrap(monkeypatch, model, place, change):
+    owner, _, name = place.rpartition(".")
+    module = model.get_submodule(owner)
+    whole = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *given, **named: change(whole(*given, **named)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_answers_are_held_to_the_facts(name, fresh, batch_of, prepared, monkeypatch):
+    place, change, words = CASES[name]
+    wrap(monkeypatch, fresh, place, change)
+    batch = batch_of([[*prepared["read"], *prepared["draw"]], prepared["sort"]])
+    with pytest.raises(PluginError) as caught:
+        fresh(batch, dict.fromkeys(batch.targets(), 1.0))
+    told = str(caught.value)
+    for word in (*words, "janus-plugins check janus-plugins/"):
+        assert word in told, told
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "understanding.image.encoder.forward",
+        "understanding.image.adapter.forward",
+        "generation.image.encoder.encode",
+        "generation.image.adapter.forward",
+        "generation.image.head.loss",
+    ],
+)
+def test_what_a_component_raises_names_it(place, fresh, batch_of, prepared, monkeypatch):
+    batch = batch_of([[*prepared["read"], *prepared["draw"]]])
+    wrap(monkeypatch, fresh, place, raising)
+    with pytest.raises(
+        PluginError, match=rf"{place.rpartition('.')[0]}: .* of janus-plugins .*KeyError: 'maps'"
+    ):
+        fresh(batch, dict.fromkeys(batch.targets(), 1.0))
+    monkeypatch.undo()
+    wrap(monkeypatch, fresh, place, explaining)
+    with pytest.raises(BadSample, match=r"^explained$"):
+        fresh(batch, dict.fromkeys(batch.targets(), 1.0))
+
+
+def test_the_line_is_told(fresh, batch_of, prepared, monkeypatch):
+    """A batch without its tensors breaks inside the encoder itself."""
+    batch = batch_of([prepared["read"]])
+    batch.understanding["image"].items.clear()
+    with pytest.raises(PluginError, match=r"siglip/\w+\.py:\d+: KeyError") as caught:
+        fresh(batch, dict.fromkeys(batch.targets(), 1.0))
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_memory_that_is_missing_is_nobodys_fault(fresh, batch_of, prepared, monkeypatch):
+    batch = batch_of([prepared["read"]])
+    for error in (torch.OutOfMemoryError, MemoryError):
+
+        def stop(*_, error=error):
+            raise error("none left")
+
+        wrap(monkeypatch, fresh, "understanding.image.encoder.forward", stop)
+        with pytest.raises(error, match="none left"):
+            fresh(batch, dict.fromkeys(batch.targets(), 1.0))
+        monkeypatch.undo()
