@@ -19,7 +19,7 @@ from janus_plugins.core.errors import JanusPluginsError, RunFileError
 
 app = typer.Typer(
     name="janus-plugins",
-    help="Compose, train and use unified multimodal models made of plugins.",
+    help="Compose, train and use unified multimodal models made of plugins. --debug shows tracebacks.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from janus_plugins.core.errors import RunFileError
 from janus_plugins.core.runfile import load_run, locator
 from janus_plugins.core.wiring import resolve
 
@@ -53,12 +54,19 @@ def load(folder: str | Path, device: str = "cpu") -> UnifiedModel:
     Raises:
         CheckpointError: nothing there that can be read, or it is damaged.
         PluginError: a part's plugin is not installed.
+        RunFileError: there is no such device.
     """
+    import torch
+
     from janus_plugins.conversion.checkpoint import recognise
     from janus_plugins.conversion.load import load_foreign
     from janus_plugins.model.native import is_native, load_native
 
     source = Path(folder)
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise RunFileError(f"device {device!r} is none: {error}") from error
     if is_native(source / "model") and not is_native(source):
         source = source / "model"
     if recognise(source) == "native":

@@ -73,16 +73,16 @@ def blamed(part: Blamed | None, doing: str) -> Iterator[None]:
             raise
         package = part.spec.factory.partition(":")[0].partition(".")[0]
         raise PluginError(
-            f"{full_name(part)}: {doing} failed{_line(error, package)}: {type(error).__name__}: {error}; "
+            f"{full_name(part)}: {doing} failed{line_of(error, package)}: {type(error).__name__}: {error}; "
             f"{advice(part)}"
         ) from error
 
 
-def _line(error: BaseException, package: str) -> str:
-    """Return the innermost line of a package that an error went through."""
+def line_of(error: BaseException, package: str | None = None) -> str:
+    """Return the innermost line that an error went through, of a package or of any: " at file.py:12"."""
     places = [
         f" at {frame.f_code.co_filename}:{line}"
         for frame, line in traceback.walk_tb(error.__traceback__)
-        if str(frame.f_globals.get("__name__", "")).partition(".")[0] == package
+        if package in (None, str(frame.f_globals.get("__name__", "")).partition(".")[0])
     ]
     return places[-1] if places else ""

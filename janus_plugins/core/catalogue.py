@@ -139,8 +139,14 @@ class Catalogue:
             ) from report.exception
         sentences = [f"no {kind} is called {use!r}.{nearest(use, self._spellings(kind))}"]
         sentences.append(f"Available: {', '.join(self.names(kind)) or 'none'}.")
-        sentences += self._hints(kind, distribution, name)
-        raise PluginError(" ".join(sentences))
+        hints = list(self._hints(kind, distribution, name))
+        if not hints:
+            hints = ["If a plugin should offer it: it is not installed here, or declares no entry point."]
+        raise PluginError(" ".join([*sentences, *hints]))
+
+    def failures(self) -> tuple[str, ...]:
+        """Return a sentence for each plugin that did not load."""
+        return tuple(_outcome(report) for report in self._reports if report.status == "failed")
 
     def _hints(self, kind: Kind, distribution: str, name: str) -> Iterable[str]:
         others = {str(entry.spec.kind) for entry in self._entries if entry.spec.name == name} - {str(kind)}

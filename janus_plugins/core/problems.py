@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from janus_plugins.core.frame import below, is_union, members, model_of
 from janus_plugins.core.nodes import KeyPath, Node
-from janus_plugins.core.schema import Named, RunConfig
+from janus_plugins.core.schema import Named, RunConfig, Use
 from janus_plugins.core.suggest import nearest
 
 _COMPONENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)?[a-z0-9]+(-[a-z0-9]+)*")
@@ -89,11 +89,22 @@ def _message(error: Mapping[str, Any], path: KeyPath) -> str:
     if kind == "value_error":
         return str(error["ctx"]["error"])
     message = "should be a mapping" if kind == "model_type" else str(error["msg"]).removeprefix("Input ")
+    if kind == "model_type" and isinstance(given, str) and _COMPONENT.fullmatch(given) and _is_named(path):
+        return f"should be a mapping: {{use: {given}}} (got {given!r:.60})"
     if isinstance(given, (str, int, float)) or given is None:
         shown = "nothing" if given is None else repr(given)
         words = re.findall(r"'([^']*)'", message) if kind == "literal_error" else ()
         message += f" (got {shown:.60}).{nearest(str(given), words)}" if words else f" (got {shown:.60})"
     return message
+
+
+def _is_named(path: KeyPath) -> bool:
+    """Answer whether a component is named at a path."""
+    annotation: Any = RunConfig
+    for key in path:
+        annotation = below(annotation, key)
+    model = model_of(annotation)
+    return model is not None and issubclass(model, Use)
 
 
 def _unknown_key(path: KeyPath) -> str:

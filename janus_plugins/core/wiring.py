@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic.errors import PydanticUserError
 
 from janus_plugins.core.blame import Suspect, advice, blamed, full_name
-from janus_plugins.core.catalogue import Catalogue, catalogue_for
+from janus_plugins.core.catalogue import Catalogue, CatalogueEntry, catalogue_for
 from janus_plugins.core.errors import PluginError, RunFileError, WiringError
 from janus_plugins.core.facts import (
     AdapterFacts,
@@ -38,6 +38,7 @@ from janus_plugins.core.plan import (
     UnderstandingPlan,
 )
 from janus_plugins.core.schema import Named, RunConfig, StageBlock, Use
+from janus_plugins.core.specs import ComponentConfig
 from janus_plugins.core.suggest import nearest
 
 Locate = Callable[[KeyPath], str]
@@ -50,6 +51,7 @@ def resolve(
     locate: Locate | None = None,
     *,
     trains: bool = True,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> RunPlan:
     """Resolve every component that a run names, and check the wiring.
 
@@ -59,13 +61,15 @@ def resolve(
         locate: where a path of the file stands, for messages.
         trains: False where a trained model is only used: it needs no callbacks, and an evaluation task that
             cannot be had is kept as `missing` until it is asked for.
+        options: by part's address, options that a checkpoint was made with: defaults of those that the run
+            does not give, in the place of today's.
 
     Raises:
         RunFileError: a component's options do not validate.
         WiringError: parts that do not fit one another, with both addresses and both numbers.
         PluginError: a component that is not installed, or whose plugin is broken.
     """
-    builder = _Builder(found or catalogue_for(run, locate), locate or (lambda path: ""))
+    builder = _Builder(found or catalogue_for(run, locate), locate or (lambda path: ""), options or {})
     model, data = builder.model(run), builder.data(run)
     evaluation, missing = builder.evaluation(run, lenient=not trains)
     plan = RunPlan(run, model, data, evaluation, builder.callbacks(run) if trains else {}, missing)
@@ -103,9 +107,10 @@ def _check_facts(part: Suspect, facts: object) -> None:
 class _Builder:
     """Turn `use:` blocks into parts, in the order in which their facts depend on one another."""
 
-    def __init__(self, found: Catalogue, locate: Locate) -> None:
+    def __init__(self, found: Catalogue, locate: Locate, options: Mapping[str, Mapping[str, Any]]) -> None:
         self.found = found
         self.locate = locate
+        self.options = options
 
     def part(self, address: str, kind: Kind, use: Use, path: KeyPath, *neighbours: Any) -> Part:
         return replace(self.named(address, kind, use, path, *neighbours), weights=use.weights)
@@ -119,7 +124,7 @@ class _Builder:
         except PluginError as error:
             raise PluginError(f"{self._where((*path, key))}{address}: {error}") from error.__cause__
         try:
-            config = entry.spec.config.model_validate(use.options)
+            config = self._config(address, entry, use)
             suspect = Suspect(address, entry.spec, entry.owner)
             with blamed(suspect, "facts()"):
                 facts = config.facts(*neighbours)
@@ -131,6 +136,15 @@ class _Builder:
         except RunFileError as error:
             raise type(error)(f"{self._where((*path, 'options'))}{address} ({use.use}): {error}") from error
         return Part(address, entry.spec, entry.owner, config, facts)
+
+    def _config(self, address: str, entry: CatalogueEntry, use: Named) -> ComponentConfig:
+        """Return a part's options, as they were where a checkpoint tells of other defaults than today's."""
+        config = entry.spec.config.model_validate(use.options)
+        today = config.model_dump(mode="json") if address in self.options else {}
+        then = {name: value for name, value in self.options.get(address, {}).items() if name in today}
+        if all(today[name] == value for name, value in then.items()):
+            return config
+        return entry.spec.config.model_validate({**then, **use.options})
 
     def _where(self, path: KeyPath) -> str:
         place = self.locate(path)

@@ -63,7 +63,10 @@ def load_yaml(path: Path | str) -> Document:
         with open(path, "rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise RunFileError(f"{path}: cannot be read ({error.strerror})") from error
+        places = (Path(path, "config.yaml"), Path(path, "model", "config.yaml"))
+        inside = [place for place in places if place.is_file()]
+        hint = f"; the model in it has the run file {inside[0]}" if inside else ""
+        raise RunFileError(f"{path}: cannot be read ({error.strerror}){hint}") from error
     return load_yaml_text(_decode(raw, str(path)), str(path))
 
 

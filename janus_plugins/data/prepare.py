@@ -18,7 +18,7 @@ from janus_plugins.core.plan import DataPlan, GenerationPlan, Part, RunPlan, Und
 from janus_plugins.core.samples import Item, Sample
 from janus_plugins.core.schema import StageBlock
 from janus_plugins.data.precomputed import open_stores
-from janus_plugins.sequence.assemble import PRECOMPUTED, Dummies, Prepared
+from janus_plugins.sequence.assemble import PRECOMPUTED, Dummies, Prepared, finite
 from janus_plugins.sequence.layout import plan_sample
 from janus_plugins.sequence.line import Path, Spelling
 
@@ -102,7 +102,7 @@ class Preparer:
             reader = self._reader(path, item.modality, sample)
             store = self._stores.get((entry, path, item.modality))
             if store is None or index is None:
-                arrays.append(reader.processor(item.value))
+                arrays.append(finite(reader.processor(item.value)))
             else:
                 arrays.append({PRECOMPUTED: store.get(index, number, sample.key, item.value)})
             entering.append(reader.entering(arrays[-1]))
@@ -118,7 +118,7 @@ class Preparer:
         """
         reader = self._reader("generation", modality, _checked(sample, data))
         parts = [part for turn in sample.turns for part in turn.parts if isinstance(part, Item)]
-        return [reader.processor(part.value) for part in parts if part.modality == modality]
+        return [finite(reader.processor(part.value)) for part in parts if part.modality == modality]
 
     def _reader(self, path: Path, modality: str, sample: Sample) -> _Reader:
         found = self._readers.get((path, modality))

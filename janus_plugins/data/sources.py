@@ -19,6 +19,8 @@ def open_source(part: Part) -> Any:
     """
     try:
         source = load_factory(part.spec)(part.config, part.facts)
+    except DataError as error:
+        raise type(error)(f"{part.address}: {error}") from error
     except JanusPluginsError:
         raise
     except Exception as error:

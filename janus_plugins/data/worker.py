@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from janus_plugins.core.blame import line_of
 from janus_plugins.core.errors import BadSample, JanusPluginsError
 from janus_plugins.core.plan import RunPlan
 from janus_plugins.core.schema import StageBlock
@@ -152,7 +153,7 @@ class StepDataset:
             except JanusPluginsError:
                 raise
             except Exception as error:  # one sample must never end a run; their rate does
-                bad.append(BadRecord(key, f"{type(error).__name__}: {error}", name))
+                bad.append(BadRecord(key, f"{type(error).__name__}: {error}{line_of(error)}", name))
             else:
                 yield made
 

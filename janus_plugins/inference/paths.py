@@ -19,7 +19,7 @@ from janus_plugins.core.plan import Part
 from janus_plugins.core.suggest import nearest
 from janus_plugins.inference.checks import Given
 from janus_plugins.inference.halves import widened
-from janus_plugins.sequence.assemble import collate_items
+from janus_plugins.sequence.assemble import collate_items, finite
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,16 +128,24 @@ def _path(paths: dict[str, Any], modality: str, verb: str) -> Any:
     )
 
 
+def _named(value: object) -> str:
+    return repr(str(value)) if isinstance(value, Path) else f"a {type(value).__name__}"
+
+
 def _read(processor: GenerationProcessor, part: Part, index: int, value: object) -> Arrays:
     try:
-        return processor(value)
+        arrays = processor(value)
     except JanusPluginsError:
         raise
     except Exception as error:
         raise BadSample(
-            f"item {index}, a {type(value).__name__}, cannot be read by {part.spec.name} ({part.address}): "
+            f"item {index}, {_named(value)}, cannot be read by {part.spec.name} ({part.address}): "
             f"{type(error).__name__}: {error}"
         ) from error
+    try:
+        return finite(arrays)
+    except BadSample as error:
+        raise BadSample(f"item {index}, {_named(value)}: {error}") from error
 
 
 def _in_groups(

@@ -128,12 +128,16 @@ def new_folder(folder: str | Path) -> Path:
 
 
 def provenance(model: UnifiedModel) -> dict[str, Any]:
-    """Return who made each part: distribution, version and component by address."""
+    """Return who made each part, by address: distribution, version, component, and all its options.
+
+    A run file says the options that differ from the defaults of the day; those may change.
+    """
     parts = {
         part.address: {
             "component": f"{part.spec.kind}/{part.spec.name}",
             "distribution": part.owner.distribution,
             "version": part.owner.version,
+            "options": part.config.model_dump(mode="json"),
         }
         for part in model.plan.model.parts()
     }
@@ -185,7 +189,7 @@ def load_native(folder: str | Path, device: torch.device | str = "cpu") -> Unifi
 
 
 def read_plan(folder: Path) -> RunPlan:
-    """Resolve a native checkpoint's config, with the very plugins that it was made with.
+    """Resolve a native checkpoint's config, with the very plugins and options that it was made with.
 
     Raises:
         PluginError: one is not installed; the message says what to install.
@@ -196,10 +200,12 @@ def read_plan(folder: Path) -> RunPlan:
         for part in made_by["parts"].values()
         for kind, _, name in [part["component"].partition("/")]
     }
+    options = {address: part.get("options", {}) for address, part in made_by["parts"].items()}
     run = load_run(folder / "config.yaml")
     locate = locator(run)
     try:
-        return resolve(run, catalogue_for(run, locate).preferring(owners), locate, trains=False)
+        found = catalogue_for(run, locate).preferring(owners)
+        return resolve(run, found, locate, trains=False, options=options)
     except PluginError as error:
         raise PluginError(f"{folder}: {error}\n{_install_hint(made_by)}") from error
 

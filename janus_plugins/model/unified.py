@@ -20,6 +20,7 @@ from janus_plugins.core.plan import GenerationPlan, Part, RunPlan, Understanding
 from janus_plugins.core.schema import ItemTokens
 from janus_plugins.inference import session
 from janus_plugins.inference.interleaved import interleave
+from janus_plugins.inference.paths import generation_path
 from janus_plugins.model.checked import codes_of, embedded_codes, embeds_of, features_of, losses_of
 from janus_plugins.model.joint import takes_lengths
 from janus_plugins.sequence.assemble import PRECOMPUTED
@@ -259,9 +260,13 @@ class UnifiedModel(nn.Module):
         return next(self.parameters()).device
 
     def processor(self, modality: str) -> Any:
-        """Return the processor of a modality's generation encoder, made once."""
+        """Return the processor of a modality's generation encoder, made once.
+
+        Raises:
+            RunFileError: the model does not generate that modality.
+        """
         if modality not in self._processors:
-            part = self.plan.model.generation[modality].encoder
+            part = generation_path(self, modality).encoder
             self._processors[modality] = load_processor(part.spec)(part.config)
         return self._processors[modality]
 

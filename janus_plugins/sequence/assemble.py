@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from janus_plugins.core.errors import DataError
+from janus_plugins.core.errors import BadSample, DataError
 from janus_plugins.core.samples import TASKS
 from janus_plugins.sequence.batch import Batch, ItemBatch
 from janus_plugins.sequence.layout import SequencePlan
@@ -129,6 +129,24 @@ def assemble_items(modality: str, arrays: Sequence[Arrays], length: int, dummies
         absent=False,
     )
     return replace(batch, generation={**batch.generation, modality: items})
+
+
+def finite(arrays: Arrays) -> Arrays:
+    """Return a processed item as it is.
+
+    Raises:
+        BadSample: it holds NaN or infinite values, which would spoil a step or an answer.
+    """
+    for name, array in arrays.items():
+        if getattr(getattr(array, "dtype", None), "kind", "") != "f":
+            continue
+        with np.errstate(all="ignore"):  # a sum is a quick look; a long one may overflow
+            if np.isfinite(array.sum()):
+                continue
+        wrong = int(array.size - np.isfinite(array).sum())
+        if wrong:
+            raise BadSample(f"{name} holds NaN or infinite values, {wrong} of {array.size}")
+    return arrays
 
 
 def collate_items(arrays: list[Arrays]) -> dict[str, Tensor]:

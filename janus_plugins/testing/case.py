@@ -173,7 +173,8 @@ def cases(
     try:
         config = spec.config.model_validate(dict(options))
     except ValidationError as error:
-        raise Broken("options that validate (pass options={...})", str(error)) from error
+        wrong = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise Broken("options that validate (options={...}, --set NAME=VALUE)", "; ".join(wrong)) from error
     if spec.kind not in (Kind.ADAPTER, Kind.HEAD):
         found = Case(spec, config, options, given=items, ranks=ranks)
         _check_type(found.facts, spec.kind)

@@ -49,9 +49,10 @@ def chosen(found: Catalogue, component: str | None, kind: str | None) -> list[Ca
         found.get(Kind(kind), component)  # raises what went wrong
     if not meant:
         names = sorted({entry.spec.name for entry in entries})
+        failures = "".join(f" {failure[0].upper()}{failure[1:]}." for failure in found.failures())
         raise PluginError(
-            f"no component is called {component!r}.{nearest(component, names)} `janus-plugins plugins` lists "
-            "what is installed, and what failed to load"
+            f"no component is called {component!r}.{nearest(component, names)}{failures} "
+            "`janus-plugins plugins` lists what is installed, and what failed to load"
         )
     return meant
 

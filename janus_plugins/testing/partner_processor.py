@@ -58,7 +58,13 @@ def _numbers(value: object) -> np.ndarray:
         return np.frombuffer(hashlib.blake2b(raw).digest(), np.uint8).astype(np.float32) / 255
     if isinstance(value, Mapping) and "array" in value:  # sound, as datasets hands it out
         value = value["array"]
+    if isinstance(value, Mapping):
+        parts = [_numbers(each) for each in value.values() if each is not None]
+        if parts:
+            return np.stack(parts).mean(0)
     array = np.asarray(value)
+    if array.dtype.kind == "c":
+        array = np.concatenate([array.real.ravel(), array.imag.ravel()])
     if array.dtype.kind not in "biuf" or array.size == 0:
         raise BadSample(f"a {type(value).__name__} is neither numbers, a picture, bytes nor a file")
     flat = array.astype(np.float32).ravel()

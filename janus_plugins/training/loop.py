@@ -150,6 +150,11 @@ class StageLoop:
         parts = self._run.world.gather((outcome, batch.tokens, batch.slots, waited))
         if outcome is not None:
             applied = all(part[0] is not None and part[0].applied for part in parts)
+            if not applied and self._run.bad_steps.in_a_row == 0:
+                self._run.metrics.say(
+                    f"step {self._position.total} is skipped: its loss or gradient is not finite "
+                    f"({self._run.bad_steps.total} skipped before)"
+                )
             self._run.bad_steps.note(applied, self._position.total, self._run.world.rank, batch.micro)
         self._record(parts, time.perf_counter() - began)
         self._sample()

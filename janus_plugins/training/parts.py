@@ -15,7 +15,7 @@ from janus_plugins.core.errors import BadSample, JanusPluginsError
 from janus_plugins.core.samples import Item
 from janus_plugins.data.precomputed import Address, item_digest
 from janus_plugins.inference.halves import widened
-from janus_plugins.sequence.assemble import collate_items
+from janus_plugins.sequence.assemble import collate_items, finite
 from janus_plugins.training.publish import sync
 
 GROUP_BYTES = 2**20
@@ -74,7 +74,7 @@ def fill(rows: dict[Address, Rows], source: Any, indices: range, name: str) -> I
             sample = source[index]
             parts = [part for turn in sample.turns for part in turn.parts if isinstance(part, Item)]
             ready = [
-                (at, item, item_digest(part.value), rows[at].encoder.processor(part.value))
+                (at, item, item_digest(part.value), finite(rows[at].encoder.processor(part.value)))
                 for item, part in enumerate(parts)
                 if (at := _address(part)) in rows
             ]

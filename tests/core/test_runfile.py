@@ -133,7 +133,12 @@ def test_a_run_file_is_loaded() -> None:
         (
             "{use: mlp}",
             "mlp",
-            "run.yaml:10: model.understanding.image.adapter: should be a mapping (got 'mlp')",
+            "run.yaml:10: model.understanding.image.adapter: should be a mapping: {use: mlp} (got 'mlp')",
+        ),
+        (
+            "tokenizer: {type: bytes}",
+            "tokenizer: bytes",
+            "run.yaml:6: model.language_model.tokenizer: should be a mapping (got 'bytes')",
         ),
         ("name: small", "name: .nan", "run.yaml:1:7: .nan is not a finite number of at most 64 bits"),
         (

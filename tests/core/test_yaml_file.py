@@ -170,6 +170,10 @@ def test_what_cannot_be_opened_is_said(tmp_path: Path) -> None:
         load_yaml(tmp_path / "none.yaml")
     with pytest.raises(RunFileError, match="directory"):
         load_yaml(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.yaml").write_text("name: x")
+    with pytest.raises(RunFileError, match=r"the model in it has the run file .*model/config\.yaml"):
+        load_yaml(tmp_path)
 
 
 def test_every_value_keeps_its_line() -> None:

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from janus_plugins.core.errors import BadSample
 from janus_plugins.core.plan import RunPlan
 from janus_plugins.core.runfile import load_run
 from janus_plugins.core.wiring import resolve
 from janus_plugins.data.loader import StepBatch, StepLoader
 from janus_plugins.data.texts import run_texts
+from janus_plugins.sequence.assemble import finite
 from janus_plugins.sequence.templates import special_tokens
 from janus_plugins.sequence.tokenizers import TextTokenizer, build_tokenizer
 from tests.tiny import write_tiny
@@ -38,6 +40,16 @@ def huge_png() -> bytes:
     data = b"IDAT" + zlib.compress(b"\0" * 100)
     chunks = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (header, data)]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_items_that_are_not_finite_are_refused(value: float) -> None:
+    array = np.full((3, 4), 3e38, np.float32)  # whose sum is infinite
+    whole = {"map": array, "marks": np.arange(3)}
+    assert finite(whole) is whole
+    array[1, 2] = value
+    with pytest.raises(BadSample, match="map holds NaN or infinite values, 1 of 12"):
+        finite(whole)
 
 
 def write_rows(folder: Path) -> None:

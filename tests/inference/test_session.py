@@ -276,6 +276,11 @@ def test_decode_refuses(model, codes, message):
         model.decode("image", codes)
 
 
+def test_a_processor_that_there_is_not_is_said(model):
+    with pytest.raises(RunFileError, match="cannot generate 'radar'"):
+        model.processor("radar")
+
+
 def test_encode_refuses_an_unknown_modality_and_nothing(model):
     with pytest.raises(RunFileError, match="it can generate: image, sound"):
         model.encode("text", [1])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from pydantic import create_model
 from torch import nn
 
 import janus_plugins as jp
@@ -209,3 +211,23 @@ def test_a_checkpoint_means_the_plugins_that_it_was_made_with(model, folder, mon
     manifest.write_text(manifest.read_text().replace(digest, native._digest(provenance)))
     part = jp.load(folder).plan.model.understanding["image"].encoder
     assert part.owner.distribution == "third"
+
+
+def test_a_default_that_changed_since_is_that_of_the_checkpoint(model, folder, monkeypatch):
+    """Options that nobody wrote down belong to a checkpoint too: another default is another model."""
+    before = model.plan.model.understanding["image"].encoder.config
+    told = json.loads((folder / "provenance.json").read_text())["parts"]["understanding.image.encoder"]
+    assert told["options"] == before.model_dump(mode="json")
+    assert "normalize" not in before.model_fields_set
+    changed = create_model("Changed", __base__=type(before), normalize=(bool, False))
+    assert changed().normalize is False
+    specs = [
+        CatalogueEntry(replace(entry.spec, config=changed), entry.owner)
+        if entry.spec.name == "siglip"
+        else entry
+        for entry in catalogue().entries()
+    ]
+    monkeypatch.setattr(native, "catalogue_for", lambda run, locate: Catalogue(specs))
+    after = jp.load(folder).plan.model.understanding["image"].encoder.config
+    assert type(after) is changed
+    assert after.normalize is before.normalize is True

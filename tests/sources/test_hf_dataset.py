@@ -130,7 +130,11 @@ def test_streaming_rows_become_samples(tmp_path: Path) -> None:
 def test_missing_things_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
         open_rows(tmp_path / "nowhere", CAPTIONS)
+    with pytest.raises(DataError, match=r"tran\.jsonl'?: there is no such file"):
+        open_rows(tmp_path / "tran.jsonl", CAPTIONS)
     path = parquet(tmp_path, 1)
+    with pytest.raises(DataError, match=r'write answer: "\{caption\}"'):
+        open_rows(path, {"image": "{image}", "answer": "caption"})
     with pytest.raises(DataError, match=r"no column 'text'; it has \['caption', 'image'\]"):
         open_rows(path, {"text": "{text}"})
     with pytest.raises(DataError, match="validation"):
@@ -141,6 +145,7 @@ def test_missing_things_are_named(tmp_path: Path) -> None:
     ("columns", "message"),
     [
         ({"caption": "{caption}"}, "'caption' is not one of"),
+        ({"radar": "{map}", "answer": "{a}"}, "if the items are 'radar', add modality: radar"),
         ({"image": "picture.png", "answer": "x"}, "must be one column in braces"),
         ({"image": "{image}"}, "make no task"),
         ({"question": "{q}"}, "make no task"),

@@ -11,6 +11,7 @@ from janus_plugins.cli import app
 from janus_plugins.core.catalogue import Catalogue, CatalogueEntry
 from janus_plugins.core.errors import PluginError, RunFileError
 from janus_plugins.core.plan import Owner
+from janus_plugins.core.plugins import PluginReport
 from janus_plugins.testing.command import check_entries, chosen
 from janus_plugins.testing.partners import PARTNERS
 
@@ -35,6 +36,11 @@ def test_what_a_name_means() -> None:
         chosen(FOUND, "partne", None)
     with pytest.raises(PluginError, match="Available: partner"):
         chosen(FOUND, "parts", "head")
+    failed = Catalogue([], [PluginReport("mine", "main", "1", "failed", "ModuleNotFoundError: no wave")])
+    with pytest.raises(
+        PluginError, match=r"Plugin mine:main failed to load \(ModuleNotFoundError: no wave\)"
+    ):
+        chosen(failed, "partner", None)
     with pytest.raises(RunFileError, match="Did you mean 'head'"):
         chosen(FOUND, None, "heads")
 
@@ -52,7 +58,8 @@ def test_options_are_set_over_the_small_ones_and_json_is_plain() -> None:
     assert (report["kind"], report["name"], report["ok"]) == ("adapter", "mlp", True)
     assert {rule["status"] for rule in report["rules"]} == {"passed", "skipped"}
     assert check("mlp", "--set", "depth=zero").exit_code == 1
-    assert "depth" in check("mlp", "--set", "depth=zero").output
+    assert "depth: Input should be a valid integer" in check("mlp", "--set", "depth=zero").output
+    assert "pydantic" not in check("mlp", "--set", "depht=1").output
 
 
 def test_a_failure_ends_with_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:

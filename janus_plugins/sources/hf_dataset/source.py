@@ -108,6 +108,8 @@ def open_dataset(config: HfDatasetConfig) -> Any:
     import datasets
 
     path = Path(config.path)
+    if path.suffix in BUILDERS and not path.exists():  # no hub id ends so; asking the hub takes half a minute
+        raise DataError(f"dataset {config.path!r}: there is no such file (looked in {Path.cwd()})")
     try:
         if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
             dataset = _saved(path, config)
@@ -147,6 +149,12 @@ def _with_columns(dataset: Any, config: HfDatasetConfig) -> Any:
     missing = [name for name in wanted if name not in known]
     if missing:
         raise DataError(f"dataset {config.path!r} has no column {missing[0]!r}; it has {sorted(known)}")
+    for key, text in config.columns.items():
+        if text in known:
+            raise DataError(
+                f"dataset {config.path!r}: columns.{key} is the constant text {text!r}, and there is a "
+                f'column of that name; for its values write {key}: "{{{text}}}"'
+            )
     return dataset.select_columns(wanted)
 
 

@@ -47,7 +47,10 @@ class HfDatasetConfig(ComponentConfig):
         allowed = (*TEXT_KEYS, "conversations", self.modality)
         unknown = sorted(set(self.columns) - set(allowed))
         if unknown:
-            raise ValueError(f"columns: {unknown[0]!r} is not one of {', '.join(allowed)}")
+            raise ValueError(
+                f"columns: {unknown[0]!r} is not one of {', '.join(allowed)}; if the items are "
+                f"{unknown[0]!r}, add modality: {unknown[0]}"
+            )
         for key in {"conversations", self.modality} & set(self.columns):
             if not COLUMN.fullmatch(self.columns[key]):
                 raise ValueError(f'columns.{key} must be one column in braces, such as "{{{key}}}"')
