@@ -61,7 +61,8 @@ def _numbers(value: object) -> np.ndarray:
     if isinstance(value, Mapping):
         parts = [_numbers(each) for each in value.values() if each is not None]
         if parts:
-            return np.stack(parts).mean(0)
+            mean: np.ndarray = np.stack(parts).mean(0)
+            return mean
     array = np.asarray(value)
     if array.dtype.kind == "c":
         array = np.concatenate([array.real.ravel(), array.imag.ravel()])
