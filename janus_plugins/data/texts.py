@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from janus_plugins.core.errors import BadSample, DataError
+from janus_plugins.core.blame import blamed
+from janus_plugins.core.errors import BadSample, DataError, JanusPluginsError
 from janus_plugins.core.plan import RunPlan
 from janus_plugins.data.sources import is_streaming, open_source
 from janus_plugins.sequence.templates import resolve_template
@@ -24,7 +25,9 @@ def run_texts(plan: RunPlan) -> Iterator[str]:
     yield from resolve_template(plan.run.model.language_model.template).strings()
     for name, data in plan.data.items():
         if data.block.split == "train":
-            yield from _texts(name, open_source(data.part))
+            source = open_source(data.part)
+            with blamed(data.part, "giving its texts"):
+                yield from _texts(name, source)
 
 
 def _texts(name: str, source: Any) -> Iterator[str]:
@@ -43,7 +46,11 @@ def _texts(name: str, source: Any) -> Iterator[str]:
 def _sample_texts(source: Any, index: int) -> Iterator[str]:
     try:
         sample = source[index]
-    except (BadSample, OSError, ValueError):
-        return  # training will count and name it
-    for turn in sample.turns:
-        yield from (part for part in turn.parts if isinstance(part, str))
+        texts = [part for turn in sample.turns for part in turn.parts if isinstance(part, str)]
+    except JanusPluginsError as error:
+        if not isinstance(error, BadSample):
+            raise
+        return
+    except Exception:  # as in training, which will count and name it
+        return
+    yield from texts
