@@ -115,6 +115,13 @@ class GenerationEncoder(Protocol):
         """
         ...
 
+    def set_accumulation(self, number: int) -> None:
+        """Say how many batches make a step (`engine.accumulate`), of any module inside. Optional.
+
+        For what moves by itself in training, as a codebook of running means: it should move once a step.
+        """
+        ...
+
     def compile_blocks(self) -> None:
         """Fuse encoding under `engine.compile`, where that pays. Optional."""
         ...

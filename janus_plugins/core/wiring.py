@@ -6,6 +6,7 @@ with both places in the file, both numbers and the next step.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -37,7 +38,7 @@ from janus_plugins.core.plan import (
     RunPlan,
     UnderstandingPlan,
 )
-from janus_plugins.core.schema import Named, RunConfig, StageBlock, Use
+from janus_plugins.core.schema import ModelBlock, Named, RunConfig, StageBlock, Use
 from janus_plugins.core.specs import ComponentConfig
 from janus_plugins.core.suggest import nearest
 
@@ -78,8 +79,30 @@ def resolve(
     for position, stage in enumerate(run.stages):
         problems += [f"stages[{position}] ({stage.name}): {text}" for text in _stage_problems(plan, stage)]
     if problems:
-        raise WiringError("the parts of this run do not fit:\n  " + "\n  ".join(problems))
+        told = [_located(text, locate) if locate else text for text in problems]
+        raise WiringError("the parts of this run do not fit:\n  " + "\n  ".join(told))
     return plan
+
+
+_STAGE = re.compile(r"stages\[(\d+)\] \([^)]*\): (\w+)")
+
+
+def _located(problem: str, locate: Locate) -> str:
+    """Put before a problem where the part, the entry or the stage that it begins with stands in the file."""
+    stage = _STAGE.match(problem)
+    path: KeyPath = tuple(problem.partition(": ")[0].split("."))
+    if stage is not None:
+        path = (
+            "stages",
+            int(stage[1]),
+            *(key for key in stage.groups()[1:] if key in StageBlock.model_fields),
+        )
+    elif path[0] in ModelBlock.model_fields:
+        path = ("model", *path)
+    elif path[0] not in RunConfig.model_fields:
+        return problem
+    place = locate(path)
+    return f"{place}: {problem}" if place else problem
 
 
 _FACTS: dict[Kind, type] = {
@@ -295,7 +318,7 @@ def _path_problems(
         "move it to the path of its modality",
     )
     problems += _differ(
-        f"{adapter.address}: {adapter.spec.name} accepts",
+        f"{adapter.address}: what {adapter.spec.name} accepts",
         adapter.facts.accepts,
         f"the output of {encoder.address} ({encoder.spec.name})",
         accepts,

@@ -92,6 +92,9 @@ class Engine:
         if self._unguarded:
             self.optimizer.register_step_pre_hook(self._refuse_nonfinite)
         self._undo = float(world.size * block.accumulate)
+        for part in self.module.modules():
+            if hasattr(part, "set_accumulation"):
+                part.set_accumulation(block.accumulate)
 
     def step(
         self,

@@ -1,5 +1,7 @@
 """The codec that is trained here: running means, restarts, the same on every rank, and its loss."""
 
+import copy
+
 import pytest
 import torch
 
@@ -50,6 +52,26 @@ def test_learning_halves_the_distance_and_uses_every_code():
     codes, summed = quantizer(given)
     assert (given - summed).square().mean() < first / 2
     assert [len(codes[:, place].unique()) for place in range(2)] == [16, 16]
+
+
+def test_batches_of_one_step_move_the_codebooks_as_one():
+    """However many batches `engine.accumulate` makes of a step."""
+    torch.manual_seed(0)
+    start = ResidualQuantizer(2, 8, 4, decay=0.5, restart_below=0.0)
+    start.counts.fill_(1.0)
+    start.sums.copy_(start.vectors)
+    many = copy.deepcopy(start)
+    many.set_accumulation(4)
+    for _ in range(3):
+        given = frames()[:64]
+        start(given, learn=True)
+        before = many.vectors.clone()
+        for index, part in enumerate(given.split(16)):
+            assert index == 0 or torch.equal(many.vectors, before)
+            many(part, learn=True)
+        assert torch.allclose(many.vectors, start.vectors, atol=1e-6)
+        assert torch.allclose(many.counts, start.counts)
+    assert not any("new" in name for name in many.state_dict())
 
 
 def test_a_code_that_nobody_chooses_starts_again_on_a_frame():

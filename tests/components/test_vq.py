@@ -233,6 +233,17 @@ def codes_in_use(revive_after):
     return len(ids.unique())
 
 
+def test_codes_are_unused_for_steps_not_batches():
+    quantizer = Quantizer(8, 4, revive_after=2)
+    quantizer.set_accumulation(3)
+    table, vectors = quantizer.embedding().detach(), torch.randn(2, 4)
+    for step in range(1, 4):
+        for batch in range(3):
+            quantizer.losses(vectors, table, torch.tensor([batch, 3]))
+        assert quantizer.unused_for.tolist() == [0, 0, 0, 0, *[step] * 4]
+    assert "used" not in quantizer.state_dict()
+
+
 def test_unused_codes_are_revived():
     assert codes_in_use(None) == 1
     assert codes_in_use(5) >= 8

@@ -227,3 +227,23 @@ def test_facts_that_are_none_name_their_component(facts, words, tmp_path, monkey
 def test_a_sources_modalities_are_sets():
     with pytest.raises(TypeError, match="understanding is 'radar'; it must be a set of names"):
         SourceFacts(frozenset({"understanding"}), understanding="radar")
+
+
+def test_what_does_not_fit_names_its_line(tmp_path):
+    write_tiny(tmp_path)
+    file = tmp_path / "over.yaml"
+    file.write_text(
+        f"base: {next(tmp_path.glob('*.yaml')).name}\nname: over\nmodel:\n  generation:\n    image:\n"
+        "      adapter:\n        use: mlp\nstages:\n  finetune:\n    learn: {language_modell: 1e-3}\n"
+        "    reconstruct: audio\ndata:\n  read:\n    task: generation\n"
+    )
+    with pytest.raises(WiringError) as caught:
+        plan(file)
+    told = str(caught.value)
+    for text in (
+        "over.yaml:6: generation.image.adapter: what mlp accepts is latents",
+        "over.yaml:13: data.read: ",
+        "over.yaml:10: stages[2] (finetune): learn: 'language_modell'",
+        "over.yaml:11: stages[2] (finetune): reconstruct: the model generates",
+    ):
+        assert text in told, told

@@ -51,7 +51,5 @@ def test_mistakes_of_a_source_are_counted_later_or_named(monkeypatch: pytest.Mon
     monkeypatch.setattr(data_texts, "open_source", lambda part: Broken())
     assert "text 0" in list(run_texts(plan))
     monkeypatch.setattr(data_texts, "open_source", lambda part: Mistaken())
-    with pytest.raises(
-        PluginError, match=r"words: .* giving its texts failed.*'row' is not defined"
-    ):
+    with pytest.raises(PluginError, match=r"words: .* giving its texts failed.*'row' is not defined"):
         list(run_texts(plan))

@@ -209,3 +209,13 @@ def test_frozen_encoders_are_in_eval_mode(world: World, tmp_path: Path) -> None:
 
     start(dataclasses.replace(recipe, build=build), tmp_path, world)
     assert set(seen) == {(True, False)}
+
+
+def test_parts_learn_how_many_batches_make_a_step(world: World) -> None:
+    model, block = toy_model(), toy_stage()
+    told: list[int] = []
+    model.get_submodule("generation.image").set_accumulation = told.append
+    learning = choose_learning(model, block)
+    set_trainable(model, learning)
+    Engine(model, block, EngineBlock(accumulate=3), learning, world).close()
+    assert told == [3]

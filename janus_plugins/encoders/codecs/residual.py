@@ -24,6 +24,8 @@ class ResidualQuantizer(nn.Module):
     vectors: Tensor
     sums: Tensor
     counts: Tensor
+    new_sums: Tensor
+    new_counts: Tensor
 
     def __init__(self, codebooks: int, size: int, width: int, decay: float, restart_below: float) -> None:
         super().__init__()
@@ -31,13 +33,21 @@ class ResidualQuantizer(nn.Module):
         self.register_buffer("vectors", 0.1 * torch.randn(codebooks, size, width))
         self.register_buffer("sums", torch.zeros(codebooks, size, width))
         self.register_buffer("counts", torch.zeros(codebooks, size))
+        # What the batches of a step have given so far.
+        self.register_buffer("new_sums", torch.zeros(codebooks, size, width), persistent=False)
+        self.register_buffer("new_counts", torch.zeros(codebooks, size), persistent=False)
+        self.set_accumulation(1)
+
+    def set_accumulation(self, number: int) -> None:
+        """Say how many batches make a step; see `core.contracts.GenerationEncoder`."""
+        self._batches, self._seen = number, 0
 
     def forward(self, frames: Tensor, learn: bool = False) -> tuple[Tensor, Tensor]:
         """Return codes [P, Q] and the sum of their vectors [P, C], without a gradient.
 
         Args:
             frames: [P, C].
-            learn: also move the codebooks towards these frames.
+            learn: also move the codebooks towards these frames, once a step.
 
         Raises:
             RunFileError: they should learn, but are kept in 16 bits.
@@ -47,6 +57,7 @@ class ResidualQuantizer(nn.Module):
                 f"the codec's codebooks learn as running means, too fine for {self.vectors.dtype}; "
                 "train it with engine.precision: fp32, and load it into other runs by weights"
             )
+        self._seen = (self._seen + learn) % self._batches
         left = frames.detach().to(self.vectors.dtype)
         found, summed = [], torch.zeros_like(left)
         for place in range(len(self.vectors)):
@@ -79,16 +90,20 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def _move(self, place: int, frames: Tensor, codes: Tensor) -> None:
-        """Take the frames that chose each code into its running mean, those of all ranks."""
-        sums, counts = torch.zeros_like(self.sums[place]), torch.zeros_like(self.counts[place])
+        """Take the frames that chose each code into its running mean, those of a whole step on all ranks."""
+        sums, counts = self.new_sums[place], self.new_counts[place]
         sums.index_add_(0, codes, frames)
         counts.index_add_(0, codes, torch.ones_like(frames[:, 0]))
+        if self._seen:
+            return
         if _ranks():
             torch.distributed.all_reduce(sums)
             torch.distributed.all_reduce(counts)
         self.sums[place].lerp_(sums, 1 - self.decay)
         self.counts[place].lerp_(counts, 1 - self.decay)
         self.vectors[place] = self.sums[place] / self.counts[place][:, None].clamp_min(1e-6)
+        sums.zero_()
+        counts.zero_()
 
 
 def _ranks() -> bool:

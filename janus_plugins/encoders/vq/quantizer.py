@@ -29,6 +29,7 @@ class Quantizer(nn.Module):
     """Replace vectors by codes."""
 
     unused_for: Tensor
+    used: Tensor
 
     def __init__(self, size: int, width: int, revive_after: int | None) -> None:
         super().__init__()
@@ -36,6 +37,12 @@ class Quantizer(nn.Module):
         self.revive_after = revive_after
         if revive_after is not None:
             self.register_buffer("unused_for", torch.zeros(size, dtype=torch.int64))
+            self.register_buffer("used", torch.zeros(size, dtype=torch.int64), persistent=False)
+        self.set_accumulation(1)
+
+    def set_accumulation(self, number: int) -> None:
+        """Say how many batches make a step; see `core.contracts.GenerationEncoder`."""
+        self._batches, self._seen = number, 0
 
     @torch.no_grad()
     def nearest(self, vectors: Tensor, table: Tensor) -> Tensor:
@@ -60,10 +67,9 @@ class Quantizer(nn.Module):
         A loss, not a new value: the optimiser keeps its own copy of the codebook (ZeRO, 16 bits) and
         would undo an assignment, and ranks would drift apart.
         """
-        if self.training:
-            self._count(ids)
+        unused_for = self._count(ids) if self.training else self.unused_for
         assert self.revive_after is not None
-        dead = torch.nonzero(self.unused_for >= self.revive_after)[:, 0]
+        dead = torch.nonzero(unused_for >= self.revive_after)[:, 0]
         if not len(dead):
             return table.sum() * 0
         with torch.no_grad():
@@ -71,12 +77,17 @@ class Quantizer(nn.Module):
         return functional.mse_loss(table[dead], target)
 
     @torch.no_grad()
-    def _count(self, ids: Tensor) -> None:
-        used = torch.zeros_like(self.unused_for)
-        used[ids] = 1
+    def _count(self, ids: Tensor) -> Tensor:
+        """Return for how many steps each code was not used, this one included; kept at the step's end."""
+        self.used[ids] = 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(used, op=torch.distributed.ReduceOp.MAX)
-        self.unused_for.add_(1).mul_(1 - used)
+            torch.distributed.all_reduce(self.used, op=torch.distributed.ReduceOp.MAX)
+        unused_for = (self.unused_for + 1) * (1 - self.used)
+        self._seen = (self._seen + 1) % self._batches
+        if self._seen == 0:
+            self.unused_for.copy_(unused_for)
+            self.used.zero_()
+        return unused_for
 
 
 def entropy_loss(vectors: Tensor, table: Tensor, temperature: float = 0.01) -> Tensor:
