@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from janus_plugins.core.kinds import Kind
+
 CodeForm = Literal["codes", "latents"]
 """How a generated item crosses the model: integer codes [T] or [T, Q], or continuous latents [T, C]."""
 
@@ -177,6 +179,19 @@ class CallbackFacts:
     """
 
     stages: tuple[str, ...] = ()
+
+
+FACTS: Mapping[Kind, type] = {
+    Kind.LANGUAGE_MODEL: LanguageModelFacts,
+    Kind.UNDERSTANDING_ENCODER: UnderstandingFacts,
+    Kind.GENERATION_ENCODER: GenerationFacts,
+    Kind.ADAPTER: AdapterFacts,
+    Kind.HEAD: HeadFacts,
+    Kind.SOURCE: SourceFacts,
+    Kind.EVALUATION_TASK: EvaluationFacts,
+    Kind.CALLBACK: CallbackFacts,
+}
+"""What the options of a component answer, by its kind."""
 
 
 def _positive(facts: object, *names: str) -> None:

@@ -17,16 +17,7 @@ from pydantic.errors import PydanticUserError
 from janus_plugins.core.blame import Suspect, advice, blamed, full_name
 from janus_plugins.core.catalogue import Catalogue, CatalogueEntry, catalogue_for
 from janus_plugins.core.errors import PluginError, RunFileError, WiringError
-from janus_plugins.core.facts import (
-    AdapterFacts,
-    CallbackFacts,
-    EvaluationFacts,
-    GenerationFacts,
-    HeadFacts,
-    LanguageModelFacts,
-    SourceFacts,
-    UnderstandingFacts,
-)
+from janus_plugins.core.facts import FACTS, GenerationFacts, HeadFacts, LanguageModelFacts
 from janus_plugins.core.kinds import Kind
 from janus_plugins.core.nodes import KeyPath
 from janus_plugins.core.plan import (
@@ -105,21 +96,9 @@ def _located(problem: str, locate: Locate) -> str:
     return f"{place}: {problem}" if place else problem
 
 
-_FACTS: dict[Kind, type] = {
-    Kind.LANGUAGE_MODEL: LanguageModelFacts,
-    Kind.UNDERSTANDING_ENCODER: UnderstandingFacts,
-    Kind.GENERATION_ENCODER: GenerationFacts,
-    Kind.ADAPTER: AdapterFacts,
-    Kind.HEAD: HeadFacts,
-    Kind.SOURCE: SourceFacts,
-    Kind.EVALUATION_TASK: EvaluationFacts,
-    Kind.CALLBACK: CallbackFacts,
-}
-
-
 def _check_facts(part: Suspect, facts: object) -> None:
     """Refuse what is not the kind's facts."""
-    wanted = _FACTS[part.spec.kind]
+    wanted = FACTS[part.spec.kind]
     if not isinstance(facts, wanted):
         raise PluginError(
             f"{full_name(part)}: its {part.spec.config.__name__}.facts() answers a {type(facts).__name__}, "

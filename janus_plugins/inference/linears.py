@@ -324,6 +324,8 @@ def state_of(tensors: Iterable[Tensor]) -> Hashable:
     elsewhere: dict[Hashable, list[Tensor]] = {}
     seen = []
     for one in kept:
+        if type(one) not in (Tensor, nn.Parameter):  # such as a library's quantised weight
+            continue
         flat = one.detach().reshape(-1)
         some = flat[:: max(1, len(flat) // _LOOKED_AT)]
         if one.device.type == "cpu":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -136,7 +136,9 @@ def _spelt(value: Any) -> str:
     """Return shapes and number formats of a tensor or of collated items."""
     if isinstance(value, Tensor):
         return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-    return ", ".join(f"{name} {_spelt(one)}" for name, one in value.items())
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_spelt(one)}" for name, one in value.items())
+    return f"a {type(value).__name__}"
 
 
 __all__ = [

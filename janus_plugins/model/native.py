@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic_core import PydanticSerializationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import janus_plugins
 from janus_plugins.core.catalogue import catalogue_for
 from janus_plugins.core.errors import CheckpointError, PluginError
-from janus_plugins.core.plan import RunPlan
+from janus_plugins.core.plan import Part, RunPlan
 from janus_plugins.core.runfile import dump_run, load_run, locator
 from janus_plugins.core.wiring import resolve
 from janus_plugins.model.empty import Filler, compose_empty
@@ -137,11 +138,18 @@ def provenance(model: UnifiedModel) -> dict[str, Any]:
             "component": f"{part.spec.kind}/{part.spec.name}",
             "distribution": part.owner.distribution,
             "version": part.owner.version,
-            "options": part.config.model_dump(mode="json"),
+            "options": _options(part),
         }
         for part in model.plan.model.parts()
     }
     return {"janus-plugins": janus_plugins.__version__, "torch": torch.__version__, "parts": parts}
+
+
+def _options(part: Part) -> dict[str, Any]:
+    try:
+        return part.config.model_dump(mode="json")
+    except PydanticSerializationError:  # of a plugin whose options are no plain data
+        return {}
 
 
 def save_tensors(state: Mapping[str, Tensor], folder: Path) -> None:

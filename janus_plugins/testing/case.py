@@ -13,16 +13,7 @@ from torch import nn
 
 from janus_plugins.core.catalogue import load_processor
 from janus_plugins.core.errors import JanusPluginsError
-from janus_plugins.core.facts import (
-    AdapterFacts,
-    CallbackFacts,
-    EvaluationFacts,
-    GenerationFacts,
-    HeadFacts,
-    LanguageModelFacts,
-    SourceFacts,
-    UnderstandingFacts,
-)
+from janus_plugins.core.facts import FACTS, GenerationFacts, HeadFacts, LanguageModelFacts, UnderstandingFacts
 from janus_plugins.core.kinds import Kind
 from janus_plugins.core.plan import Owner, Part
 from janus_plugins.core.specs import ComponentConfig, ComponentSpec
@@ -36,16 +27,6 @@ if TYPE_CHECKING:
 
 OWNER = Owner("component-under-test", "0")
 ENCODERS = (Kind.UNDERSTANDING_ENCODER, Kind.GENERATION_ENCODER)
-FACTS: Mapping[Kind, type] = {
-    Kind.LANGUAGE_MODEL: LanguageModelFacts,
-    Kind.UNDERSTANDING_ENCODER: UnderstandingFacts,
-    Kind.GENERATION_ENCODER: GenerationFacts,
-    Kind.ADAPTER: AdapterFacts,
-    Kind.HEAD: HeadFacts,
-    Kind.SOURCE: SourceFacts,
-    Kind.EVALUATION_TASK: EvaluationFacts,
-    Kind.CALLBACK: CallbackFacts,
-}
 NO_ITEMS = (
     "no raw items are known for modality {!r}: pass items=[...], or give the processor a method "
     "examples() that returns some"

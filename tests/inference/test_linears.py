@@ -129,6 +129,19 @@ def optimise(weight):
     torch.optim.AdamW([weight], lr=0.1, fused=True).step()
 
 
+def test_a_librarys_own_kind_of_tensor_is_left_alone():
+    class Quantised(torch.Tensor):
+        def reshape(self, *shape):
+            raise NotImplementedError
+
+    plain = torch.ones(4)
+    odd = plain.as_subclass(Quantised)
+    assert linears.state_of([odd, plain]) == linears.state_of([odd, plain])
+    before = linears.state_of([odd, plain])
+    plain.data[2] = 0
+    assert linears.state_of([odd, plain]) != before
+
+
 @pytest.mark.parametrize("change", [double, double_data, optimise])
 @pytest.mark.parametrize("choice", FEW_BITS)
 def test_weights_of_few_bits_are_kept_until_they_change(choice, change, monkeypatch):
