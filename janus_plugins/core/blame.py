@@ -3,63 +3,34 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 from janus_plugins.core.errors import JanusPluginsError, PluginError
-from janus_plugins.core.owner import Owner
-from janus_plugins.core.specs import ComponentSpec
+from janus_plugins.core.plan import Part
 
 
-class Blamed(Protocol):
-    """Be a component at its place in a run: a `core.plan.Part`, or `Suspect` before there is one."""
-
-    @property
-    def address(self) -> str:
-        """Return its place in the run."""
-        ...
-
-    @property
-    def spec(self) -> ComponentSpec:
-        """Return the component's declaration."""
-        ...
-
-    @property
-    def owner(self) -> Owner:
-        """Return who offers it."""
-        ...
-
-
-def full_name(part: Blamed) -> str:
+def full_name(part: Part) -> str:
     """Return what a message calls a component: its place, kind and name, and whose it is."""
     return (
         f"{part.address}: {part.spec.kind}/{part.spec.name} of {part.owner.distribution} {part.owner.version}"
     )
 
 
-def advice(part: Blamed) -> str:
+def advice(part: Part) -> str:
     """Return what to do about a component that does not keep its contract."""
     return f"`janus-plugins check {part.owner.distribution}/{part.spec.name}` tests it alone"
 
 
-@dataclass(frozen=True)
-class Suspect:
-    """Hold a component whose options are not yet known to work; see `Blamed`."""
-
-    address: str
-    spec: ComponentSpec
-    owner: Owner
-
-
 @contextmanager
-def blamed(part: Blamed | None, doing: str) -> Iterator[None]:
+def blamed(part: Part, doing: str, *given: Any) -> Iterator[None]:
     """Turn what a component raises into a `PluginError`; errors that explain themselves pass.
 
     Args:
-        part: whose code runs; None lets everything pass.
-        doing: what it was asked to do: "facts()", "reading a batch".
+        part: whose code runs.
+        doing: what it was asked to do: "facts()", "reading a batch of".
+        given: tensors, and mappings of them, of which an error tells the shapes.
 
     Raises:
         PluginError: naming the component, its plugin, the line and the next step.
@@ -69,8 +40,9 @@ def blamed(part: Blamed | None, doing: str) -> Iterator[None]:
     except (JanusPluginsError, MemoryError):
         raise
     except Exception as error:
-        if part is None or type(error).__name__ == "OutOfMemoryError":  # torch's, of a device
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, of a device
             raise
+        doing = " ".join([doing, *map(_spelt, given)])
         package = part.spec.factory.partition(":")[0].partition(".")[0]
         raise PluginError(
             f"{full_name(part)}: {doing} failed{line_of(error, package)}: {type(error).__name__}: {error}; "
@@ -86,3 +58,12 @@ def line_of(error: BaseException, package: str | None = None) -> str:
         if package in (None, str(frame.f_globals.get("__name__", "")).partition(".")[0])
     ]
     return places[-1] if places else ""
+
+
+def _spelt(value: Any) -> str:
+    """Return shapes and number formats of a tensor, or of a mapping of them."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_spelt(one)}" for name, one in value.items())
+    if hasattr(value, "shape"):
+        return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    return value if isinstance(value, str) else f"a {type(value).__name__}"

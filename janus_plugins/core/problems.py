@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from janus_plugins.core.frame import below, is_union, members, model_of
 from janus_plugins.core.nodes import KeyPath, Node
@@ -89,8 +89,10 @@ def _message(error: Mapping[str, Any], path: KeyPath) -> str:
     if kind == "value_error":
         return str(error["ctx"]["error"])
     message = "should be a mapping" if kind == "model_type" else str(error["msg"]).removeprefix("Input ")
-    if kind == "model_type" and isinstance(given, str) and _COMPONENT.fullmatch(given) and _is_named(path):
-        return f"should be a mapping: {{use: {given}}} (got {given!r:.60})"
+    if kind == "model_type" and isinstance(given, str) and _COMPONENT.fullmatch(given):
+        block = _block_at(path)
+        if block is not None and issubclass(block, Use):
+            message += f": {{use: {given}}}"
     if isinstance(given, (str, int, float)) or given is None:
         shown = "nothing" if given is None else repr(given)
         words = re.findall(r"'([^']*)'", message) if kind == "literal_error" else ()
@@ -98,21 +100,17 @@ def _message(error: Mapping[str, Any], path: KeyPath) -> str:
     return message
 
 
-def _is_named(path: KeyPath) -> bool:
-    """Answer whether a component is named at a path."""
+def _block_at(path: KeyPath) -> type[BaseModel] | None:
+    """Return the block that stands at a path, or None where none does."""
     annotation: Any = RunConfig
     for key in path:
         annotation = below(annotation, key)
-    model = model_of(annotation)
-    return model is not None and issubclass(model, Use)
+    return model_of(annotation)
 
 
 def _unknown_key(path: KeyPath) -> str:
     """Say that a key is unknown, with the nearest one that may stand there."""
-    annotation: Any = RunConfig
-    for key in path[:-1]:
-        annotation = below(annotation, key)
-    model = model_of(annotation)
+    model = _block_at(path[:-1])
     known = list(model.model_fields) if model else []
     guess = nearest(str(path[-1]), known)
     if not guess and model is not None and issubclass(model, Named):

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic.errors import PydanticUserError
 
-from janus_plugins.core.blame import Suspect, advice, blamed, full_name
+from janus_plugins.core.blame import advice, blamed, full_name
 from janus_plugins.core.catalogue import Catalogue, CatalogueEntry, catalogue_for
 from janus_plugins.core.errors import PluginError, RunFileError, WiringError
 from janus_plugins.core.facts import FACTS, GenerationFacts, HeadFacts, LanguageModelFacts
@@ -96,7 +96,7 @@ def _located(problem: str, locate: Locate) -> str:
     return f"{place}: {problem}" if place else problem
 
 
-def _check_facts(part: Suspect, facts: object) -> None:
+def _check_facts(part: Part, facts: object) -> None:
     """Refuse what is not the kind's facts."""
     wanted = FACTS[part.spec.kind]
     if not isinstance(facts, wanted):
@@ -126,18 +126,17 @@ class _Builder:
         except PluginError as error:
             raise PluginError(f"{self._where((*path, key))}{address}: {error}") from error.__cause__
         try:
-            config = self._config(address, entry, use)
-            suspect = Suspect(address, entry.spec, entry.owner)
-            with blamed(suspect, "facts()"):
-                facts = config.facts(*neighbours)
-            _check_facts(suspect, facts)
+            part = Part(address, entry.spec, entry.owner, self._config(address, entry, use), None)
+            with blamed(part, "facts()"):
+                facts = part.config.facts(*neighbours)
         except ValidationError as error:
             raise RunFileError(self._explain(error, entry.spec.config, use.use, path)) from None
         except PydanticUserError as error:  # fields that pydantic cannot make anything of
             raise PluginError(f"{address}: the options of {entry.full_name} are broken: {error}") from error
         except RunFileError as error:
             raise type(error)(f"{self._where((*path, 'options'))}{address} ({use.use}): {error}") from error
-        return Part(address, entry.spec, entry.owner, config, facts)
+        _check_facts(part, facts)
+        return replace(part, facts=facts)
 
     def _config(self, address: str, entry: CatalogueEntry, use: Named) -> ComponentConfig:
         """Return a part's options, as they were where a checkpoint tells of other defaults than today's."""

@@ -47,10 +47,10 @@ def _sample_texts(source: Any, index: int) -> Iterator[str]:
     try:
         sample = source[index]
         texts = [part for turn in sample.turns for part in turn.parts if isinstance(part, str)]
-    except JanusPluginsError as error:
-        if not isinstance(error, BadSample):
-            raise
+    except BadSample:
         return
+    except JanusPluginsError:
+        raise
     except Exception:  # as in training, which will count and name it
         return
     yield from texts

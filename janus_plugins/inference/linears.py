@@ -63,16 +63,17 @@ def fast_linears(choice: Linears, *roots: nn.Module) -> Iterator[None]:
         roots: modules, of which layers may be shared.
     """
     idle = choice == "plain" or (choice == "packed" and not (_HAS_ONEDNN or can_run()))
-    before = _outer(roots)
+    before, touched = _outer(roots), list[nn.Linear]()
     try:
         for layer in before:
             del layer.forward
         for layer in [] if idle else _layers(roots, choice):
+            touched.append(layer)
             layer.forward = _stand_in((layer,), choice)  # type: ignore[method-assign, assignment]
         yield
     finally:
-        for layer in _outer(roots):
-            del layer.forward
+        for layer in touched:
+            vars(layer).pop("forward", None)
         for layer, way in before.items():
             layer.forward = way
 

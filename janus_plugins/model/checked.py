@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -28,11 +28,11 @@ def features_of(plan: UnderstandingPlan | None, read: Any, items: Any, entering:
     Raises:
         PluginError: it failed, or answered something else than its facts say.
     """
-    part = plan.encoder if plan else None
-    with blamed(part, f"reading a batch of {_spelt(items)}"):
+    if plan is None:
+        return cast(Tensor, read(items))
+    part = plan.encoder
+    with blamed(part, "reading a batch of", items):
         features: Tensor = read(items)
-    if plan is None or part is None:
-        return features
     wanted = [("N", len(entering)), ("T", plan.facts.tokens), ("width", plan.facts.width)]
     check_sizes(part, "features", features, wanted)
     if entering and features.shape[1] < max(entering):
@@ -47,36 +47,22 @@ def features_of(plan: UnderstandingPlan | None, read: Any, items: Any, entering:
     return features
 
 
-def embeds_of(
-    plan: UnderstandingPlan | None, adapter: nn.Module, features: Tensor, entering: Sequence[int] | None
-) -> Tensor:
-    """Return an adapter's embeddings [N, T', M] of features [N, T, C]; see `model.joint.adapt`.
-
-    Raises:
-        PluginError: it failed, or answered something else than its facts say.
-    """
-    part = plan.adapter if plan else None
-    with blamed(part, f"reading features {_spelt(features)} of {plan.encoder.address if plan else ''}"):
-        embeds = adapt(adapter, features, entering)
-    if plan is not None and part is not None:
-        slots = plan.tokens(features.shape[1])
-        wanted = [("N", len(features)), ("T", slots), ("width", part.facts.out_width)]
-        check_sizes(part, "embeddings", embeds, wanted)
-    return embeds
-
-
 def codes_of(plan: GenerationPlan | None, encoder: Any, items: Any) -> Tensor:
     """Return a generation encoder's codes [N, T] or [N, T, Q], or latents [N, T, C], of collated items.
 
+    Args:
+        plan: the path; None checks nothing.
+        encoder: the encoder.
+        items: see `sequence.batch.ItemBatch`.
+
     Raises:
         PluginError: it failed, or answered something else than its facts say.
     """
-    part = plan.encoder if plan else None
-    with blamed(part, f"encoding a batch of {_spelt(items)}"):
+    if plan is None:
+        return cast(Tensor, encoder.encode(items))
+    part, facts = plan.encoder, plan.facts
+    with blamed(part, "encoding a batch of", items):
         codes: Tensor = encoder.encode(items)
-    if plan is None or part is None:
-        return codes
-    facts = plan.facts
     last = "width" if facts.form == "latents" else "codebooks"
     check_sizes(part, facts.form, codes, [("N", None), *zip(("T", last), facts.shape, strict=False)])
     if codes.is_floating_point() != (facts.form == "latents"):
@@ -86,31 +72,43 @@ def codes_of(plan: GenerationPlan | None, encoder: Any, items: Any) -> Tensor:
     return codes
 
 
-def embedded_codes(plan: GenerationPlan | None, adapter: nn.Module, codes: Tensor) -> Tensor:
-    """Return an adapter's embeddings [N, T, M] of codes or latents.
+def embeds_of(
+    plan: UnderstandingPlan | GenerationPlan | None,
+    adapter: nn.Module,
+    source: Tensor,
+    lengths: Sequence[int] | None = None,
+) -> Tensor:
+    """Return an adapter's embeddings [N, T', M] of features, codes or latents; see `model.joint.adapt`.
+
+    Args:
+        plan: the path; None checks nothing.
+        adapter: the adapter.
+        source: what its encoder answered.
+        lengths: how many features of each item count, length N; None for an adapter that does not ask.
 
     Raises:
         PluginError: it failed, or answered something else than its facts say.
     """
-    part = plan.adapter if plan else None
-    with blamed(part, f"reading {_spelt(codes)} of {plan.encoder.address if plan else ''}"):
-        embeds: Tensor = adapter(codes)
-    if part is not None:
-        wanted = [("N", len(codes)), ("T", codes.shape[1]), ("width", part.facts.out_width)]
-        check_sizes(part, "embeddings", embeds, wanted)
+    if plan is None:
+        return adapt(adapter, source, lengths)
+    part, entering = plan.adapter, source.shape[1]
+    with blamed(part, f"reading what {plan.encoder.address} answers,", source):
+        embeds = adapt(adapter, source, lengths)
+    slots = plan.tokens(entering) if isinstance(plan, UnderstandingPlan) else entering
+    wanted = [("N", len(source)), ("T", slots), ("width", part.facts.out_width)]
+    check_sizes(part, "embeddings", embeds, wanted)
     return embeds
 
 
-def losses_of(part: Part | None, head: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+def losses_of(part: Part, head: Any, hidden: Tensor, targets: Tensor) -> Tensor:
     """Return a head's losses [P] of hidden states [P, M] and what they should have predicted.
 
     Raises:
         PluginError: it failed, or did not answer one number a position.
     """
-    with blamed(part, f"the loss of {_spelt(hidden)} for {_spelt(targets)}"):
+    with blamed(part, "the loss of", hidden, "for", targets):
         losses: Tensor = head.loss(hidden, targets)
-    if part is not None:
-        check_sizes(part, "losses", losses, [("P", len(hidden))])
+    check_sizes(part, "losses", losses, [("P", len(hidden))])
     return losses
 
 
@@ -132,19 +130,9 @@ def check_sizes(part: Part, what: str, value: object, wanted: Sizes) -> None:
     )
 
 
-def _spelt(value: Any) -> str:
-    """Return shapes and number formats of a tensor or of collated items."""
-    if isinstance(value, Tensor):
-        return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_spelt(one)}" for name, one in value.items())
-    return f"a {type(value).__name__}"
-
-
 __all__ = [
     "check_sizes",
     "codes_of",
-    "embedded_codes",
     "embeds_of",
     "features_of",
     "losses_of",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from janus_plugins.core.blame import blamed
 from janus_plugins.core.catalogue import load_factory
 from janus_plugins.core.errors import PluginError, RunFileError, WiringError
 from janus_plugins.core.plan import GenerationPlan, Part, RunPlan, UnderstandingPlan
@@ -93,15 +94,8 @@ def build_part(part: Part) -> nn.Module:
         PluginError: the factory raised, or answered something that is no `nn.Module`.
     """
     factory: Callable[..., object] = load_factory(part.spec)
-    try:
+    with blamed(part, "building"):
         built = factory(part.config, part.facts)
-    except (RunFileError, PluginError):
-        raise
-    except Exception as error:
-        raise PluginError(
-            f"{part.address}: building {part.spec.kind}/{part.spec.name} of {part.owner.distribution} "
-            f"{part.owner.version} failed: {type(error).__name__}: {error}"
-        ) from error
     if not isinstance(built, nn.Module):
         raise PluginError(
             f"{part.address}: {part.spec.factory} returned {type(built).__name__}, not an nn.Module"

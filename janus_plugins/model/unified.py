@@ -21,7 +21,7 @@ from janus_plugins.core.schema import ItemTokens
 from janus_plugins.inference import session
 from janus_plugins.inference.interleaved import interleave
 from janus_plugins.inference.paths import generation_path
-from janus_plugins.model.checked import codes_of, embedded_codes, embeds_of, features_of, losses_of
+from janus_plugins.model.checked import codes_of, embeds_of, features_of, losses_of
 from janus_plugins.model.joint import takes_lengths
 from janus_plugins.sequence.assemble import PRECOMPUTED
 from janus_plugins.sequence.batch import Batch, ItemBatch
@@ -137,7 +137,7 @@ class GenerationPath(nn.Module):
                 codes = codes_of(self.plan, self.encoder, items)
         if self.order is not None:
             codes = codes[:, torch.tensor(self.order, device=codes.device)]
-        embeds = embedded_codes(self.plan, self.adapter, codes)
+        embeds = embeds_of(self.plan, self.adapter, codes)
         if self.starts is None:
             return codes, embeds
         starts = self.start_embeds(len(embeds)).to(embeds.dtype)
