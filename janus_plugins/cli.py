@@ -174,7 +174,9 @@ def generate(
     item: Annotated[
         list[str] | None, typer.Option("--input", metavar="MODALITY=FILE", help="another item; repeatable")
     ] = None,
-    modality: Annotated[str | None, typer.Option(help="what is made (default: image)")] = None,
+    modality: Annotated[
+        str | None, typer.Option(help="what is made (default: the only one, or image)")
+    ] = None,
     num: Annotated[int, typer.Option(min=1, help="items, or answers, a prompt")] = 1,
     interleaved: Annotated[bool, typer.Option("--interleaved", help="answer with text and items")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="most tokens of text of an interleaved answer")] = 512,
@@ -205,7 +207,7 @@ def generate(
     if not interleaved:
         made = loaded.generate(
             prompts,
-            modality=modality or "image",
+            modality=modality,
             num_per_prompt=num,
             compile=compile,
             decoding=decoding,
@@ -319,12 +321,15 @@ def check(
 def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="of the package and of its component")],
     kind: Annotated[str, typer.Option(help="what the component is for, e.g. understanding_encoder")],
+    modality: Annotated[
+        str, typer.Option(help="of an encoder: image, or any other name for recordings over time")
+    ] = "image",
     out: Annotated[Path, typer.Option(help="folder in which to make the package's folder")] = Path(),
 ) -> None:
     """Write a plugin package that can be installed, tested and published as it is."""
     from janus_plugins.scaffold.write import next_steps, write_package
 
-    typer.echo(next_steps(write_package(name, kind, out)))
+    typer.echo(next_steps(write_package(name, kind, out, modality)))
 
 
 def _plan(run: str, overrides: list[str] | None) -> Any:

@@ -44,6 +44,23 @@ def generation_path(model: UnifiedModel, modality: str) -> GenerationPlan:
     return cast("GenerationPlan", _path(model.plan.model.generation, modality, "generate"))
 
 
+def made_modality(model: UnifiedModel, modality: str | None) -> str:
+    """Return the modality that a call means: the one it names, the model's only one, or images.
+
+    Raises:
+        RunFileError: the model does not generate it, or generates several others and none is named.
+    """
+    have = sorted(model.plan.model.generation)
+    if modality is None and len(have) > 1 and "image" not in have:
+        raise RunFileError(
+            f"this model generates {', '.join(have)}; say which one: modality={have[0]!r}, say"
+        )
+    if modality is None:
+        modality = have[0] if len(have) == 1 else "image"
+    generation_path(model, modality)
+    return modality
+
+
 def processor_of(part: Part) -> GenerationProcessor:
     """Make the processor of an encoder; only a generation encoder's can restore and write."""
     return cast("GenerationProcessor", load_processor(part.spec)(part.config))

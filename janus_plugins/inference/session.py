@@ -36,7 +36,7 @@ def generate(
     model: UnifiedModel,
     prompts: str | Sequence[str],
     *,
-    modality: str = "image",
+    modality: str | None = None,
     images: object = None,
     items: Mapping[str, object] | None = None,
     num_per_prompt: int = 1,
@@ -58,7 +58,7 @@ def generate(
     Args:
         model: the unified model.
         prompts: one prompt or several.
-        modality: one of the model's generation paths.
+        modality: one of the model's generation paths (default: the only one, or "image" of several).
         images: images that the prompt shows, before its text, in order (paths, PIL images, arrays); for
             several prompts one list a prompt. A single image may stand without its list.
         items: the same for any modality: modality -> items.
@@ -96,7 +96,7 @@ def generate(
     checks.check_counts(num_per_prompt=num_per_prompt, max_rows=max_rows, window=window)
     checks.check_linears(linears)
     checks.check_decoding(decoding)
-    paths.generation_path(model, modality)
+    modality = paths.made_modality(model, modality)
     given = checks.items_by_question(images, items, len(texts), isinstance(prompts, str), "prompt")
     numbers = checks.numbered(texts, num_per_prompt)
     with evaluating(model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from janus_plugins.core.errors import BadSample, DataError, RunFileError
+from janus_plugins.inference import paths
 from janus_plugins.inference.artefacts import slug
 from janus_plugins.inference.decode import generate_items
 from janus_plugins.inference.paths import embed_items
@@ -274,6 +276,37 @@ def test_items_that_cannot_be_read_are_named(model):
 def test_decode_refuses(model, codes, message):
     with pytest.raises(RunFileError, match=message):
         model.decode("image", codes)
+
+
+@pytest.mark.parametrize(
+    ("have", "named", "meant"),
+    [
+        (["pulse"], None, "pulse"),
+        (["sound", "image"], None, "image"),
+        (["image"], None, "image"),
+        (["sound", "pulse"], "sound", "sound"),
+    ],
+)
+def test_what_is_made_is_the_only_modality_or_images(have, named, meant):
+    assert paths.made_modality(generating(have), named) == meant
+
+
+@pytest.mark.parametrize(
+    ("have", "named", "message"),
+    [
+        (["sound", "pulse"], None, "generates pulse, sound; say which one: modality='pulse', say"),
+        (["pulse"], "image", "cannot generate 'image'; it can generate: pulse"),
+        ([], None, "cannot generate 'image'; it can generate: nothing"),
+    ],
+)
+def test_what_is_made_must_be_known(have, named, message):
+    with pytest.raises(RunFileError, match=message):
+        paths.made_modality(generating(have), named)
+
+
+def generating(modalities):
+    generation = dict.fromkeys(modalities)
+    return SimpleNamespace(plan=SimpleNamespace(model=SimpleNamespace(generation=generation)))
 
 
 def test_a_processor_that_there_is_not_is_said(model):
