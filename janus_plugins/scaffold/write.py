@@ -37,22 +37,34 @@ BUILDS = {
 }
 """What the module of a component's factory does, where it is no `nn.Module`."""
 
+SERIES_SUMMARIES = {
+    Kind.UNDERSTANDING_ENCODER: "recordings of any length to patch features",
+    Kind.GENERATION_ENCODER: "recordings to codes and back",
+}
+"""Kinds that have a modality, and what is written for another one than pictures: values over time."""
+
 _FILES = {
     "pyproject.toml": "common/pyproject.toml",
     "README.md": "common/README.md",
     ".gitignore": "common/gitignore",
     ".github/workflows/test.yml": "common/test.yml",
     "$package/__init__.py": "common/__init__.py",
-    "$package/spec.py": "$kind/spec.py",
-    "$package/model.py": "$kind/model.py",
+    "$package/spec.py": "$templates/spec.py",
+    "$package/model.py": "$templates/model.py",
     "tests/test_contract.py": "common/test_contract.py",
 }
 """Path in the package -> path of its template."""
 
+_SERIES_FILES = {
+    "$package/reading.py": "common/reading.py",
+    "$package/processor.py": "$templates/processor.py",
+}
+
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+_MODALITY = re.compile(r"[a-z][a-z0-9_]*")
 
 
-def write_package(name: str, kind: str, out: Path) -> Path:
+def write_package(name: str, kind: str, out: Path, modality: str = "image") -> Path:
     """Write a package for one component and return its folder, `out/name`.
 
     Args:
@@ -60,12 +72,14 @@ def write_package(name: str, kind: str, out: Path) -> Path:
             becomes one).
         kind: a kind, as YAML spells it.
         out: the folder to make the package's folder in.
+        modality: what an encoder reads or makes. For any but "image" it is one of recordings, values over
+            time [time, channels], with a processor of its own.
 
     Raises:
-        RunFileError: the name or the kind cannot be used, or the folder is not empty.
+        RunFileError: the name, the kind or the modality cannot be used, or the folder is not empty.
     """
     name = name.replace("_", "-")
-    values = _values(name, _kind(kind))
+    values = _values(name, _kind(kind), modality)
     taken = [one for one in catalogue().entries() if (one.spec.kind, one.spec.name) == (_kind(kind), name)]
     if taken:
         raise RunFileError(
@@ -75,7 +89,8 @@ def write_package(name: str, kind: str, out: Path) -> Path:
     folder = out / name
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunFileError(f"{folder} exists already; choose another name, or another folder with --out")
-    for path, template in _FILES.items():
+    files = _FILES if modality == "image" else {**_FILES, **_SERIES_FILES}
+    for path, template in files.items():
         target = folder / Template(path).substitute(values)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(_filled(Template(template).substitute(values), values), encoding="utf-8")
@@ -101,7 +116,7 @@ def _kind(kind: str) -> Kind:
     return Kind(spelt)
 
 
-def _values(name: str, kind: Kind) -> dict[str, str]:
+def _values(name: str, kind: Kind, modality: str) -> dict[str, str]:
     package = name.replace("-", "_")
     if not _NAME.fullmatch(name) or keyword.iskeyword(package):
         raise RunFileError(
@@ -110,16 +125,36 @@ def _values(name: str, kind: Kind) -> dict[str, str]:
         )
     if package in sys.stdlib_module_names or find_spec(package) is not None:
         raise RunFileError(f"a module {package!r} is installed already; choose another name, e.g. my-{name}")
+    series = modality != "image"
+    if series:
+        _check_modality(kind, modality)
     values = {
         "name": name,
         "package": package,
         "kind": str(kind),
+        "templates": f"series_{kind}" if series else str(kind),
+        "modality": modality,
         "words": str(kind).replace("_", " "),
         "title": "".join(word.capitalize() for word in name.split("-")),
-        "summary": SUMMARIES[kind],
+        "summary": (SERIES_SUMMARIES if series else SUMMARIES)[kind],
         "builds": BUILDS.get(kind, "is the `nn.Module`"),
     }
-    return {**values, "usage": _filled(f"{kind}/usage.yaml", values)}
+    return {
+        **values,
+        "usage": _filled(f"{values['templates']}/usage.yaml", values),
+        "processing": _filled("common/processing.md", values) if series else "",
+    }
+
+
+def _check_modality(kind: Kind, modality: str) -> None:
+    if kind not in SERIES_SUMMARIES:
+        have = ", ".join(str(each) for each in SERIES_SUMMARIES)
+        raise RunFileError(f"a {kind} has no modality of its own; --modality is for {have}")
+    if not _MODALITY.fullmatch(modality):
+        raise RunFileError(
+            f"{modality!r} cannot name a modality: use lower-case letters, digits and underscores, beginning "
+            "with a letter, e.g. heart_rate"
+        )
 
 
 def _filled(template: str, values: dict[str, str]) -> str:

@@ -19,13 +19,14 @@ from typer.testing import CliRunner
 from janus_plugins.cli import app
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.core.kinds import Kind
-from janus_plugins.scaffold.write import write_package
+from janus_plugins.scaffold.write import SERIES_SUMMARIES, write_package
 
-KINDS = pytest.mark.parametrize("kind", list(Kind), ids=str)
+SERIES = [(kind, "heart_rate") for kind in SERIES_SUMMARIES]
+KINDS = pytest.mark.parametrize(("kind", "modality"), [*((kind, "image") for kind in Kind), *SERIES], ids=str)
 
 
-def write(kind: Kind, out: Path) -> Path:
-    return write_package(f"tried-{kind.replace('_', '-')}", str(kind), out)
+def write(kind: Kind, modality: str, out: Path) -> Path:
+    return write_package(f"tried-{kind.replace('_', '-')}", str(kind), out, modality)
 
 
 def wheel_of(folder: Path, out: Path) -> Path:
@@ -40,8 +41,10 @@ def run(*command: str, at: Path, site: Path | None = None) -> subprocess.Complet
 
 
 @KINDS
-def test_its_test_passes_at_once(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write(kind, tmp_path)
+def test_its_test_passes_at_once(
+    kind: Kind, modality: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(kind, modality, tmp_path)
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.syspath_prepend(str(folder / "tests"))
     before = set(sys.modules)
@@ -54,8 +57,8 @@ def test_its_test_passes_at_once(kind: Kind, tmp_path: Path, monkeypatch: pytest
 
 
 @KINDS
-def test_it_is_a_wheel_with_one_entry_point(kind: Kind, tmp_path: Path) -> None:
-    folder = write(kind, tmp_path)
+def test_it_is_a_wheel_with_one_entry_point(kind: Kind, modality: str, tmp_path: Path) -> None:
+    folder = write(kind, modality, tmp_path)
     with zipfile.ZipFile(wheel_of(folder, tmp_path)) as wheel:
         names = wheel.namelist()
         entries = next(name for name in names if name.endswith("entry_points.txt"))
@@ -65,10 +68,10 @@ def test_it_is_a_wheel_with_one_entry_point(kind: Kind, tmp_path: Path) -> None:
 
 
 @KINDS
-def test_nothing_is_left_to_fill_in(kind: Kind, tmp_path: Path) -> None:
-    folder = write(kind, tmp_path)
+def test_nothing_is_left_to_fill_in(kind: Kind, modality: str, tmp_path: Path) -> None:
+    folder = write(kind, modality, tmp_path)
     files = [path for path in folder.rglob("*") if path.is_file()]
-    assert len(files) == 8
+    assert len(files) == (8 if modality == "image" else 10)
     for path in files:
         text = path.read_text()
         assert "$" not in text.replace("${{ matrix.python }}", ""), path
@@ -80,17 +83,17 @@ def test_nothing_is_left_to_fill_in(kind: Kind, tmp_path: Path) -> None:
 
 
 @KINDS
-def test_it_is_clean_code(kind: Kind, tmp_path: Path) -> None:
-    folder = write(kind, tmp_path)
-    rules = ["--select", "E,F,W,I,B,UP,D", "--ignore", "D203,D213,D107", "--line-length", "110"]
+def test_it_is_clean_code(kind: Kind, modality: str, tmp_path: Path) -> None:
+    folder = write(kind, modality, tmp_path)
+    rules = ["--select", "E,F,W,I,B,UP,D", "--ignore", "D203,D213,D107,D413", "--line-length", "110"]
     checked = run("ruff", "check", "--isolated", *rules, ".", at=folder)
     assert checked.returncode == 0, checked.stdout
 
 
 @pytest.mark.slow
 @KINDS
-def test_installed_tested_and_checked_as_its_readme_says(kind: Kind, tmp_path: Path) -> None:
-    folder, site = write(kind, tmp_path), tmp_path / "site"
+def test_installed_tested_and_checked_as_its_readme_says(kind: Kind, modality: str, tmp_path: Path) -> None:
+    folder, site = write(kind, modality, tmp_path), tmp_path / "site"
     tested = run("pytest", "-q", at=folder)
     assert tested.returncode == 0, tested.stdout
     pip = ("pip", "install", "--no-deps", "--no-index", "--no-compile", "--target", str(site))
@@ -115,6 +118,21 @@ def test_installed_tested_and_checked_as_its_readme_says(kind: Kind, tmp_path: P
 def test_what_cannot_be_written_is_refused(name: str, kind: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(RunFileError, match=said):
         write_package(name, kind, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "modality", "said"),
+    [
+        ("head", "lidar", "a head has no modality of its own; --modality is for understanding_encoder"),
+        ("understanding_encoder", "Heart Rate", "cannot name a modality"),
+        ("understanding_encoder", "3d", "cannot name a modality"),
+        ("understanding_encoder", "a.b", "cannot name a modality"),
+    ],
+)
+def test_a_modality_that_cannot_be_is_refused(kind: str, modality: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(RunFileError, match=said):
+        write_package("mine", kind, tmp_path, modality)
     assert not list(tmp_path.iterdir())
 
 
