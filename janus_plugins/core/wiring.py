@@ -501,8 +501,8 @@ def _callback_problems(plan: RunPlan) -> list[str]:
 
 
 def _stage_problems(plan: RunPlan, stage: StageBlock) -> list[str]:
-    problems = [text for prefix in stage.learn for text in _learn_problems(plan, "learn", prefix)]
-    problems += [text for prefix in stage.lora or () for text in _learn_problems(plan, "lora", prefix)]
+    problems = [text for prefix in stage.learn for text in _learn_problems(plan, stage, "learn", prefix)]
+    problems += [text for prefix in stage.lora or () for text in _learn_problems(plan, stage, "lora", prefix)]
     if stage.reconstruct is not None and stage.reconstruct not in plan.model.generation:
         problems.append(
             f"reconstruct: the model generates {sorted(plan.model.generation)}, not {stage.reconstruct!r}"
@@ -516,11 +516,35 @@ def _stage_problems(plan: RunPlan, stage: StageBlock) -> list[str]:
     return problems + _mix_problems(plan, stage)
 
 
-def _learn_problems(plan: RunPlan, key: str, prefix: str) -> list[str]:
+def _learn_problems(plan: RunPlan, stage: StageBlock, key: str, prefix: str) -> list[str]:
     addresses = plan.model.addresses()
-    if any(_under(address, prefix) or _under(prefix, address) for address in addresses):
+    named = [address for address in addresses if _under(address, prefix) or _under(prefix, address)]
+    if not named:
+        return [f"{key}: {prefix!r} is no part of the model.{nearest(prefix, addresses)}"]
+    reached = _reached(plan, stage)
+    beyond = [address for address in named if address not in reached]
+    if not beyond:
         return []
-    return [f"{key}: {prefix!r} is no part of the model.{nearest(prefix, addresses)}"]
+    narrower = [address for address in named if address in reached]
+    advice = f"name {', '.join(narrower)} instead" if narrower else "leave it out"
+    if stage.reconstruct is None:
+        advice += ", or train encoders in a stage with 'reconstruct'"
+    return [
+        f"{key}: {prefix!r} holds {beyond[0]}, which no loss of this stage reaches: it would learn nothing "
+        f"and decay; {advice}"
+    ]
+
+
+def _reached(plan: RunPlan, stage: StageBlock) -> set[str]:
+    """Return the addresses that a stage's losses have gradients for.
+
+    Codes have none: a generation encoder learns by its own loss, or where understanding shares it.
+    """
+    if stage.reconstruct is not None:
+        return {f"generation.{stage.reconstruct}.encoder"}
+    shared = {path.shares for path in plan.model.understanding.values()}
+    unshared = {f"generation.{name}.encoder" for name in plan.model.generation if name not in shared}
+    return set(plan.model.addresses()) - unshared
 
 
 def _under(address: str, prefix: str) -> bool:

@@ -77,7 +77,7 @@ CASES = {
     "rows that cannot hold an item and its start embeddings": (
         [
             "model.generation.image.parallel={block: 16}",
-            "stages.finetune.learn.generation=1e-3",
+            "stages.finetune.learn.generation.image.starts=1e-3",
             "stages.finetune.max_length=24",
         ],
         WiringError,
@@ -87,6 +87,24 @@ CASES = {
         ["stages.finetune.learn={language_modell: 1e-3}"],
         WiringError,
         ["language_modell", "language_model"],
+    ),
+    "learning an encoder of codes by their prediction": (
+        ["stages.finetune.learn={generation.image: 1e-3}"],
+        WiringError,
+        [
+            "'generation.image' holds generation.image.encoder, which no loss of this stage reaches",
+            "name generation.image.adapter, generation.image.head instead, or train encoders",
+        ],
+    ),
+    "learning what a reconstruction does not reach": (
+        ["stages.tokenizer.learn={generation.image.encoder: 1e-3, language_model: 1e-3}"],
+        WiringError,
+        ["'language_model' holds language_model, which no loss of this stage reaches", "leave it out"],
+    ),
+    "updates of an encoder of codes": (
+        ["stages.finetune.lora={generation: {rate: 1e-3, r: 2}}"],
+        WiringError,
+        ["lora: 'generation' holds generation.image.encoder"],
     ),
     "a task without a source": (
         ["stages.finetune.mix={interleaved: 1}"],
@@ -157,7 +175,10 @@ def test_blocks_need_a_language_model_that_says_bidirectional(tmp_path, monkeypa
 
     answer = LlamaConfig.facts
     monkeypatch.setattr(LlamaConfig, "facts", lambda self: replace(answer(self), bidirectional=False))
-    overrides = ["model.generation.image.parallel={block: 4}", "stages.finetune.learn.generation=1e-3"]
+    overrides = [
+        "model.generation.image.parallel={block: 4}",
+        "stages.finetune.learn.generation.image.starts=1e-3",
+    ]
     with pytest.raises(WiringError, match=r"parallel: slots of a block .* language_model \(llama\)"):
         plan(write_tiny(tmp_path), overrides)
     assert plan(write_tiny(tmp_path), ["model.generation.image.parallel={block: 1}"]).model.starts() == {}
