@@ -60,18 +60,25 @@ def load(folder: str | Path, device: str = "cpu") -> UnifiedModel:
 
     from janus_plugins.conversion.checkpoint import recognise
     from janus_plugins.conversion.load import load_foreign
-    from janus_plugins.model.native import is_native, load_native
+    from janus_plugins.model.native import load_native
 
     source = Path(folder)
     try:
         torch.device(device)
     except RuntimeError as error:
         raise RunFileError(f"device {device!r} is none: {error}") from error
-    if is_native(source / "model") and not is_native(source):
-        source = source / "model"
+    source = located(source)
     if recognise(source) == "native":
         return load_native(source, device)
     return load_foreign(source, device)
+
+
+def located(folder: str | Path) -> Path:
+    """Return the folder that holds a model: the given one, or the `model/` of a run's folder."""
+    from janus_plugins.model.native import is_native
+
+    source = Path(folder)
+    return source / "model" if is_native(source / "model") and not is_native(source) else source
 
 
 def convert(source: str | Path, target: str | Path, layout: str = "native") -> Conversion:

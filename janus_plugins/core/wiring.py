@@ -51,8 +51,9 @@ def resolve(
         run: a validated run file.
         found: the installed components (default: this process's, but for those that the run blocks).
         locate: where a path of the file stands, for messages.
-        trains: False where a trained model is only used: it needs no callbacks, and an evaluation task that
-            cannot be had is kept as `missing` until it is asked for.
+        trains: False where a trained model is only used: its stages may be what would be refused today, it
+            needs no callbacks, and an evaluation task that cannot be had is kept as `missing` until it is
+            asked for.
         options: by part's address, options that a checkpoint was made with: defaults of those that the run
             does not give, in the place of today's.
 
@@ -67,7 +68,7 @@ def resolve(
     plan = RunPlan(run, model, data, evaluation, builder.callbacks(run) if trains else {}, missing)
     problems = [*_model_problems(plan), *_data_problems(plan), *_evaluation_problems(plan)]
     problems += _callback_problems(plan)
-    for position, stage in enumerate(run.stages):
+    for position, stage in enumerate(run.stages if trains else ()):
         problems += [f"stages[{position}] ({stage.name}): {text}" for text in _stage_problems(plan, stage)]
     if problems:
         told = [_located(text, locate) if locate else text for text in problems]

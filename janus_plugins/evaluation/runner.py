@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from janus_plugins.core.contracts import Source
     from janus_plugins.core.plan import EvaluationPlan, RunPlan
     from janus_plugins.model.unified import UnifiedModel
+    from janus_plugins.training.plan_recipe import Start
 
 
 def evaluate_model(
@@ -101,18 +102,42 @@ def _held_out(plan: RunPlan, name: str) -> Source:
     return cast("Source", source)
 
 
+def start_with(source: Path, folder: Path, resume: bool) -> Start:
+    """Return how a run begins with the model in a folder, looked at now and read when it is needed.
+
+    Args:
+        source: the folder as it was named.
+        folder: where the model itself lies.
+        resume: whether the run goes on from a checkpoint of its own, for which the folder need not be there.
+
+    Raises:
+        CheckpointError: there is no model in the folder.
+    """
+    from janus_plugins.conversion.checkpoint import recognise
+    from janus_plugins.door import load
+    from janus_plugins.model.start import take_weights
+    from janus_plugins.sequence.tokenizers import load_tokenizer
+    from janus_plugins.training.plan_recipe import Start
+
+    native = not resume and recognise(folder) == "native"
+    return Start(
+        str(source),
+        lambda model: take_weights(model, load(folder), str(source)),
+        load_tokenizer(folder) if native else None,
+    )
+
+
 def train_and_evaluate(
     plan: RunPlan, out: Path, stage: str | None, resume: bool, evaluate: bool, source: Path | None = None
 ) -> None:
     """Train, from the weights at `source` if given; after the last stage evaluate and report on one rank."""
-    from janus_plugins.door import load
+    from janus_plugins.door import load, located
     from janus_plugins.evaluation.pictures import picture_grids, sampler
-    from janus_plugins.model.start import take_weights
     from janus_plugins.tables import print_evaluation
     from janus_plugins.training.report import write_report
     from janus_plugins.training.run import train
 
-    start = None if source is None else lambda model: take_weights(model, load(source), str(source))
+    start = None if source is None else start_with(source, located(source), resume)
     trained = train(plan, out, only_stage=stage, resume=resume, sampler=sampler(plan), start=start)
     if not trained.is_main or stage not in (None, plan.run.stages[-1].name):
         return

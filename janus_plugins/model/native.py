@@ -253,10 +253,15 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def load_tensors(model: nn.Module, folder: Path) -> None:
+def load_tensors(model: nn.Module, folder: Path, *, partly: bool = False) -> None:
     """Load every tensor of a folder's safetensors into `model`, each key accounted for.
 
     An empty parameter (on the meta device) becomes the tensor, in its own dtype; another is overwritten.
+
+    Args:
+        model: the model.
+        folder: the folder.
+        partly: whether the folder may leave some of the model as it is.
 
     Raises:
         CheckpointError: naming missing, unknown and wrongly shaped keys.
@@ -273,7 +278,7 @@ def load_tensors(model: nn.Module, folder: Path) -> None:
         else:
             state[key].copy_(tensor)
         missing.discard(key)
-    problems += [f"missing tensor {key}" for key in sorted(missing)]
+    problems += [f"missing tensor {key}" for key in sorted(missing) if not partly]
     if problems:
         raise CheckpointError(f"{folder} does not fit its model:\n  " + "\n  ".join(problems[:20]))
 

@@ -12,6 +12,7 @@ from janus_plugins.core.errors import CheckpointError
 from janus_plugins.core.plan import ModelPlan
 from janus_plugins.model.unified import UnifiedModel
 from janus_plugins.sequence.templates import special_tokens
+from janus_plugins.sequence.tokenizers import vocabulary_of
 
 _log = logging.getLogger(__name__)
 
@@ -79,9 +80,17 @@ def _differences(own: ModelPlan, given: ModelPlan) -> Iterator[str]:
 
 def _same_tokens(model: UnifiedModel, other: UnifiedModel, source: str) -> None:
     for token in special_tokens(model.plan.run.model):
-        ours, theirs = model.tokenizer.id_of(token), other.tokenizer.id_of(token)
-        if ours != theirs:
-            raise CheckpointError(
-                f"{source}: {token!r} has id {theirs} in its tokenizer and {ours} in the run's; use the "
-                "checkpoint's tokenizer (language_model.tokenizer)"
-            )
+        _same_id(token, model.tokenizer.id_of(token), other.tokenizer.id_of(token), source)
+    ours, theirs = vocabulary_of(model.tokenizer), vocabulary_of(other.tokenizer)
+    if ours is None or theirs is None or ours == theirs:
+        return
+    for token, identity in sorted(theirs.items(), key=lambda entry: entry[1]):
+        _same_id(token, ours.get(token), identity, source)
+
+
+def _same_id(token: str, ours: int | None, theirs: int, source: str) -> None:
+    if ours != theirs:
+        raise CheckpointError(
+            f"{source}: {token!r} has id {theirs} in its tokenizer and {ours} in the run's; use the "
+            "checkpoint's tokenizer (language_model.tokenizer: {type: pretrained, path: its tokenizer.json})"
+        )

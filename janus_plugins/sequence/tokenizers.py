@@ -100,6 +100,10 @@ class TextTokenizer:
     def __len__(self) -> int:
         return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
 
+    def vocabulary(self) -> dict[str, int]:
+        """Return every token's id, those of added tokens too."""
+        return dict(self._backend.get_vocab(with_added_tokens=True))
+
     def save(self, folder: str) -> None:
         """Write `tokenizer.json` and a small `tokenizer_config.json` into a folder."""
         target = Path(folder)
@@ -107,6 +111,11 @@ class TextTokenizer:
         (target / FILE).write_text(self._backend.to_str(pretty=True), encoding="utf-8")
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "special_tokens": list(self.special)}
         (target / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def vocabulary_of(tokenizer: object) -> dict[str, int] | None:
+    """Return every token's id; None of a tokenizer that does not tell."""
+    return tokenizer.vocabulary() if isinstance(tokenizer, TextTokenizer) else None
 
 
 def build_tokenizer(

@@ -1,9 +1,14 @@
 """Checkpoints of a run: what is saved, which one to go on from, and how it is read.
 
-Two kinds lie in `OUT/checkpoints/`:
+Three kinds lie in `OUT/checkpoints/`:
 
+- `start`: what the run began with: its tokenizer and, where the engine rounds them or they are another
+  model's, the frozen weights in full.
 - `step_N`: DeepSpeed's state in the middle of a stage, the random state and the data position of every rank.
 - `stage_K`: the model's full weights at the end of stage K; the next stage starts from it.
+
+What lies further than the checkpoint that a run goes on from, damaged or without the end of a stage that it
+builds on, is set aside as `NAME.unusable`.
 
 DeepSpeed reads its files with a loader that runs any code in them. Here the loader is held to plain weights,
 so that a foreign file is refused instead of run.
@@ -11,19 +16,23 @@ so that a foreign file is refused instead of run.
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from janus_plugins.core.errors import CheckpointError
 from janus_plugins.model.native import load_tensors, save_tensors
+from janus_plugins.sequence.tokenizers import CONFIG_FILE as TOKENIZER_CONFIG
+from janus_plugins.sequence.tokenizers import FILE as TOKENIZER_FILE
+from janus_plugins.sequence.tokenizers import TextTokenizer, load_tokenizer
 from janus_plugins.training import publish, random_state
 from janus_plugins.training.engine import Engine
 from janus_plugins.training.plain_weights import plain_weights_only
@@ -31,6 +40,10 @@ from janus_plugins.training.world import World
 
 _ENGINE = "deepspeed"
 """DeepSpeed's tag, and so the folder of its files inside a checkpoint."""
+
+START = "start"
+
+UNUSABLE = ".unusable"
 
 _NAME = re.compile(r"(step|stage)_(\d+)")
 
@@ -59,17 +72,52 @@ class Found:
     position: Position
     manifest: dict[str, Any]
 
+    @property
+    def begun(self) -> int:
+        """Return the index of the stage that its run began with."""
+        return int(self.manifest.get("begun", 0))
+
 
 class Checkpoints:
     """Keep the checkpoints of one run.
 
     Attributes:
         root: their folder.
+        begun: index of the stage that the run began with.
     """
 
     def __init__(self, root: Path, world: World, identity: Mapping[str, Any], keep: int) -> None:
         self.root = root
+        self.begun = 0
         self._world, self._identity, self._keep = world, identity, keep
+
+    def save_start(self, weights: Mapping[str, Tensor], others: Callable[[Path], None] | None) -> None:
+        """Publish what the run begins with. Collective.
+
+        Args:
+            weights: frozen weights that no later checkpoint holds in full.
+            others: writes what else there is into a folder.
+        """
+
+        def write(folder: Path) -> None:
+            if weights and self._world.is_main:
+                save_tensors(weights, folder)
+            if others is not None and self._world.is_main:
+                others(folder)
+
+        if weights or others is not None:
+            position = Position(self.begun, 0, 0)
+            publish.publish(self._world, self.root, START, write, self._facts(START, position, {}))
+
+    def load_start(self, model: nn.Module) -> None:
+        """Give a fresh model the frozen weights that the run began with, where they were kept.
+
+        Raises:
+            CheckpointError: they are not those of this model.
+        """
+        folder = self.root / START
+        if any(folder.glob("model*.safetensors")):
+            load_tensors(model, folder, partly=True)
 
     def save_step(
         self, position: Position, engine: Engine, loader_state: Mapping[str, Any], facts: Mapping[str, Any]
@@ -105,6 +153,7 @@ class Checkpoints:
         return {
             "kind": kind,
             "position": asdict(position),
+            "begun": self.begun,
             "world_size": self._world.size,
             "identity": dict(self._identity),
             **facts,
@@ -126,6 +175,15 @@ class Checkpoints:
     def started(self) -> list[str]:
         """Return the names of every checkpoint in the folder."""
         return [f"{kind}_{number}" for kind in ("stage", "step") for number in self._numbered(kind)]
+
+    def set_aside(self, found: Found, warn: Callable[[str], None]) -> None:
+        """Rename what lies further than the checkpoint to go on from, so that it does not count as newer."""
+        readable = {each.name: each for each in self._readable([])}
+        for name in self.started():
+            if name not in readable or _progress(readable[name]) > _progress(found):
+                aside = _free(self.root / f"{name}{UNUSABLE}")
+                (self.root / name).rename(aside)
+                warn(f"warning: {name} cannot be gone on from; it is set aside as {aside.name}")
 
     def find(self, warn: Any, only_stage: int | None = None) -> Found:
         """Return the furthest checkpoint that verifies, naming each damaged one through `warn`.
@@ -166,12 +224,20 @@ class Checkpoints:
 
     def _verify(self, found: Found) -> None:
         publish.verify(self.root / found.name, found.manifest)
-        if found.kind == "step" and found.position.stage > 0:
-            before = self.root / f"stage_{found.position.stage - 1}"
+        before = self._before(found)
+        if before is not None:
             try:
                 publish.verify(before, publish.read_manifest(before))
             except CheckpointError as error:
                 raise CheckpointError(f"{found.name} builds on {before.name}: {error}") from error
+
+    def _before(self, found: Found) -> Path | None:
+        """Return the checkpoint that one in the middle of a stage builds on."""
+        if found.kind != "step":
+            return None
+        if found.position.stage > found.begun:
+            return self.root / f"stage_{found.position.stage - 1}"
+        return self.root / START if (self.root / START).exists() else None
 
     def load_stage(self, stage: int, model: nn.Module) -> None:
         """Load the weights at the end of a stage (verified by `find`, or just saved) into a fresh model.
@@ -207,6 +273,27 @@ class Checkpoints:
         state: dict[str, Any] = json.loads((folder / f"rank_{rank}.json").read_text(encoding="utf-8"))
         random_state.load_state(folder / f"random_rank_{rank}.safetensors")
         return state["loader"]  # type: ignore[no-any-return]
+
+
+def begun_tokenizer(root: Path) -> TextTokenizer | None:
+    """Return the tokenizer that a run was begun with, or None where it kept none.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    folder = root / START
+    if not (folder / TOKENIZER_FILE).is_file():
+        return None
+    manifest = publish.read_manifest(folder)
+    for name in (TOKENIZER_FILE, TOKENIZER_CONFIG):
+        publish.verify_file(folder / name, manifest["files"].get(name))
+    return load_tokenizer(folder)
+
+
+def _free(path: Path) -> Path:
+    """Return the path, or the first with a number behind it that is not taken."""
+    taken = (path.with_name(f"{path.name}.{number}") for number in itertools.count(2))
+    return next(each for each in itertools.chain([path], taken) if not each.exists())
 
 
 def _progress(found: Found) -> tuple[int, int, int]:

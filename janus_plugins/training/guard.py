@@ -11,6 +11,7 @@ import fcntl
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,8 +60,15 @@ def _take(descriptor: int, out: Path) -> None:
         ) from None
 
 
+PATIENCE = 1.0
+"""Seconds after a signal in which another one is an echo of it."""
+
+
 class StopSignals:
-    """Notice SIGTERM and SIGINT, so that the loop can finish its step; a second one ends at once.
+    """Notice SIGTERM and SIGINT, so that the loop can finish its step; the same one again ends at once.
+
+    A launcher hands on what its terminal has sent to every process already, and DeepSpeed's turns SIGINT into
+    SIGTERM: what comes within `PATIENCE`, or is another signal than the first, asks for nothing new.
 
     Attributes:
         received: number of the signal, or 0.
@@ -68,11 +76,14 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received = 0
+        self._since = 0.0
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
+        now = time.monotonic()
+        if not self.received:
+            self.received, self._since = number, now
+        elif number == self.received and now - self._since > PATIENCE:
             os._exit(128 + number)
-        self.received = number
 
     @contextmanager
     def watching(self) -> Iterator[StopSignals]:

@@ -213,13 +213,19 @@ class StageLoop:
         return end is not None
 
     def _agree(self, everyone: list[Ready], error: JanusPluginsError | None) -> dict[str, int]:
-        """Stop alike where a rank has no data, or return the targets of the whole step."""
-        if error is not None:
-            raise error
-        for rank, ready in enumerate(everyone):
-            if ready.error is not None:
-                raise DataError(f"rank {rank} stopped: {ready.error}")
-        self._judge_data(everyone)
+        """Stop alike where a rank has no data, after saving, or return the targets of the whole step."""
+        before = dataclasses.replace(self._run.tally)
+        try:
+            if error is not None:
+                raise error
+            for rank, ready in enumerate(everyone):
+                if ready.error is not None:
+                    raise DataError(f"rank {rank} stopped: {ready.error}")
+            self._judge_data(everyone)
+        except JanusPluginsError:
+            self._run.tally = before  # this step's samples are counted when it is taken
+            self._save()
+            raise
         return add_counts([ready.counts for ready in everyone])
 
     def _judge_data(self, everyone: list[Ready]) -> None:

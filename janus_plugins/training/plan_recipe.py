@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
@@ -13,6 +14,7 @@ from janus_plugins.core.errors import RunFileError
 from janus_plugins.core.plan import RunPlan
 from janus_plugins.core.schema import EngineBlock, StageBlock
 from janus_plugins.data.loader import StepLoader
+from janus_plugins.data.mixture import stage_sources
 from janus_plugins.model.compose import build_tokenizer_for, compose_plan
 from janus_plugins.model.empty import compose_empty
 from janus_plugins.model.native import save_native
@@ -22,30 +24,59 @@ from janus_plugins.training.metrics import Sampler
 from janus_plugins.training.recipe import Recipe
 from janus_plugins.training.world import World
 
-Start = Callable[[UnifiedModel], None]
-"""What gives a freshly composed model the weights to start from."""
+if TYPE_CHECKING:
+    from janus_plugins.core.contracts import Tokenizer
 
 
-def plan_recipe(plan: RunPlan, sampler: Sampler | None = None, start: Start | None = None) -> Recipe:
+@dataclass(frozen=True)
+class Start:
+    """Begin with the weights of another model, in the place of those that parts name.
+
+    Attributes:
+        source: names it in messages.
+        give: gives a freshly composed model its weights.
+        tokenizer: its tokenizer, for a run that would train its own; None where it is not known.
+    """
+
+    source: str
+    give: Callable[[UnifiedModel], None]
+    tokenizer: Tokenizer | None = None
+
+
+def plan_recipe(
+    plan: RunPlan,
+    sampler: Sampler | None = None,
+    start: Start | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> Recipe:
     """Make the recipe of a resolved run file; its tokenizer is built once, here.
+
+    A tokenizer that is trained on the run's texts is that of the model to start from, where there is one: its
+    embeddings know no other ids.
 
     Args:
         plan: the run.
         sampler: makes sample pictures.
-        start: gives the first stage's model its weights, in the place of those that parts name.
+        start: what the run begins with.
+        tokenizer: what the run was begun with before.
     """
-    tokenizer = build_tokenizer_for(plan)
+    if tokenizer is None and start is not None and plan.run.model.language_model.tokenizer.type == "trained":
+        tokenizer = start.tokenizer
+    tokenizer = tokenizer or build_tokenizer_for(plan)
 
     def build(weights: bool) -> nn.Module:
         if not weights:
             return prepared(compose_empty(plan, tokenizer), plan.run.engine)
         model = compose_plan(plan, tokenizer, weights=start is None)
         if start is not None:
-            start(model)
+            start.give(model)
         return prepared(model, plan.run.engine)
 
     def loader(stage: StageBlock, world: World, state: Mapping[str, Any] | None) -> Iterable[Any]:
         return StepLoader(plan, cast(Any, tokenizer), stage, rank=world.rank, world=world.size, state=state)
+
+    def save_start(folder: Path) -> None:
+        tokenizer.save(str(folder))
 
     def save(model: nn.Module, folder: Path) -> None:
         save_native(cast(UnifiedModel, model), folder)
@@ -59,6 +90,8 @@ def plan_recipe(plan: RunPlan, sampler: Sampler | None = None, start: Start | No
         build=build,
         loader=loader,
         save_native=save,
+        save_start=save_start,
+        source=None if start is None else start.source,
         check_inputs=lambda model, stage: check_precomputed(plan, model, stage),
         sampler=sampler,
         identity={
@@ -68,6 +101,7 @@ def plan_recipe(plan: RunPlan, sampler: Sampler | None = None, start: Start | No
                 for name, block in plan.run.data.items()
                 if block.split == "train"
             },
+            "draws": [sorted(stage_sources(plan, stage)) for stage in plan.run.stages],
         },
         provenance=provenance(plan),
         encoders=tuple(encoder.address for encoder in encoders),

@@ -150,16 +150,26 @@ def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
         CheckpointError: naming the first file that is missing, damaged, foreign, or a link.
     """
     files: dict[str, dict[str, Any]] = manifest["files"]
-    present = {str(path.relative_to(folder)): path for path in folder.rglob("*") if not path.is_dir()}
-    foreign = sorted(set(present) - set(files) - {MANIFEST})
+    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    foreign = sorted(present - set(files) - {MANIFEST})
     if foreign:
         raise CheckpointError(f"{folder / foreign[0]} is not in the manifest")
     for name, entry in files.items():
-        path = present.get(name)
-        if path is None or path.is_symlink() or not path.is_file():
-            raise CheckpointError(f"{folder / name} is missing or a link")
-        if path.stat().st_size != entry["bytes"]:
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes; {entry['bytes']} were written")
-        with path.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != entry["sha256"]:
-                raise CheckpointError(f"{path} is damaged: its sha256 is not the recorded one")
+        verify_file(folder / name, entry)
+
+
+def verify_file(path: Path, entry: Mapping[str, Any] | None) -> None:
+    """Check one file against its entry in the manifest, None where it has none.
+
+    Raises:
+        CheckpointError: it is missing, damaged, foreign, or a link.
+    """
+    if entry is None:
+        raise CheckpointError(f"{path} is not in the manifest")
+    if path.is_symlink() or not path.is_file():
+        raise CheckpointError(f"{path} is missing or a link")
+    if path.stat().st_size != entry["bytes"]:
+        raise CheckpointError(f"{path} has {path.stat().st_size} bytes; {entry['bytes']} were written")
+    with path.open("rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != entry["sha256"]:
+            raise CheckpointError(f"{path} is damaged: its sha256 is not the recorded one")

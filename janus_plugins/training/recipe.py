@@ -27,6 +27,8 @@ class Recipe:
             given False it may leave parameters empty (on the meta device), as others are put in their place.
         loader: makes the batches of a stage for a rank, from a state or from the beginning.
         save_native: writes a model to a folder for use; None to write none.
+        save_start: writes what else a run begins with (its tokenizer) into a folder; None for nothing.
+        source: names the model whose weights the run begins with, where it was given; see `build`.
         check_inputs: refuses inputs of a stage that do not belong to the model as it begins; main rank only.
         sampler: makes sample pictures now and then; None for none.
         identity: plain data that a resumed run must share ("stages" is added by stage).
@@ -41,6 +43,8 @@ class Recipe:
     build: Callable[[bool], nn.Module]
     loader: Callable[[StageBlock, World, Mapping[str, Any] | None], Iterable[Any]]
     save_native: Callable[[nn.Module, Path], None] | None = None
+    save_start: Callable[[Path], None] | None = None
+    source: str | None = None
     check_inputs: Callable[[nn.Module, StageBlock], None] | None = None
     sampler: Sampler | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)

@@ -39,29 +39,44 @@ def start_from(
     sweep(checkpoints.root)
     first = chosen[0]
     if not resume:
-        _refuse_overwriting(checkpoints, first, only_stage)
-        if first == 0:
+        anew = first == 0 or recipe.source is not None
+        _refuse_overwriting(checkpoints, first, only_stage, anew)
+        if anew:
             return None
     elif only_stage is not None:
+        _refuse_going_back(checkpoints, first, only_stage)
         say(f"resuming stage {only_stage} alone")
     found = checkpoints.find(say, None if only_stage is None else first)
     _refuse_changes(found, run_identity(recipe), checkpoints.root)
+    checkpoints.set_aside(found, say)
+    if recipe.source is not None:
+        say(f"note: {recipe.source} is left aside; the run goes on from a checkpoint of its own")
     say(f"going on from {checkpoints.root / found.name} (step {found.position.total})")
     return found
 
 
-def _refuse_overwriting(checkpoints: Checkpoints, first: int, only_stage: str | None) -> None:
+def _refuse_overwriting(checkpoints: Checkpoints, first: int, only_stage: str | None, anew: bool) -> None:
     """Refuse to start what is already there; one stage alone may start on the end of the one before."""
-    names = [name for name in checkpoints.started() if not _is_before(name, first, checkpoints)]
+    names = [name for name in checkpoints.started() if anew or not _is_before(name, first, checkpoints)]
     if names:
         raise CheckpointError(
             f"{checkpoints.root} already holds {', '.join(names[:4])}: go on with --resume, or choose "
             "another folder with --out"
         )
-    if first and first - 1 not in checkpoints.stages():
+    if not anew and first - 1 not in checkpoints.stages():
         raise CheckpointError(
             f"stage {only_stage!r} starts from the end of the stage before it, but {checkpoints.root} has no "
-            f"stage_{first - 1}; train that one first"
+            f"stage_{first - 1}; train that one first, or name a model to start from with --from"
+        )
+
+
+def _refuse_going_back(checkpoints: Checkpoints, first: int, only_stage: str) -> None:
+    """Refuse to resume a stage that others were trained after: `model/` and the metrics are theirs."""
+    names = [name for name in checkpoints.started() if not _is_before(name, first + 1, checkpoints)]
+    if names:
+        raise CheckpointError(
+            f"stage {only_stage!r} is behind this run: {checkpoints.root} holds {', '.join(names[:4])} of "
+            "later stages; leave out --stage to go on, or choose another folder with --out"
         )
 
 
@@ -74,10 +89,9 @@ def _is_before(name: str, first: int, checkpoints: Checkpoints) -> bool:
 
 def _refuse_changes(found: Found, own: dict[str, Any], root: Path) -> None:
     """Refuse a run file that differs in what the checkpoint was trained with; later stages may change."""
-    saved = dict(found.manifest.get("identity", {}))
     begun = found.position.stage + 1
-    ours = {**own, "stages": own["stages"][:begun]}
-    lines = differences({**saved, "stages": saved.get("stages", [])[:begun]}, ours)
+    saved, ours = (_until(each, begun) for each in (found.manifest.get("identity", {}), own))
+    lines = differences(saved, ours)
     if found.kind == "stage":  # how the next stage runs is free
         lines = [line for line in lines if not line.startswith("engine.")]
     if lines:
@@ -85,6 +99,16 @@ def _refuse_changes(found: Found, own: dict[str, Any], root: Path) -> None:
         raise CheckpointError(
             f"{root / found.name} belongs to another run:\n  {listed}\nundo this, or start anew with --out"
         )
+
+
+def _until(identity: Mapping[str, Any], begun: int) -> dict[str, Any]:
+    """Return what an identity says of the first stages: their rows, and the data that they draw from."""
+    kept = {**identity, "stages": identity.get("stages", [])[:begun]}
+    if "draws" in identity:
+        kept["draws"] = identity["draws"][:begun]
+        drawn = {name for names in kept["draws"] for name in names}
+        kept["data"] = {name: block for name, block in identity["data"].items() if name in drawn}
+    return kept
 
 
 def differences(saved: Any, own: Any, path: str = "") -> list[str]:

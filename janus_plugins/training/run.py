@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import platform
+import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ from rich.console import Console
 
 from janus_plugins.core.catalogue import catalogue_for
 from janus_plugins.core.contracts import TrainingRun
-from janus_plugins.core.errors import PluginError, RunFileError
+from janus_plugins.core.errors import Interrupted, PluginError, RunFileError
 from janus_plugins.core.plan import RunPlan
 from janus_plugins.training.callbacks import Callbacks
-from janus_plugins.training.checkpoint import Checkpoints, Found, Position
+from janus_plugins.training.checkpoint import Checkpoints, Found, Position, begun_tokenizer
 from janus_plugins.training.ds_config import deepspeed_config
 from janus_plugins.training.guard import StopSignals, locked
 from janus_plugins.training.loop import Run, Tally
@@ -71,7 +72,7 @@ def train(
         only_stage: train this stage alone, from the end of the one before.
         resume: go on from the furthest checkpoint that verifies.
         sampler: makes sample pictures every `engine.sample_every` steps.
-        start: gives the first stage's model its weights.
+        start: what the run begins with: its first stage or, with `only_stage`, that one.
         console: where to print.
 
     Raises:
@@ -79,9 +80,10 @@ def train(
     """
     world = open_world()
     _compare_catalogues(world, plan)
-    result = run_recipe(
-        plan_recipe(plan, sampler, start), out, world, only_stage=only_stage, resume=resume, console=console
-    )
+    goes_on = resume or (only_stage is not None and start is None)
+    tokenizer = begun_tokenizer(out / "checkpoints") if goes_on else None
+    recipe = plan_recipe(plan, sampler, start, tokenizer)
+    result = run_recipe(recipe, out, world, only_stage=only_stage, resume=resume, console=console)
     atexit.register(close_world)
     return result
 
@@ -122,11 +124,23 @@ def run_recipe(
         signals = stack.enter_context(StopSignals().watching())
         run = _open_run(recipe, out, world, checkpoints, metrics, signals, found)
         position = _watched(run, lambda: train_stages(run, out, chosen, found))
+        _heed_late_signal(run, out)
     model = out / "model" if recipe.save_native else None
     tally = run.tally
     return TrainResult(
         out, model, position.total, run.bad_steps.total, tally.bad_samples, tally.seconds, world.is_main
     )
+
+
+def _heed_late_signal(run: Run, out: Path) -> None:
+    """Stop alike where a signal came in the last step or later: nothing is left to train."""
+    number = max(run.world.gather(run.signals.received))
+    if number:
+        raise Interrupted(
+            f"stopped by {signal.Signals(number).name} at the end of training; everything is saved: "
+            f"go on with --resume, which evaluates, or `janus-plugins evaluate {out}`",
+            number,
+        )
 
 
 def _watched(run: Run, work: Callable[[], Position]) -> Position:

@@ -13,10 +13,16 @@ from janus_plugins.training.checkpoint import Found, Position
 from janus_plugins.training.engine import Engine, linear_restored
 from janus_plugins.training.loop import Run, StageLoop
 from janus_plugins.training.lora import Updates, add_updates, check_lora, lora_label, merge_updates
-from janus_plugins.training.optim import Learning, choose_learning, set_trainable
+from janus_plugins.training.optim import Learning, choose_learning, rate_factor, set_trainable
 from janus_plugins.training.random_state import seed_all
 from janus_plugins.training.recipe import Recipe
-from janus_plugins.training.weights import Kept, full_weights, keep_frozen, load_weights
+from janus_plugins.training.weights import (
+    Kept,
+    frozen_weights,
+    full_weights,
+    keep_frozen,
+    load_weights,
+)
 from janus_plugins.training.world import World
 
 SLOW_BF16 = (
@@ -30,6 +36,7 @@ def train_stages(run: Run, out: Path, chosen: list[int], found: Found | None) ->
     if run.recipe.engine.precision == "bf16" and not run.world.multiplies_bf16:
         run.metrics.say(SLOW_BF16)
     position = found.position if found else Position(chosen[0], 0, 0)
+    run.checkpoints.begun = found.begun if found else chosen[0]
     if found and found.kind == "stage":
         if found.position.stage in chosen:  # it may have died between this and writing the model
             _write_native(
@@ -49,15 +56,22 @@ def train_stages(run: Run, out: Path, chosen: list[int], found: Found | None) ->
 def _train_stage(run: Run, out: Path, start: Position, found: Found | None) -> Position:
     """Train one stage, save its end, and return where the next begins."""
     recipe, world, stage = run.recipe, run.world, run.recipe.stages[start.stage]
-    model = recipe.build(True) if start.stage == 0 else _stage_end(run, start.stage - 1)
+    begins = start.stage == run.checkpoints.begun
+    model = recipe.build(True) if begins else _stage_end(run, start.stage - 1)
     for later in recipe.stages[start.stage + 1 :]:
         choose_learning(model, later)  # a wrong name is found now, not when its stage begins
         check_lora(model, later)
+    learning = choose_learning(model, stage)
+    if begins and found:
+        run.checkpoints.load_start(model)
+    elif begins:
+        rounds = recipe.engine.precision != "fp32" or recipe.source is not None
+        run.checkpoints.save_start(frozen_weights(model, learning) if rounds else {}, recipe.save_start)
     if recipe.check_inputs is not None:
         check, whole = recipe.check_inputs, model
         world.from_main(lambda: check(whole, stage))
     seed = key_of(recipe.seed, stage.name, "lora")
-    updates, learning = add_updates(model, stage, choose_learning(model, stage), seed)
+    updates, learning = add_updates(model, stage, learning, seed)
     set_trainable(model, learning)
     run.metrics.say(describe_stage(stage, learning, world))
     kept = keep_frozen(model, learning, world, recipe.engine.precision)
@@ -148,4 +162,10 @@ def describe_stage(stage: StageBlock, learning: Learning, world: World) -> str:
     for pattern, count in learning.by_pattern.items():
         lines.append(f"  learns {pattern:<{width}} {count:>13,} values at {rates[pattern]:g}")
     lines.append(f"  learns {'altogether':<{width}} {total:>13,} values; {learning.frozen:,} are frozen")
+    if stage.schedule.warmup > stage.last_step:
+        share = rate_factor(stage.schedule, stage.last_step - 1, stage.steps)
+        lines.append(
+            f"  note: warm-up takes {stage.schedule.warmup} steps, more than the stage has; the rates reach "
+            f"{share:.1%} of theirs"
+        )
     return "\n".join(lines)

@@ -19,8 +19,13 @@ def keep_frozen(model: nn.Module, learning: Learning, world: World, precision: s
     """Keep the frozen weights that a lower precision would round."""
     if precision == "fp32":
         return {}
-    frozen = {name: value for name, value in model.named_parameters() if name not in learning.rates}
-    return {name: value.detach().clone() if world.is_main else None for name, value in frozen.items()}
+    frozen = frozen_weights(model, learning)
+    return {name: value.clone() if world.is_main else None for name, value in frozen.items()}
+
+
+def frozen_weights(model: nn.Module, learning: Learning) -> dict[str, Tensor]:
+    """Return the parameters that do not learn, by name."""
+    return {name: value.detach() for name, value in model.named_parameters() if name not in learning.rates}
 
 
 def full_weights(engine: Engine, world: World, kept: Kept, averaged: bool = False) -> dict[str, Tensor]:

@@ -9,6 +9,8 @@ import pytest
 
 from janus_plugins.core.errors import JanusPluginsError, PluginError, RunFileError, WiringError
 from janus_plugins.core.facts import SourceFacts, UnderstandingFacts
+from janus_plugins.core.runfile import load_run
+from janus_plugins.core.wiring import resolve
 from janus_plugins.door import plan
 from janus_plugins.encoders.siglip.spec import SiglipConfig
 from tests.tiny import write_tiny
@@ -182,6 +184,13 @@ def test_blocks_need_a_language_model_that_says_bidirectional(tmp_path, monkeypa
     with pytest.raises(WiringError, match=r"parallel: slots of a block .* language_model \(llama\)"):
         plan(write_tiny(tmp_path), overrides)
     assert plan(write_tiny(tmp_path), ["model.generation.image.parallel={block: 1}"]).model.starts() == {}
+
+
+def test_a_trained_model_may_have_stages_that_would_be_refused(tmp_path):
+    run = load_run(write_tiny(tmp_path), ["stages.finetune.learn={generation: 1e-3}"])
+    with pytest.raises(WiringError, match="no loss of this stage reaches"):
+        resolve(run)
+    assert resolve(run, trains=False).model.parts()
 
 
 def test_an_options_error_names_its_line(tmp_path):

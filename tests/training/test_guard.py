@@ -16,7 +16,7 @@ import torch
 
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.training import random_state
-from janus_plugins.training.guard import locked
+from janus_plugins.training.guard import StopSignals, locked
 from janus_plugins.training.world import World, open_world
 
 HOLD = (
@@ -86,3 +86,25 @@ def test_half_a_launcher_is_refused(world: World, monkeypatch: pytest.MonkeyPatc
         RunFileError, match="sets RANK, LOCAL_RANK but not WORLD_SIZE, MASTER_ADDR, MASTER_PORT"
     ):
         open_world()
+
+
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    return codes
+
+
+def test_only_the_same_signal_again_ends_at_once(exits: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("janus_plugins.training.guard.time.monotonic", lambda: now[0])
+    signals = StopSignals()
+    with signals.watching():
+        for number, after in ((signal.SIGINT, 0.0), (signal.SIGTERM, 0.1), (signal.SIGINT, 0.5)):
+            now[0] = 100.0 + after
+            signal.raise_signal(number)
+        now[0] = 110.0
+        signal.raise_signal(signal.SIGTERM)  # a launcher's, of the same Ctrl-C
+        assert (signals.received, exits) == (signal.SIGINT, [])
+        signal.raise_signal(signal.SIGINT)
+        assert exits == [130]

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from janus_plugins.core.errors import DataError
 from janus_plugins.training.metrics import cut_after, read_metrics
+from janus_plugins.training.recipe import Recipe
 from janus_plugins.training.report import write_report
 from janus_plugins.training.world import World
 
@@ -80,6 +81,21 @@ def test_too_many_bad_samples_stop_the_run(world: World, tmp_path: Path) -> None
     recipe = toy_run(toy_stage(steps=60), data=BadRecipe(3), engine={"max_bad_samples": 0.7})
     with pytest.raises(DataError, match=r"75 of 100 samples could not be read.*max_bad_samples \(0.7\)"):
         start(recipe, tmp_path, world)
+
+
+def test_what_was_trained_before_bad_data_is_saved(world: World, tmp_path: Path) -> None:
+    def run(limit: float) -> Recipe:
+        return toy_run(toy_stage(steps=30), data=BadRecipe(3), engine={"max_bad_samples": limit})
+
+    start(run(0.9), tmp_path / "whole", world)
+    with pytest.raises(DataError, match="75 of 100 samples"):
+        start(run(0.7), tmp_path / "stopped", world)
+    assert (tmp_path / "stopped/checkpoints/step_24").is_dir()
+    result = start(run(0.9), tmp_path / "stopped", world, resume=True)
+    assert result.bad_samples == 90
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    named = [(tmp_path / out / "quarantine.jsonl").read_text() for out in ("stopped", "whole")]
+    assert named[0] == named[1]
 
 
 def test_samples_are_shown_and_do_not_disturb_the_run(world: World, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 
 from janus_plugins.core.errors import CheckpointError, DataError, Interrupted
+from janus_plugins.training.recipe import Recipe
 from janus_plugins.training.world import World
 
 from .runs import Crash, CrashingRecipe, assert_same, losses, start, weights
-from .toys import ToyRecipe, some_slow, toy_run, toy_stage, zero
+from .toys import ToyRecipe, some_slow, toy_model, toy_run, toy_stage, zero
 
 STAGES = (
     toy_stage("one", steps=4, learn={"language_model": 1e-2, "generation.image.head": 1e-2}),
@@ -166,3 +168,101 @@ def test_old_checkpoints_go(world: World, tmp_path: Path) -> None:
     start(toy_run(engine={"save_every": 1, "keep": 2}), tmp_path, world)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["latest", "stage_0", "step_4", "step_5"]
+
+
+@pytest.mark.parametrize("engine", some_slow(SETTINGS, zero(0, "bf16"), zero(2), zero(3, "bf16")))
+def test_resuming_needs_nothing_of_what_the_run_began_with(
+    engine: dict[str, Any], world: World, tmp_path: Path
+) -> None:
+    def began(seed: int, data: ToyRecipe | None = None) -> Recipe:
+        recipe = toy_run(STAGES[1], data=data, engine={**engine, "save_every": 2})
+        return dataclasses.replace(recipe, build=lambda weights: toy_model(seed))
+
+    start(began(7), tmp_path / "whole", world)
+    with pytest.raises(Crash):
+        start(began(7, CrashingRecipe(3)), tmp_path / "broken", world)
+    start(began(8), tmp_path / "broken", world, resume=True)
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+    assert_same(weights(tmp_path / "broken", 0), weights(tmp_path / "whole", 0))
+
+
+def test_what_the_run_began_with_must_be_whole(world: World, tmp_path: Path) -> None:
+    engine = {**zero(0, "bf16"), "save_every": 2}
+    with pytest.raises(Crash):
+        start(toy_run(STAGES[1], data=CrashingRecipe(3), engine=engine), tmp_path, world)
+    with (tmp_path / "checkpoints/start/model.safetensors").open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        stream.write(b"!")
+    with pytest.raises(CheckpointError, match=r"step_2 builds on start: .* is damaged"):
+        start(toy_run(STAGES[1], engine=engine), tmp_path, world, resume=True)
+
+
+def test_a_stage_may_begin_with_a_given_model(world: World, tmp_path: Path) -> None:
+    engine = {**zero(0, "bf16"), "save_every": 2}
+
+    def given(data: ToyRecipe | None = None) -> Recipe:
+        return toy_run(*STAGES, data=data, engine=engine, source="there")
+
+    start(toy_run(STAGES[1], engine=engine), tmp_path / "alone", world)
+    with pytest.raises(Crash):
+        start(given(CrashingRecipe(3)), tmp_path / "given", world, only_stage="two")
+    start(given(), tmp_path / "given", world, only_stage="two", resume=True)
+    assert_same(weights(tmp_path / "given", 1), weights(tmp_path / "alone", 0))
+    with pytest.raises(CheckpointError, match="already holds stage_1"):
+        start(given(), tmp_path / "given", world, only_stage="two")
+
+
+def test_a_newer_checkpoint_that_is_damaged_is_set_aside(world: World, tmp_path: Path) -> None:
+    engine = {"save_every": 1, "keep": 2}
+    with pytest.raises(Crash):
+        start(toy_run(*STAGES, data=CrashingRecipe(6), engine=engine), tmp_path, world)
+    for step in (5, 6):
+        (tmp_path / f"checkpoints/step_{step}/rank_0.json").write_text("{}")
+    (tmp_path / "checkpoints/step_9").mkdir()  # what a copy that was broken off leaves
+    with pytest.raises(Crash):
+        start(toy_run(*STAGES, data=CrashingRecipe(1), engine=engine), tmp_path, world, resume=True)
+    left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    aside = {"step_5.unusable", "step_6.unusable", "step_9.unusable"}
+    assert left == {"stage_0", "step_5", "latest", *aside}
+    assert start(toy_run(*STAGES, engine=engine), tmp_path, world, resume=True).steps == 8
+
+
+def test_an_earlier_stage_is_not_resumed_behind_later_ones(world: World, tmp_path: Path) -> None:
+    start(toy_run(*STAGES), tmp_path, world)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(CheckpointError, match=r"stage 'one' is behind this run: .* holds stage_1"):
+        start(toy_run(*STAGES), tmp_path, world, only_stage="one", resume=True)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_a_signal_in_the_last_step_is_heeded(world: World, tmp_path: Path) -> None:
+    def save(model: object, folder: Path) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="SIGINT at the end of training") as stopped:
+        start(toy_run(save_native=save), tmp_path, world)
+    assert stopped.value.exit_code == 130
+    assert start(toy_run(), tmp_path, world, resume=True).steps == 6
+
+
+@pytest.mark.parametrize(
+    ("data", "draws", "named"),
+    [
+        ({"a": 1, "b": 2, "new": 3}, [["a"], ["new"]], None),  # what a later stage draws from is free
+        ({"a": 9, "b": 2}, [["a"], ["b"]], r"data.a: 1 was saved, this run has 9"),
+        ({"a": 1, "b": 2}, [["b"], ["b"]], r"draws\[0\]\[0\]: 'a' was saved, this run has 'b'"),
+    ],
+)
+def test_data_counts_where_it_was_drawn_from(
+    data: dict[str, int], draws: list[list[str]], named: str | None, world: World, tmp_path: Path
+) -> None:
+    identity = {"data": {"a": 1, "b": 2}, "draws": [["a"], ["b"]]}
+    first = toy_run(*STAGES, data=CrashingRecipe(3), engine={"save_every": 1}, identity=identity)
+    with pytest.raises(Crash):
+        start(first, tmp_path, world)
+    recipe = toy_run(*STAGES, identity={"data": data, "draws": draws})
+    if named is None:
+        assert start(recipe, tmp_path, world, resume=True).steps == 8
+    else:
+        with pytest.raises(CheckpointError, match=named):
+            start(recipe, tmp_path, world, resume=True)

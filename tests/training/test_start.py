@@ -10,10 +10,13 @@ import torch
 from rich.console import Console
 
 from janus_plugins.core.errors import CheckpointError
+from janus_plugins.door import located
 from janus_plugins.door import plan as read_plan
+from janus_plugins.evaluation.runner import start_with
 from janus_plugins.model.compose import compose_plan
 from janus_plugins.model.native import load_native, save_native
 from janus_plugins.model.start import take_weights
+from janus_plugins.training.plan_recipe import Start, plan_recipe
 from janus_plugins.training.run import train
 from tests.tiny import write_tiny
 
@@ -39,7 +42,7 @@ def test_the_first_stage_starts_from_a_checkpoint(run_file: Path, folder: Path, 
         read_plan(run_file),
         tmp_path,
         only_stage="tokenizer",
-        start=lambda model: take_weights(model, load_native(folder), str(folder)),
+        start=Start("there", lambda model: take_weights(model, load_native(folder), "there")),
         console=Console(file=io.StringIO()),
     )
     ends = weights(tmp_path, 0)
@@ -89,3 +92,67 @@ class _Shifted:
 
     def id_of(self, token: str) -> int:
         return self._inner.id_of(token) + 1  # type: ignore[attr-defined]
+
+
+def words(folder: Path, *lines: str) -> Path:
+    """A run file whose words come from a file of text."""
+    (folder / "words.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    path = folder / "words.yaml"
+    path.write_text(
+        WORDS.replace("WORDS", str(folder / "words.txt")),
+        encoding="utf-8",
+    )
+    return path
+
+
+WORDS = """
+name: words
+model:
+  language_model:
+    use: llama
+    options: {vocab_size: 64, hidden_size: 32, intermediate_size: 64, num_layers: 1, num_heads: 2, max_positions: 64}
+    tokenizer: {type: trained, level: word, vocab_size: 64}
+    template: plain
+data:
+  said: {use: hf-dataset, task: text, options: {path: WORDS, columns: {text: "{text}"}}}
+stages:
+  - {name: one, learn: {language_model: 1.0e-2}, mix: {text: 1}, steps: 2, batch: 4, max_length: 32}
+  - {name: two, learn: {language_model: 1.0e-2}, mix: {text: 1}, steps: 2, batch: 4, max_length: 32}
+"""
+FIRST = ("beta gamma", "gamma delta", "delta beta", "beta beta")
+MORE = (*FIRST, "aardvark beta", "aardvark aardvark")
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+def test_a_run_keeps_the_tokenizer_that_it_began_with(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train(read_plan(words(tmp_path, *FIRST)), out, only_stage="one", console=quiet())
+    before = load_native(out / "model").tokenizer.vocabulary()  # type: ignore[attr-defined]
+    longer = read_plan(words(tmp_path, *MORE))
+    assert plan_recipe(longer).save_start is not None
+    train(longer, out, only_stage="two", console=quiet())
+    assert load_native(out / "model").tokenizer.vocabulary() == before  # type: ignore[attr-defined]
+    (out / "checkpoints/start/tokenizer.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json has 2 bytes"):
+        train(longer, out, resume=True, console=quiet())
+
+
+def test_words_trained_anew_are_not_put_on_another_models_embeddings(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train(read_plan(words(tmp_path, *FIRST)), out, only_stage="one", console=quiet())
+    other, longer = load_native(out / "model"), read_plan(words(tmp_path, *MORE))
+    with pytest.raises(CheckpointError, match=r"'.*' has id \d+ in its tokenizer and \d+ in the run's"):
+        take_weights(compose_plan(longer), other, "there")
+    start = start_with(out, located(out), resume=False)
+    model = plan_recipe(longer, start=start).build(True)
+    assert torch.equal(next(model.parameters()), next(other.parameters()))
+    assert model.tokenizer.vocabulary() == other.tokenizer.vocabulary()  # type: ignore[union-attr, operator, attr-defined]
+
+
+def test_a_model_to_start_from_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is not a folder"):
+        start_with(tmp_path / "none", tmp_path / "none", resume=False)
+    assert start_with(tmp_path / "none", tmp_path / "none", resume=True).tokenizer is None
