@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 from pathlib import Path
@@ -100,19 +101,180 @@ def test_csv_text_and_its_texts(tmp_path: Path) -> None:
     assert list(source.texts()) == ["how?", "so", "why?", "because"]
 
 
+def answers(source: Any) -> list[str]:
+    """Read every row, by index or one pass in order: the answer's text, or the error."""
+    number = len(source) if hasattr(source, "__len__") else len(list(source._dataset))
+    rows = source.rows(None) if hasattr(source, "rows") else None
+    said = []
+    for index in range(number):
+        try:
+            sample = source.sample(next(rows)[0], index) if rows else source[index]
+            said.append(sample.turns[-1].parts[0])
+        except BadSample as error:
+            said.append(f"bad: {error}")
+    return said
+
+
+TEXT = {"text": "{a}"}
+ODD = ["3", "00501", "3.50", "None", "NA", "null", "nan", "true", "2024-01-01", "1e5", " x"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # pandas leaves files open
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+@pytest.mark.parametrize("named", ["path", "data_files", "folder"])
+def test_cells_stay_as_the_file_has_them(tmp_path: Path, suffix: str, named: str, streaming: bool) -> None:
+    (tmp_path / "rows").mkdir()
+    file = tmp_path / "rows" / f"train.{suffix}"
+    between = {"csv": ",", "tsv": "\t"}[suffix]
+    file.write_text(
+        "".join(f"{a}{between}{b}\n" for a, b in [("a", "b"), *((cell, "1;2") for cell in ODD), ("", "x")])
+    )
+    options: dict[str, Any] = {"path": file, "streaming": streaming}
+    if named == "data_files":
+        options |= {"path": "csv", "data_files": {"train": [str(file)]}}
+    elif named == "folder":
+        options["path"] = file.parent
+    assert answers(open_rows(columns=TEXT, **options)) == [*ODD, "bad: column 'a' is empty"]
+    assert answers(open_rows(columns={"text": "{b}"}, **options)) == ["1;2"] * len(ODD) + ["x"]
+    gc.collect()  # pandas leaves the file open, which is told here rather than in another test
+
+
+def lines_of(folder: Path, name: str, *lines: str) -> Path:
+    (folder / name).write_bytes("".join(lines).encode())
+    return folder / name
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "ndjson"])
+@pytest.mark.parametrize("named", ["path", "data_files", "folder"])
+def test_values_of_json_lines_keep_their_types(
+    tmp_path: Path, suffix: str, named: str, streaming: bool
+) -> None:
+    (tmp_path / "rows").mkdir()
+    big = 12345678901234567890123
+    values = [3, 3.5, "three", "3", "2024-01-01", big, "00501", "x\u2028y\u0085z\x0b\x1c\x7f", "Zürich"]
+    rows = [
+        json.dumps({"a": value, "image": index}, ensure_ascii=False) for index, value in enumerate(values)
+    ]
+    file = lines_of(tmp_path / "rows", f"train.{suffix}", "\ufeff", "\r\n".join(rows), "\r\n")
+    options: dict[str, Any] = {"path": file, "streaming": streaming}
+    if named == "data_files":
+        options |= {"path": "json", "data_files": str(file)}
+    elif named == "folder":
+        options["path"] = file.parent
+    source = open_rows(columns=TEXT, **options)
+    assert answers(source) == list(map(str, values))
+    assert list(source.texts()) == list(map(str, values))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_broken_line_is_one_bad_sample(tmp_path: Path, streaming: bool) -> None:
+    path = tmp_path / "rows.jsonl"
+    good = [b'{"a": "one"}', b"", b'{"a": "two"}', b" \t", b'{"a": "three\x0b"}', b'{"a": "\\ud83d\\ude00"}']
+    bad = [b'{"a": "\xff"}', b'{"a": "\\ud800"}', b"[1]", b'{"b": 1}', b'{"a": NaN}', b'{"a": "cut \xe4\xbd']
+    path.write_bytes(b"\n".join([*good, *bad]))
+    source = open_rows(path, TEXT, streaming=streaming)
+    rows = source.rows(None) if streaming else None
+    said = []
+    for index in range(10):
+        try:
+            said.append((source.sample(next(rows)[0], index) if rows else source[index]).turns[0].parts[0])
+        except BadSample as error:
+            said.append(str(error))
+    assert said[:4] == ["one", "two", "three\x0b", "\U0001f600"]
+    assert f"{path}[4] is no JSON object: Invalid" in said[4]
+    assert "surrogates not allowed" in said[5]
+    assert said[6] == f"{path}[6] is no JSON object, but '[1]'"
+    assert said[7] == "the row has no column 'a'; it has ['b']"
+    assert said[8] == "column 'a' holds nan, not text"
+    assert f"{path}[9] is no JSON object: " in said[9]
+    assert list(source.texts()) == said[:4]
+    assert streaming or len(source) == 10
+
+
+def test_lines_of_several_files_and_splits(tmp_path: Path) -> None:
+    names = [str(lines_of(tmp_path, f"{a}.jsonl", json.dumps({"a": a}), "\n")) for a in ("x", "y", "z")]
+    files = {"train": names[:2], "test": names[2]}
+    assert answers(open_rows("json", TEXT, data_files=files)) == ["x", "y"]
+    assert answers(open_rows("json", TEXT, data_files=files, split="test")) == ["z"]
+    assert answers(open_rows("json", TEXT, data_files=str(tmp_path / "*.jsonl"), split="train[1:]")) == [
+        "y",
+        "z",
+    ]
+
+
+def test_an_edited_file_is_read_anew(tmp_path: Path) -> None:
+    assert answers(open_rows(lines_of(tmp_path, "x.jsonl", '{"a": 1}\n'), TEXT)) == ["1"]
+    assert answers(open_rows(lines_of(tmp_path, "x.jsonl", '{"a": 2}\n'), TEXT)) == ["2"]
+    assert answers(open_rows(lines_of(tmp_path, "x.csv", "a\n1\n"), TEXT)) == ["1"]
+    assert answers(open_rows(lines_of(tmp_path, "x.csv", "a\n2\n"), TEXT)) == ["2"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_guessed_types_are_refused_in_texts(tmp_path: Path, streaming: bool) -> None:
+    def opened(*values: Any, columns: dict[str, str] = TEXT) -> Any:
+        rows = [{"a": value, "b": "x"} for value in values]
+        return open_rows(lines_of(tmp_path, "x.json", json.dumps(rows)), columns, streaming=streaming)
+
+    assert answers(opened("3", "three")) == ["3", "three"]
+    assert answers(opened(3, 7)) == ["3", "7"]
+    assert answers(opened(3, 3.5, "x")) == ["3", "3.5", "x"]
+    for values, kind in [
+        ((3, 3.5), "double"),
+        (("2024-01-01", "2024-01-02"), "timestamp"),
+    ]:
+        with pytest.raises(
+            DataError, match=rf"x\.json'?: column 'a' of columns.text was taken for {kind}.*\.jsonl"
+        ):
+            opened(*values)
+    assert answers(opened(3, 3.5, columns={"image": "{a}", "answer": "{b}"})) == ["x", "x"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_that_hold_no_rows_say_so(tmp_path: Path, streaming: bool) -> None:
+    def opened(name: str, text: str) -> Any:
+        return open_rows(lines_of(tmp_path, name, text), TEXT, streaming=streaming)
+
+    for suffix in ("jsonl", "json", "csv", "txt"):
+        with pytest.raises(DataError, match=rf"is empty: .*none\.{suffix} holds nothing"):
+            opened(f"none.{suffix}", "")
+    with pytest.raises(DataError, match="is empty: it has no line with text"):
+        opened("blank.jsonl", "\n \n")
+    pretty = [{"a": 1}, {"a": 2}]
+    assert answers(opened("list.json", json.dumps([{"a": "1"}], indent=1))) == ["1"]
+    for number, text in enumerate(
+        (json.dumps({"data": pretty}, indent=1), '{"data": [\n{"a": 1},\n{"a": 2}\n]}')
+    ):
+        with pytest.raises(DataError, match=r"is no JSON lines: .* one list of objects"):
+            opened(f"pretty{number}.json", text)
+    with pytest.raises(DataError, match=r"no column 'a'; it has \['data'\]"):
+        opened("field.json", json.dumps({"data": pretty}))
+    with pytest.raises(DataError, match="data_files names no file"):
+        open_rows("json", TEXT, data_files=[], streaming=streaming)
+
+
+def test_why_a_file_cannot_be_opened_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="Expected 2 fields in line 3, saw 3"):
+        open_rows(lines_of(tmp_path, "x.csv", "a,b\n1,2\n1,2,3\n"), TEXT)
+
+
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
 def test_streaming_resumes_after_every_row(tmp_path: Path, kind: str) -> None:
     if kind == "parquet":
         path: Path = parquet(tmp_path, 7, files=2)
     else:
         path = tmp_path / "rows.jsonl"
-        path.write_text("".join(json.dumps({"image": "x.png", "caption": f"c{i}"}) + "\n" for i in range(14)))
+        path.write_text(
+            "".join(json.dumps({"image": "x.png", "caption": f"c{i}"}) + "\n\n" for i in range(14))
+        )
 
     def captions(state: Any, number: int) -> tuple[list[str], list[Any]]:
         source = open_rows(path, CAPTIONS, streaming=True)
         reader = source.rows(state)
         pairs = [next(reader) for _ in range(number)]
-        return [row["caption"] for row, _ in pairs], [json.loads(json.dumps(state)) for _, state in pairs]
+        said = [source.sample(row, 0).turns[1].parts[0] for row, _ in pairs]
+        return said, [json.loads(json.dumps(state)) for _, state in pairs]
 
     whole, states = captions(None, 17)  # a pass and a bit
     assert whole == [f"c{index % 14}" for index in range(17)]

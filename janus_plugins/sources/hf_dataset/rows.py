@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,9 @@ from janus_plugins.core.samples import (
 )
 from janus_plugins.sources.hf_dataset.spec import COLUMN, TEXT_KEYS, HfDatasetConfig
 
+LINE = "text"
+"""The column of a dataset whose rows are lines of a file."""
+
 ROLES: Mapping[str, Any] = {
     "human": "user",
     "user": "user",
@@ -27,6 +32,12 @@ ROLES: Mapping[str, Any] = {
     "system": "system",
 }
 """How conversation data names its speakers (ShareGPT's and OpenAI's spellings)."""
+
+_JSON = json.JSONDecoder(strict=False)
+"""Leaves control characters in strings as they are."""
+
+_SHOWN = 60
+"""How many characters of a broken line an error shows."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +48,21 @@ class RowReader:
         config: the source's options.
         root: folder that relative item paths start from.
         classes: names of the classes of columns that hold class numbers.
+        lines: whether a row is a line of JSON still to be parsed.
     """
 
     config: HfDatasetConfig
     root: Path = field(default_factory=Path)
     classes: Mapping[str, list[str]] = field(default_factory=dict)
+    lines: bool = False
 
     def sample(self, row: Mapping[str, Any], key: str) -> Sample:
         """Return the sample that a row makes.
 
         Raises:
-            BadSample: a column is missing, empty or of the wrong type.
+            BadSample: a column is missing, empty or of the wrong type, or a line is no JSON object.
         """
+        row = parsed(row, key) if self.lines else row
         columns, task = self.config.columns, self.config.task
         if "conversations" in columns:
             return Sample("text" if task == "text" else "understanding", self._conversation(row), key)
@@ -72,8 +86,9 @@ class RowReader:
         """Yield the texts of a row.
 
         Raises:
-            BadSample: a column is missing, empty or of the wrong type.
+            BadSample: a column is missing, empty or of the wrong type, or a line is no JSON object.
         """
+        row = parsed(row) if self.lines else row
         for name in TEXT_KEYS:
             if name in self.config.columns:
                 yield self._text(row, name)
@@ -98,6 +113,8 @@ class RowReader:
             if not 0 <= value < len(names):
                 raise BadSample(f"column {column!r} holds class {value}, but there are {len(names)}")
             return names[value]
+        if isinstance(value, float) and not math.isfinite(value):
+            raise BadSample(f"column {column!r} holds {value}, not text")
         if isinstance(value, str | int | float):
             return str(value)
         raise BadSample(f"column {column!r} holds {type(value).__name__}, not text")
@@ -161,6 +178,28 @@ class RowReader:
         for item, piece in zip(items, pieces[1:], strict=True):
             parts += [item, piece]
         return tuple(part for part in parts if isinstance(part, Item) or part.strip())
+
+
+def parsed(row: Mapping[str, Any], key: str = "the line") -> dict[str, Any]:
+    """Return the JSON object in a row that is a line.
+
+    Raises:
+        BadSample: the line holds something else.
+    """
+    line = row[LINE]
+    try:
+        value = _JSON.decode(line)
+        if "\\ud" in line.lower():
+            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise BadSample(f"{key} is no JSON object: {error}, in {_start(line)}") from error
+    if not isinstance(value, dict):
+        raise BadSample(f"{key} is no JSON object, but {_start(line)}")
+    return value
+
+
+def _start(line: str) -> str:
+    return repr(line if len(line) <= _SHOWN else f"{line[:_SHOWN]}...")
 
 
 def _column(row: Mapping[str, Any], name: str) -> Any:

@@ -7,26 +7,16 @@ against broken and oversized ones. No code from a dataset repository is ever run
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from janus_plugins.core.errors import BadSample, DataError
 from janus_plugins.core.facts import SourceFacts
 from janus_plugins.core.samples import Sample
-from janus_plugins.sources.hf_dataset.rows import RowReader
+from janus_plugins.sources.hf_dataset.files import BUILDERS, keys_of_lines, load
+from janus_plugins.sources.hf_dataset.rows import LINE, RowReader
 from janus_plugins.sources.hf_dataset.spec import COLUMN, HfDatasetConfig
-
-BUILDERS = {
-    ".parquet": "parquet",
-    ".json": "json",
-    ".jsonl": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".arrow": "arrow",
-    ".txt": "text",
-}
-"""Which builder reads a single local file."""
 
 
 def build(config: HfDatasetConfig, facts: SourceFacts) -> IndexedDataset | StreamedDataset:
@@ -35,8 +25,8 @@ def build(config: HfDatasetConfig, facts: SourceFacts) -> IndexedDataset | Strea
     Raises:
         DataError: there is no such dataset, split or column.
     """
-    dataset = open_dataset(config)
-    reader = RowReader(config, _root(config), _classes(dataset))
+    dataset, lines = open_dataset(config)
+    reader = RowReader(config, _root(config), _classes(dataset), lines)
     return StreamedDataset(dataset, reader) if config.streaming else IndexedDataset(dataset, reader)
 
 
@@ -84,6 +74,8 @@ class StreamedDataset:
             self._dataset.load_state_dict(state)
             found = False
             for row in self._dataset:
+                if self._reader.lines and not row[LINE].strip():
+                    continue
                 found = True
                 yield row, self._dataset.state_dict()
             if not (found or resumed):
@@ -99,37 +91,44 @@ class StreamedDataset:
         return _texts(self._dataset, self._reader)
 
 
-def open_dataset(config: HfDatasetConfig) -> Any:
+def open_dataset(config: HfDatasetConfig) -> tuple[Any, bool]:
     """Open what `path` names: a saved dataset, a local file or folder, a builder, or a hub id.
+
+    Returns:
+        the dataset, and whether its rows are lines of JSON still to be parsed.
 
     Raises:
         DataError: naming the path and the cause.
     """
-    import datasets
-
     path = Path(config.path)
     if path.suffix in BUILDERS and not path.exists():  # no hub id ends so; asking the hub takes half a minute
         raise DataError(f"dataset {config.path!r}: there is no such file (looked in {Path.cwd()})")
     try:
-        if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-            dataset = _saved(path, config)
-        else:
-            options = {"path": config.path, "data_files": config.data_files}
-            if path.is_file() and path.suffix in BUILDERS:
-                options = {"path": BUILDERS[path.suffix], "data_files": config.path}
-            dataset = datasets.load_dataset(
-                **options,
-                name=config.name,
-                split=config.split,
-                revision=config.revision,
-                streaming=config.streaming,
-            )
+        dataset, lines = _opened(path, config)
+        return _checked(dataset, lines, config), lines
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(
-            f"dataset {config.path!r} (split {config.split!r}) cannot be opened: "
-            f"{type(error).__name__}: {error}"
+            f"dataset {config.path!r} (split {config.split!r}) cannot be opened: {_reason(error)}"
         ) from error
-    return _undecoded(_with_columns(dataset, config))
+
+
+def _reason(error: BaseException) -> str:
+    """Return what an error says, and what the first of those that led to it says."""
+    first = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    if isinstance(first, StopIteration):
+        return "its first file is empty"
+    said = [f"{type(one).__name__}: {one}".strip() for one in (error, first)]
+    return said[0] if first is error else f"{said[0]} ({said[1]})"
+
+
+def _opened(path: Path, config: HfDatasetConfig) -> tuple[Any, bool]:
+    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        return _saved(path, config), False
+    return load(config)
 
 
 def _saved(path: Path, config: HfDatasetConfig) -> Any:
@@ -140,12 +139,19 @@ def _saved(path: Path, config: HfDatasetConfig) -> Any:
     return dataset.to_iterable_dataset() if config.streaming else dataset
 
 
-def _with_columns(dataset: Any, config: HfDatasetConfig) -> Any:
+def _checked(dataset: Any, lines: bool, config: HfDatasetConfig) -> Any:
     """Keep the columns that are used, where it is known which there are."""
     wanted = list(dict.fromkeys(name for text in config.columns.values() for name in COLUMN.findall(text)))
-    known = dataset.column_names
-    if known is None:
+    if lines:
+        _check_columns(keys_of_lines(dataset, wanted, config), wanted, config)
         return dataset
+    if dataset.column_names is not None:
+        _check_columns(dataset.column_names, wanted, config)
+        dataset = dataset.select_columns(wanted)
+    return _undecoded(dataset)
+
+
+def _check_columns(known: Collection[str], wanted: list[str], config: HfDatasetConfig) -> None:
     missing = [name for name in wanted if name not in known]
     if missing:
         raise DataError(f"dataset {config.path!r} has no column {missing[0]!r}; it has {sorted(known)}")
@@ -155,11 +161,12 @@ def _with_columns(dataset: Any, config: HfDatasetConfig) -> Any:
                 f"dataset {config.path!r}: columns.{key} is the constant text {text!r}, and there is a "
                 f'column of that name; for its values write {key}: "{{{text}}}"'
             )
-    return dataset.select_columns(wanted)
 
 
 def _undecoded(dataset: Any) -> Any:
     for name, feature in (dataset.features or {}).items():
+        if type(feature).__name__ == "Json":  # a column of several types, which decoding restores
+            continue
         if getattr(feature, "decode", False) is True:
             dataset = dataset.cast_column(name, dataclasses.replace(feature, decode=False))
         elif getattr(getattr(feature, "feature", None), "decode", False) is True:
@@ -191,7 +198,9 @@ def _key(reader: RowReader, index: int) -> str:
 def _texts(dataset: Any, reader: RowReader) -> Iterator[str]:
     names = [key for key in reader.config.columns if key != reader.config.modality]
     wanted = [name for key in names for name in COLUMN.findall(reader.config.columns[key])]
-    for row in dataset.select_columns(list(dict.fromkeys(wanted))) if wanted else ():
+    if wanted and not reader.lines:
+        dataset = dataset.select_columns(list(dict.fromkeys(wanted)))
+    for row in dataset if wanted else ():
         try:
             yield from reader.texts(row)
         except BadSample:

@@ -1,0 +1,208 @@
+"""Which builder of the `datasets` library reads which files, so that a text stays as its file spells it.
+
+The json and csv builders infer a column's type from all of its cells: `3` beside `3.5` becomes "3.0",
+`00501` becomes "501", `NA` an empty cell and `2024-01-01` a date. Local files are therefore read another
+way: JSON lines as lines, each parsed when it is read, and every cell of a CSV as text.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator, Mapping
+from datetime import date, time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from janus_plugins.core.errors import BadSample, DataError
+from janus_plugins.sources.hf_dataset.rows import LINE, parsed
+from janus_plugins.sources.hf_dataset.spec import COLUMN, TEXT_KEYS, HfDatasetConfig
+
+BUILDERS = {
+    ".parquet": "parquet",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".arrow": "arrow",
+    ".txt": "text",
+}
+"""Which builder reads a single local file."""
+
+INFERRED = frozenset({"json", "csv", "imagefolder", "audiofolder", "videofolder"})
+"""Builders that guess the types of columns."""
+
+_FIRST = 1000
+"""How many lines are looked at for a column before it counts as unknown."""
+
+
+def load(config: HfDatasetConfig) -> tuple[Any, bool]:
+    """Open what `path` names: a file, a folder, a builder or a hub id.
+
+    Returns:
+        a `datasets.Dataset` or `IterableDataset`, and whether its rows are lines of JSON still to be
+        parsed; those of a `Dataset` are never blank.
+
+    Raises:
+        DataError: there are no files, all of them are empty, or a column of a text has a guessed type
+            that does not keep how it was written.
+    """
+    builder, lines = _builder_of(config)
+    dataset = _rows_of(builder, config)
+    if builder.info.builder_name in INFERRED:
+        _refuse_lossy(dataset, config)
+    return (_without_blanks(dataset) if lines and not config.streaming else dataset), lines
+
+
+def keys_of_lines(dataset: Any, wanted: list[str], config: HfDatasetConfig) -> set[str]:
+    """Return the keys of the first lines, no more of them than it takes to find all that are wanted.
+
+    Raises:
+        DataError: most of the first lines are no JSON objects, or there are none.
+    """
+    keys: set[str] = set()
+    number, problems = 0, []
+    for row in islice((row for row in dataset if row[LINE].strip()), _FIRST):
+        number += 1
+        try:
+            keys |= set(parsed(row))
+        except BadSample as error:
+            problems.append(error)
+        if keys.issuperset(wanted) and not problems:
+            break
+    if not number:
+        raise DataError(
+            f"dataset {config.path!r} (split {config.split!r}) is empty: it has no line with text"
+        )
+    if 2 * len(problems) > number:
+        raise DataError(
+            f"dataset {config.path!r} is no JSON lines: {problems[0]}; write one object a line, or into a "
+            ".json one list of objects"
+        )
+    return keys
+
+
+def _rows_of(builder: Any, config: HfDatasetConfig) -> Any:
+    if config.streaming:
+        streamed = builder.as_streaming_dataset(split=config.split)
+        untyped = builder.info.builder_name == "json" and streamed.features is None
+        if not (untyped and _local_files(builder)):
+            return streamed
+    builder.download_and_prepare()
+    dataset = builder.as_dataset(split=config.split)
+    # A list in a .json is read as a whole in any case, and has types only then.
+    return dataset.to_iterable_dataset() if config.streaming else dataset
+
+
+def _builder_of(config: HfDatasetConfig) -> tuple[Any, bool]:
+    import datasets
+
+    if config.data_files is not None and not config.data_files:
+        raise DataError(f"dataset {config.path!r}: data_files names no file")
+    options = _options(config)
+    builder = datasets.load_dataset_builder(**options)
+    kind = builder.info.builder_name
+    if kind not in ("json", "csv", "text") or builder.info.features is not None:
+        return builder, False
+    files = _local_files(builder)
+    if not files:
+        return builder, False
+    if not any(file.stat().st_size for file in files):
+        raise DataError(f"dataset {config.path!r} is empty: {files[0]} holds nothing")
+    if kind == "csv":
+        return datasets.load_dataset_builder(**options, **_cells_as_text(builder.config, files[0])), False
+    if kind == "json" and all(map(_holds_lines, files)):
+        return _lines_of(builder.config.data_files), True
+    return builder, False
+
+
+def _options(config: HfDatasetConfig) -> dict[str, Any]:
+    path = Path(config.path)
+    options: dict[str, Any] = {"path": config.path, "data_files": config.data_files}
+    if path.is_file() and path.suffix in BUILDERS:
+        options = {"path": BUILDERS[path.suffix], "data_files": config.path}
+    if options["path"] == "csv" and all(name.endswith(".tsv") for name in _names(options["data_files"])):
+        options["sep"] = "\t"
+    return options | {"name": config.name, "revision": config.revision}
+
+
+def _local_files(builder: Any) -> list[Path]:
+    """Return a builder's files, or none at all where one of them is not on this machine."""
+    files = [Path(name) for names in (builder.config.data_files or {}).values() for name in names]
+    return files if all(file.is_file() for file in files) else []
+
+
+def _names(files: Any) -> Iterator[str]:
+    """Yield what `data_files` lists."""
+    if isinstance(files, str):
+        yield files
+    elif files:
+        for inner in files.values() if isinstance(files, Mapping) else files:
+            yield from _names(inner)
+
+
+def _holds_lines(file: Path) -> bool:
+    """Answer whether a file holds JSON lines, rather than one list or something packed."""
+    if BUILDERS.get(file.suffix) != "json":
+        return False
+    with file.open("rb") as opened:
+        head = opened.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8).lstrip()
+        while not head and (read := opened.read(1 << 16)):
+            head = read.lstrip()
+    return not head.startswith(b"[")
+
+
+def _lines_of(files: Mapping[str, list[str]]) -> Any:
+    """Return a builder of lines, which ends one at a line feed alone, as JSON does."""
+    import datasets
+
+    return datasets.load_dataset_builder(
+        "text",
+        data_files={split: list(names) for split, names in files.items()},
+        encoding="utf-8-sig",
+        encoding_errors="backslashreplace",  # \x is no JSON, so that a damaged line is refused by itself
+    )
+
+
+def _cells_as_text(config: Any, file: Path) -> dict[str, Any]:
+    """Return options of the csv builder that leave every cell as it is; only an empty one is missing."""
+    import pandas as pd
+    from datasets import Features, Value
+
+    header = pd.read_csv(file, **{**config.pd_read_csv_kwargs, "nrows": 0, "chunksize": None})
+    features = Features({str(name): Value("string") for name in header.columns})
+    return {"features": features, "keep_default_na": False, "na_values": [""]}
+
+
+def _without_blanks(dataset: Any) -> Any:
+    kept = dataset.filter(_written, input_columns=LINE, batched=True)
+    return kept if len(kept) < len(dataset) else dataset  # a selection of rows is read at half the speed
+
+
+def _refuse_lossy(dataset: Any, config: HfDatasetConfig) -> None:
+    names = {name: key for key in TEXT_KEYS for name in COLUMN.findall(config.columns.get(key, ""))}
+    features = dataset.features
+    first: Mapping[str, Any] = next(iter(dataset), {}) if names and features is None else {}
+    for name, key in names.items():
+        guessed = _lossy(features.get(name) if features else first.get(name))
+        if guessed:
+            raise DataError(
+                f"dataset {config.path!r}: column {name!r} of columns.{key} was taken for {guessed}, which "
+                'does not keep a text as its file has it (3 would become "3.0"); write the rows as JSON '
+                "lines into a local file that ends in .jsonl, or make the values texts in quotes"
+            )
+
+
+def _lossy(column: Any) -> str | None:
+    """Return the type of a feature, or of a value, whose text is not the file's."""
+    import pyarrow as pa
+
+    kind = getattr(column, "pa_type", None)
+    if isinstance(column, float | date | time):
+        kind = pa.scalar(column).type
+    return str(kind) if kind and (pa.types.is_floating(kind) or pa.types.is_temporal(kind)) else None
+
+
+def _written(lines: list[str]) -> list[bool]:
+    return [bool(line.strip()) for line in lines]
