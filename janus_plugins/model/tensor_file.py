@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from janus_plugins.core.errors import CheckpointError
@@ -101,6 +102,25 @@ class TensorFile:
                 if file.readinto(raw(tensor)) != last - first:
                     raise CheckpointError(f"{self.path} ends inside {name}; copy it again")
         return tensor
+
+
+def write_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file of tensors that are in memory already.
+
+    Args:
+        tensors: contiguous ones on the CPU, no two of which share memory.
+        path: the file.
+        metadata: its notes.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; the library has an error of its own for that.
+    """
+    try:
+        save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
+    except SafetensorError as error:
+        raise OSError(f"{path.name}: {error}") from error
 
 
 def raw(tensor: Tensor) -> memoryview:
