@@ -7,6 +7,8 @@ import dataclasses
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from janus_plugins.training.world import World
 
 from ..tiny import write_tiny
 from .runs import losses
+from .test_guard import HOLD
 
 ADAPTERS = 1
 
@@ -176,6 +179,22 @@ def test_a_broken_off_run_goes_on_and_is_not_read_before(
         assert part.read_bytes() == (folder / "draw" / "generation.image" / part.name).read_bytes()
     (third,) = precompute(plan, tmp_path, world, **options)
     assert third.items == 0
+
+
+def test_a_second_run_on_the_same_entry_is_refused(plan: RunPlan, world: World, tmp_path: Path) -> None:
+    """And one on another entry of the same folder is not."""
+    options: Any = {"paths": ["generation.image"]}
+    hold = [sys.executable, "-c", HOLD, str(tmp_path / "draw")]
+    with subprocess.Popen(hold, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        message = rf"{tmp_path / 'draw'} is in use by process {holder.pid} on .* choose another folder"
+        with pytest.raises(RunFileError, match=message):
+            precompute(plan, tmp_path, world, **options)
+        precompute(plan, tmp_path, world, names=["read"], paths=["understanding.image"])
+        holder.kill()
+    assert [path.name for path in (tmp_path / "draw").iterdir()] == [".lock"]
+    precompute(plan, tmp_path, world, **options)
 
 
 def test_ranks_share_the_parts_and_write_the_same(
