@@ -16,7 +16,7 @@ import torch
 
 from janus_plugins.core.errors import CheckpointError
 from janus_plugins.training.checkpoint import Checkpoints, Position
-from janus_plugins.training.publish import read_manifest, seal, verify
+from janus_plugins.training.publish import publish, read_manifest, seal, verify
 from janus_plugins.training.resume import differences
 from janus_plugins.training.world import World
 
@@ -200,6 +200,16 @@ def test_a_full_disk_at_the_end_of_a_stage_leaves_nothing_half_written(
     with no_file_beyond(900), pytest.raises(CheckpointError, match=message):
         checkpoints.save_stage(Position(1, 6, 12), toy_model(), {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "stage_0"]
+
+
+def test_a_rank_that_is_gone_is_not_taken_for_a_full_disk(world: World, tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        (folder / "half").write_text("written")
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:5296")
+
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        publish(world, tmp_path, "step_1", write, {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unwritable_folder_is_a_clear_error(world: World, tmp_path: Path) -> None:
