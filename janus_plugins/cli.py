@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -46,14 +46,25 @@ def main() -> None:
     except KeyboardInterrupt as error:
         _fail(error, 130, debug, "interrupted")
     except Exception as error:
-        hint = "this is a bug or a broken machine; run again with --debug for the traceback"
-        _fail(error, 1, debug, f"{type(error).__name__}: {error}\n{hint}")
+        _fail_unforeseen(error, debug)
 
 
-def _fail(error: BaseException, code: int, debug: bool, text: str | None = None) -> None:
+def _fail_unforeseen(error: Exception, debug: bool) -> None:
+    from janus_plugins.training.peers import LOST, is_lost_peer
+
+    said = f"{type(error).__name__}: {error}"
+    if is_lost_peer(error):  # rank 0 may be the one that has ended
+        _fail(error, 1, debug, f"{LOST}\n({said})", ranks=("0", "1"))
+    hint = "this is a bug or a broken machine; run again with --debug for the traceback"
+    _fail(error, 1, debug, f"{said}\n{hint}")
+
+
+def _fail(
+    error: BaseException, code: int, debug: bool, text: str | None = None, ranks: tuple[str, ...] = ("0",)
+) -> NoReturn:
     if debug:
         traceback.print_exception(error)
-    if os.environ.get("RANK", "0") == "0":  # every rank of a run raises the same
+    if os.environ.get("RANK", "0") in ranks:  # every rank of a run raises the same
         typer.echo(f"error: {text or error}", err=True)
     sys.exit(code)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,3 +27,19 @@ def plugin_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command += ["--disable-pip-version-check", "--target", str(site), *map(str, sorted(wheels.glob("*.whl")))]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return site
+
+
+@pytest.fixture
+def no_file_beyond() -> Callable[[int], AbstractContextManager[None]]:
+    """Let no file of this process grow beyond some bytes in a `with` block, as if the disk were full."""
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        former = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, former)
+
+    return limited

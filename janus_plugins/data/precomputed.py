@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path as File
@@ -62,12 +63,14 @@ class Store:
         chunk: samples of one part file.
         size: samples of the entry when the answers were made.
         encoder: digest of the encoder that gave the answers.
+        codes: number of distinct codes; None for latents and features.
     """
 
     folder: str
     chunk: int
     size: int
     encoder: str
+    codes: int | None = None
 
     def get(self, index: int, item: int, key: str, value: object) -> np.ndarray:
         """Return codes [T] or [T, Q] (int64), latents or features [T, C] (float32) of one item.
@@ -80,7 +83,7 @@ class Store:
 
         Raises:
             BadSample: the item could not be read when the answers were made.
-            DataError: another sample or item stands at this index now.
+            DataError: another sample or item stands at this index now, or the file is damaged.
         """
         again = "run `janus-plugins precompute` again into another --out"
         if index >= self.size:
@@ -88,7 +91,8 @@ class Store:
                 f"{self.folder} was made of {self.size:,} samples; {key!r} is one more (number {index}): "
                 f"{again}"
             )
-        part = _open_part(str(part_file(File(self.folder), index // self.chunk)), os.getpid())
+        path = str(part_file(File(self.folder), index // self.chunk))
+        part = _open_part(path, os.getpid())
         place = part.places.get((index, item))
         if place is None:
             raise BadSample(f"{key}: item {item} could not be read when {self.folder} was made")
@@ -102,10 +106,8 @@ class Store:
                 f"{self.folder} was made when item {item} of sample {key!r} was another one (rows were put "
                 f"in another order, or replaced): {again}"
             )
-        table = part.file.read_row_group(group, columns=["values", "shape"], use_threads=False)
-        values = table["values"][row].values.to_numpy(zero_copy_only=False)
-        whole = np.issubdtype(values.dtype, np.integer)
-        return np.array(values, dtype=np.int64 if whole else np.float32).reshape(table["shape"][row].as_py())
+        with _reading(path):
+            return _answer(part.file, group, row, self.codes)
 
 
 def part_file(folder: File, number: int) -> File:
@@ -207,7 +209,11 @@ def open_stores(plan: RunPlan, stage: StageBlock) -> dict[tuple[str, Path, str],
             address = f"{path}.{modality}"
             if address in found.encoders:
                 stores[name, path, modality] = Store(
-                    str(folder / address), found.chunk, found.size, found.encoders[address]
+                    str(folder / address),
+                    found.chunk,
+                    found.size,
+                    found.encoders[address],
+                    plan.model.generation[modality].facts.codebook_size if path == "generation" else None,
                 )
     _refuse_halves(entries, stores, stage)
     return stores
@@ -262,19 +268,44 @@ class _Part:
 @lru_cache(maxsize=OPEN_PARTS)
 def _open_part(path: str, process: int) -> _Part:
     """Open a part file; each process its own, since a forked one shares the file's position."""
-    from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
-    try:
-        file = ParquetFile(path)
+    with _reading(path):
+        file = ParquetFile(path, page_checksum_verification=True)  # which older files do not have
         places: dict[tuple[int, int], tuple[int, int, str, str]] = {}
         columns = ["index", "item", "key", "digest"]
         for group in range(file.num_row_groups):
             rows = file.read_row_group(group, columns=columns, use_threads=False)
             for row, one in enumerate(rows.to_pylist()):
                 places[one["index"], one["item"]] = (group, row, one["key"], one["digest"])
-    except (OSError, ArrowException) as error:
-        raise DataError(
-            f"{path} cannot be read: {error}; remove it and complete.json, and precompute again"
-        ) from error
     return _Part(file, places)
+
+
+def _answer(file: Any, group: int, row: int, codes: int | None) -> np.ndarray:
+    """Return the codes, latents or features of one row of an open part file.
+
+    Raises:
+        ValueError: there are no such codes.
+    """
+    table = file.read_row_group(group, columns=["values", "shape"], use_threads=False)
+    values = table["values"][row].values.to_numpy(zero_copy_only=False)
+    whole = np.issubdtype(values.dtype, np.integer)
+    if codes is not None and not (whole and values.min() >= 0 and values.max() < codes):
+        raise ValueError(f"it holds others than the codes 0 to {codes - 1}")
+    return np.array(values, dtype=np.int64 if whole else np.float32).reshape(table["shape"][row].as_py())
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Name the part file that cannot be read.
+
+    Raises:
+        DataError: whatever went wrong.
+    """
+    try:
+        yield
+    except Exception as error:  # Arrow raises of a damaged file what the bytes make it believe
+        raise DataError(
+            f"{path} cannot be read ({type(error).__name__}: {error}); remove it, and complete.json of the "
+            "folder above, and run `janus-plugins precompute` again: it writes what is missing"
+        ) from error

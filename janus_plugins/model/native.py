@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from pydantic_core import PydanticSerializationError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import janus_plugins
@@ -26,7 +25,7 @@ from janus_plugins.core.plan import Part, RunPlan
 from janus_plugins.core.runfile import dump_run, load_run, locator
 from janus_plugins.core.wiring import resolve
 from janus_plugins.model.empty import Filler, compose_empty
-from janus_plugins.model.tensor_file import TensorFile
+from janus_plugins.model.tensor_file import TensorFile, write_tensors
 from janus_plugins.model.unified import UnifiedModel
 from janus_plugins.sequence.tokenizers import load_tokenizer
 
@@ -153,14 +152,18 @@ def _options(part: Part) -> dict[str, Any]:
 
 
 def save_tensors(state: Mapping[str, Tensor], folder: Path) -> None:
-    """Write tensors as model.safetensors, or as shards with an index; a shared tensor only once."""
+    """Write tensors as model.safetensors, or as shards with an index; a shared tensor only once.
+
+    Raises:
+        OSError: the disk is full.
+    """
     shards, shared = _shards(state)
     for number, shard in enumerate(shards, start=1):
         name = (
             "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         )
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in shard.items()}
-        save_file(tensors, folder / name, metadata={"format": "pt", "shared": json.dumps(shared)})
+        write_tensors(tensors, folder / name, {"format": "pt", "shared": json.dumps(shared)})
 
 
 def _shards(state: Mapping[str, Tensor]) -> tuple[list[dict[str, Tensor]], dict[str, str]]:

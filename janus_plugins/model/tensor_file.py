@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from janus_plugins.core.errors import CheckpointError
@@ -101,6 +102,30 @@ class TensorFile:
                 if file.readinto(raw(tensor)) != last - first:
                     raise CheckpointError(f"{self.path} ends inside {name}; copy it again")
         return tensor
+
+
+def write_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file of tensors that are in memory already.
+
+    Args:
+        tensors: contiguous ones on the CPU, no two of which share memory.
+        path: the file.
+        metadata: its notes.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; the library has an error of its own for that.
+    """
+    path.unlink(missing_ok=True)
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
+        path.chmod(mode)  # the library lets nobody but the owner read, whatever the umask says
+    except SafetensorError as error:
+        path.unlink(missing_ok=True)
+        raise OSError(f"{path.name}: {error}") from error
 
 
 def raw(tensor: Tensor) -> memoryview:

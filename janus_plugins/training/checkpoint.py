@@ -35,6 +35,7 @@ from janus_plugins.sequence.tokenizers import FILE as TOKENIZER_FILE
 from janus_plugins.sequence.tokenizers import TextTokenizer, load_tokenizer
 from janus_plugins.training import publish, random_state
 from janus_plugins.training.engine import Engine
+from janus_plugins.training.peers import is_lost_peer
 from janus_plugins.training.plain_weights import plain_weights_only
 from janus_plugins.training.world import World
 
@@ -267,6 +268,8 @@ class Checkpoints:
             with plain_weights_only():
                 loaded, _ = engine.deepspeed.load_checkpoint(str(folder), tag=_ENGINE)
         except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, AssertionError) as error:
+            if is_lost_peer(error):
+                raise
             raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
         if loaded is None:
             raise CheckpointError(f"{folder} holds no model state that DeepSpeed knows")

@@ -8,6 +8,7 @@ from typing import Any
 
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.core.schema import EngineBlock, StageBlock
+from janus_plugins.training.ds_keys import check_deepspeed
 
 _OURS = {
     "optimizer": "stages[].optimizer and stages[].learn",
@@ -31,7 +32,8 @@ def deepspeed_config(engine: EngineBlock, stage: StageBlock, world_size: int) ->
     Samples are packed into rows before they reach DeepSpeed, so its batch sizes count micro-batches.
 
     Raises:
-        RunFileError: `engine.deepspeed` sets something that the run file sets elsewhere.
+        RunFileError: `engine.deepspeed` sets something that the run file sets elsewhere, or that DeepSpeed
+            does not know or refuses.
     """
     config = copy.deepcopy(engine.deepspeed)
     for key, place in _OURS.items():
@@ -58,6 +60,7 @@ def deepspeed_config(engine: EngineBlock, stage: StageBlock, world_size: int) ->
     config.setdefault("zero_force_ds_cpu_optimizer", False)
     config.setdefault("steps_per_print", None)
     zero_stage(engine)
+    check_deepspeed(engine.deepspeed, config)
     return config
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,6 +26,7 @@ Sampler = Callable[[Any], Sequence[tuple[str, np.ndarray]]]
 
 METRICS_FILE = "metrics.jsonl"
 QUARANTINE_FILE = "quarantine.jsonl"
+TENSORBOARD = "tensorboard"
 
 
 class Metrics:
@@ -46,21 +48,32 @@ class Metrics:
     ) -> None:
         if self._progress is not None:
             self._progress.stop()
-        if self._file is not None:
-            self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        with suppress(CheckpointError) if error else nullcontext(), _writing(self._out):
+            self._close()
+
+    def _close(self) -> None:
+        with ExitStack() as stack:
+            for each in (self._file, self._writer):
+                if each is not None:
+                    stack.callback(each.close)
 
     def start(self, total: int) -> None:
-        """Open the files to go on after step `total`; what they say about later steps is cut off."""
+        """Open the files to go on after step `total`; what they say about later steps is cut off.
+
+        Raises:
+            CheckpointError: they cannot be written; as of every method that writes.
+        """
         if not self._active:
             return
         from torch.utils.tensorboard import SummaryWriter
 
         for name in (METRICS_FILE, QUARANTINE_FILE):
-            cut_after(self._out / name, total)
-        self._file = (self._out / METRICS_FILE).open("a", encoding="utf-8")
-        self._writer = SummaryWriter(str(self._out / "tensorboard"), purge_step=total + 1)
+            with _writing(self._out / name):
+                cut_after(self._out / name, total)
+        with _writing(self._out / METRICS_FILE):
+            self._file = (self._out / METRICS_FILE).open("a", encoding="utf-8")
+        with _writing(self._out / TENSORBOARD):
+            self._writer = SummaryWriter(str(self._out / TENSORBOARD), purge_step=total + 1)
         if self._console.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
@@ -85,15 +98,12 @@ class Metrics:
         """Write the numbers of one step: a JSON line, TensorBoard scalars, the bar or a line of text."""
         if not self._active:
             return
-        try:
+        with _writing(self._out / METRICS_FILE):
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise CheckpointError(
-                f"{self._out / METRICS_FILE} cannot be written: {error}; make room and go on with --resume"
-            ) from error
-        for name, value in _scalars(values):
-            self._writer.add_scalar(name, value, values["step"])
+        with _writing(self._out / TENSORBOARD):
+            for name, value in _scalars(values):
+                self._writer.add_scalar(name, value, values["step"])
         if self._progress is not None:
             self._progress.update(self._bar, completed=values["stage_step"], text=summary(values))
         elif values["stage_step"] % self._log_every == 0 or values["stage_step"] == values["stage_steps"]:
@@ -110,15 +120,28 @@ class Metrics:
     def quarantine(self, records: Iterable[Mapping[str, Any]], step: int) -> None:
         """Name samples that could not be read in the quarantine file."""
         if self._active:
-            with (self._out / QUARANTINE_FILE).open("a", encoding="utf-8") as stream:
+            path = self.quarantine_file
+            with _writing(path), path.open("a", encoding="utf-8") as stream:
                 stream.writelines(json.dumps({"step": step, **record}) + "\n" for record in records)
 
     def pictures(self, pictures: Sequence[tuple[str, np.ndarray]], step: int) -> None:
         """Show sample pictures [H, W, 3] in TensorBoard."""
-        if self._active:
+        if not self._active:
+            return
+        with _writing(self._out / TENSORBOARD):
             for name, array in pictures:
                 self._writer.add_image(f"samples/{name}", array, step, dataformats="HWC")
             self._writer.flush()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be written: {error}; make room and go on with --resume"
+        ) from error
 
 
 def summary(values: Mapping[str, Any]) -> str:

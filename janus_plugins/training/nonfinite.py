@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from janus_plugins.core.errors import NonFiniteError
+from janus_plugins.core.errors import CheckpointError, NonFiniteError
+from janus_plugins.model.tensor_file import write_tensors
 from janus_plugins.sequence.batch import Batch
 
 
@@ -30,6 +30,7 @@ class BadSteps:
 
         Raises:
             NonFiniteError: `engine.nonfinite_limit` steps in a row were skipped.
+            CheckpointError: so they were, and the batch cannot be written.
         """
         if applied:
             self.in_a_row = 0
@@ -38,23 +39,35 @@ class BadSteps:
         self.in_a_row += 1
         if self.in_a_row >= self._limit:
             path = self._folder / f"step_{step}_rank_{rank}.safetensors"
-            save_batch(micro, path)
-            raise NonFiniteError(
+            what = (
                 f"loss or gradient was not finite in {self.in_a_row} steps in a row, up to step {step} "
-                f"(engine.nonfinite_limit: {self._limit}); no parameter was changed by them. The last batch "
-                f"is in {path.parent}; lower the learning rate, or look for broken samples in it"
+                f"(engine.nonfinite_limit: {self._limit}); no parameter was changed by them. The last batch"
+            )
+            try:
+                save_batch(micro, path)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{what} cannot be written to {path}: {error}; make room and go on with --resume, or "
+                    "lower the learning rate"
+                ) from error
+            raise NonFiniteError(
+                f"{what} is in {path.parent}; lower the learning rate, or look for broken samples in it"
             )
 
 
 def save_batch(micro: Sequence[Batch], path: Path) -> None:
-    """Write every tensor of a step's micro-batches to a safetensors file, named by its place."""
+    """Write every tensor of a step's micro-batches to a safetensors file, named by its place.
+
+    Raises:
+        OSError: the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: tensor.detach().cpu().clone().contiguous()
         for index, batch in enumerate(micro)
         for name, tensor in _tensors(batch, f"micro_{index}")
     }
-    save_file(tensors, path)
+    write_tensors(tensors, path)
 
 
 def _tensors(value: object, name: str) -> Iterator[tuple[str, Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from janus_plugins.core.errors import BadSample, JanusPluginsError
+from janus_plugins.core.errors import BadSample, CheckpointError, JanusPluginsError
 from janus_plugins.core.samples import Item
 from janus_plugins.data.precomputed import Address, item_digest
 from janus_plugins.inference.halves import widened
@@ -95,7 +96,13 @@ def _address(item: Item) -> Address:
 
 
 def write_part(target: Path, rows: Rows) -> None:
-    """Write a part file at once or not at all: a row an item, as many together as one read should decode."""
+    """Write a part file at once or not at all: a row an item, as many together as one read should decode.
+
+    Parquet's checksum of each page goes with it: flipped bits would else be read as other codes.
+
+    Raises:
+        CheckpointError: the disk is full or read-only.
+    """
     import pyarrow as pa
     from pyarrow.parquet import write_table
 
@@ -112,16 +119,32 @@ def write_part(target: Path, rows: Rows) -> None:
         }
     )
     size = max((value.nbytes for value in rows.values), default=1)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(".tmp")
-    write_table(table, partial, row_group_size=max(1, GROUP_BYTES // size))
-    sync(partial)
-    partial.rename(target)
+    with _whole(target) as partial:
+        write_table(table, partial, row_group_size=max(1, GROUP_BYTES // size), write_page_checksum=True)
 
 
 def put(file: Path, text: str) -> None:
-    """Write a text file at once or not at all."""
-    partial = file.with_suffix(".tmp")
-    partial.write_text(text, encoding="utf-8")
-    sync(partial)
-    partial.rename(file)
+    """Write a text file at once or not at all.
+
+    Raises:
+        CheckpointError: the disk is full or read-only.
+    """
+    with _whole(file) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """Give a file's name while it is written; it gets its own name when it is whole and on the disk."""
+    partial = target.with_suffix(".tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        sync(partial)
+        partial.rename(target)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{target} could not be written: {error}; make room and run the same command again: it goes on "
+            "where it stopped"
+        ) from error

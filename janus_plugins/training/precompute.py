@@ -10,10 +10,11 @@ from __future__ import annotations
 import atexit
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -32,8 +33,11 @@ from janus_plugins.data.sources import is_streaming, open_source
 from janus_plugins.model.compose import build_part, compose_plan
 from janus_plugins.model.native import is_native, load_native
 from janus_plugins.training.answers import encoder_key
+from janus_plugins.training.guard import locked
 from janus_plugins.training.parts import Encoder, Rows, fill, put, write_part
 from janus_plugins.training.world import World, close_world, open_world
+
+T = TypeVar("T")
 
 PART_BYTES = 2**26
 PART_SAMPLES = 512
@@ -99,13 +103,34 @@ def precompute(
         say: told what is done.
 
     Raises:
-        RunFileError: an entry or a path cannot be precomputed.
+        RunFileError: an entry or a path cannot be precomputed, or another process writes the entry's folder.
         DataError: the folder holds answers of another encoder or source.
+        CheckpointError: the disk is full or read-only.
     """
-    encoders = _encoders(plan, _chosen_paths(plan, paths), model, world)
-    done = []
+    able = _chosen_paths(plan, paths)
+    sources = dict(_sources(plan, names, able, say))
+    if not sources:
+        raise RunFileError("no data entry holds items of these paths; nothing was written")
+    with ExitStack() as stack:
+        for name in sources:
+            _lock(world, stack, out / name)
+        encoders = _encoders(plan, able, model, world)
+        return [
+            _entry(plan, name, source, _wanted(plan, name, encoders), out / name, world, batch, say)
+            for name, source in sources.items()
+        ]
+
+
+def _lock(world: World, stack: ExitStack, folder: Path) -> None:
+    """Let the main rank hold a folder until the stack ends: other processes would write the same parts."""
+    world.from_main(lambda: stack.enter_context(locked(folder)) and None)
+
+
+def _sources(
+    plan: RunPlan, names: Sequence[str], able: Sequence[Address], say: Callable[[str], None]
+) -> Iterator[tuple[str, Any]]:
+    """Open the chosen entries that hold items of the paths; yield each with its name."""
     for name in _chosen_entries(plan, names):
-        wanted = {at: one for at, one in encoders.items() if at[1] in getattr(plan.data[name].facts, at[0])}
         source = open_source(plan.data[name].part)
         if is_streaming(source):
             if names:
@@ -113,11 +138,13 @@ def precompute(
                     f"data.{name} is read in order, so nothing can be looked up; stream it not"
                 )
             say(f"data.{name}: left out, it is read in order")
-        elif wanted:
-            done.append(_entry(plan, name, source, wanted, out / name, world, batch, say))
-    if not done:
-        raise RunFileError("no data entry holds items of these paths; nothing was written")
-    return done
+        elif _wanted(plan, name, dict.fromkeys(able)):
+            yield name, source
+
+
+def _wanted(plan: RunPlan, name: str, paths: Mapping[Address, T]) -> dict[Address, T]:
+    """Return those of the paths of which a data entry has items."""
+    return {at: one for at, one in paths.items() if at[1] in getattr(plan.data[name].facts, at[0])}
 
 
 def _chosen_paths(plan: RunPlan, paths: Sequence[str]) -> list[Address]:

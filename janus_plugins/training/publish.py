@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_plugins.core.errors import CheckpointError, JanusPluginsError
+from janus_plugins.training.peers import is_lost_peer
 from janus_plugins.training.world import World
 
 MANIFEST = "manifest.json"
@@ -52,6 +53,8 @@ def publish(
         raise
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         shutil.rmtree(partial, ignore_errors=True)
+        if is_lost_peer(error):
+            raise
         raise _unwritable(root, name, error) from error
 
 

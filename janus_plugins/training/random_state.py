@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+
+from janus_plugins.model.tensor_file import write_tensors
 
 
 def seed_all(*parts: object) -> None:
@@ -57,8 +59,12 @@ def write_state(state: dict[str, Tensor]) -> None:
 
 
 def save_state(path: Path) -> None:
-    """Write the state of every generator to a safetensors file."""
-    save_file(read_state(), path)
+    """Write the state of every generator to a safetensors file.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    write_tensors(read_state(), path)
 
 
 def load_state(path: Path) -> None:

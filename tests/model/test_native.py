@@ -126,6 +126,15 @@ def test_saving_that_is_broken_off_leaves_a_whole_checkpoint(model, folder, monk
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize("shard", [native.SHARD_BYTES, 150_000])
+def test_a_full_disk_leaves_the_former_checkpoint(model, folder, monkeypatch, no_file_beyond, shard):
+    monkeypatch.setattr(native, "SHARD_BYTES", shard)
+    with no_file_beyond(100_000), pytest.raises(CheckpointError, match=r"File too large.* free space"):
+        save_native(model, folder)
+    load_native(folder)
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
 def test_saving_through_a_link_replaces_what_it_names(model, folder, tmp_path):
     (tmp_path / "link").symlink_to(folder)
     (folder / "model.safetensors").unlink()

@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from janus_plugins.core.errors import CheckpointError
-from janus_plugins.training.publish import read_manifest, seal, verify
+from janus_plugins.training.checkpoint import Checkpoints, Position
+from janus_plugins.training.publish import publish, read_manifest, seal, verify
 from janus_plugins.training.resume import differences
 from janus_plugins.training.world import World
 
 from .runs import Crash, CrashingRecipe, assert_same, losses, start, weights
-from .toys import toy_run, toy_stage, zero
+from .toys import toy_model, toy_run, toy_stage, zero
 
 STAGES = (toy_stage("one", steps=2), toy_stage("two", steps=5))
 
@@ -188,6 +189,27 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(stage: int, world: World, t
     start(toy_run(engine=zero(stage)), tmp_path / "out", world, resume=True)
     start(toy_run(engine=zero(stage)), tmp_path / "whole", world)
     assert losses(tmp_path / "out") == losses(tmp_path / "whole")
+
+
+def test_a_full_disk_at_the_end_of_a_stage_leaves_nothing_half_written(
+    world: World, tmp_path: Path, no_file_beyond: Any
+) -> None:
+    checkpoints = Checkpoints(tmp_path, world, {}, keep=2)
+    checkpoints.save_stage(Position(0, 6, 6), toy_model(), {})
+    message = r"stage_1 could not be written \(.* free .*File too large.*: make room and go on with --resume"
+    with no_file_beyond(900), pytest.raises(CheckpointError, match=message):
+        checkpoints.save_stage(Position(1, 6, 12), toy_model(), {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "stage_0"]
+
+
+def test_a_rank_that_is_gone_is_not_taken_for_a_full_disk(world: World, tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        (folder / "half").write_text("written")
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:5296")
+
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        publish(world, tmp_path, "step_1", write, {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unwritable_folder_is_a_clear_error(world: World, tmp_path: Path) -> None:

@@ -189,6 +189,108 @@ def test_conflicts_are_refused_naming_both_keys(block: dict[str, Any], message: 
         deepspeed_config(EngineBlock(deepspeed=block), toy_stage(), 1)
 
 
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        (
+            {"zero_optimisation": {"stage": 3}},
+            r"\.zero_optimisation: .* ignore it.* mean 'zero_optimization'\?",
+        ),
+        ({"qqq": 1}, r"engine\.deepspeed\.qqq: DeepSpeed [\d.]+ reads no such key and would ignore it\.$"),
+        (
+            {"zero_optimization": {"stag": 2}},
+            r"^engine\.deepspeed\.zero_optimization\.stag: DeepSpeed has no such key\. Did you mean 'stage'\?$",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"divice": "cpu"}}},
+            r"zero_optimization\.offload_param\.divice: DeepSpeed has no such key\. Did you mean 'device'\?",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "reduce_bucket_size": "many"}},
+            r"engine\.deepspeed\.zero_optimization\.reduce_bucket_size is 'many': Input should be a valid integer",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "prefetch_bucket_size": -1, "sub_group_size": -2}},
+            r"zero_optimization\.sub_group_size is -2: .*\n.*prefetch_bucket_size is -1: .* greater than or equal",
+        ),
+        ({"tensorboard": {"enable": True}}, r"engine\.deepspeed\.tensorboard\.enable: .* mean 'enabled'\?"),
+        ({"communication_data_type": "fp8"}, r"engine\.deepspeed\.communication_data_type is 'fp8': .*fp16"),
+        (
+            {"activation_checkpointing": 3},
+            r"engine\.deepspeed\.activation_checkpointing is 3: DeepSpeed refuses",
+        ),
+        ({"amp": {"enabled": True}}, r"engine\.deepspeed\.amp is \{'enabled': True\}: DeepSpeed refuses it"),
+        ({"fp16_opt": {}, "zero_optimization": {"stage": 1}}, r"engine\.deepspeed\.fp16_opt: DeepSpeed"),
+    ],
+)
+def test_what_deepspeed_does_not_know_is_refused(block: dict[str, Any], message: str) -> None:
+    with pytest.raises(RunFileError, match=message):
+        deepspeed_config(EngineBlock(deepspeed=block), toy_stage(), 1)
+
+
+def test_what_deepspeed_finds_at_odds_is_of_no_key() -> None:
+    block = {"bf16": {"bf16_optimizer_states": True}, "zero_optimization": {"stage": 2}}
+    with pytest.raises(
+        RunFileError, match=r"^engine\.deepspeed: DeepSpeed refuses it: bf16_optimizer_states req"
+    ):
+        deepspeed_config(EngineBlock(deepspeed=block, precision="bf16"), toy_stage(), 1)
+
+
+DOCUMENTED: dict[str, Any] = {
+    "communication_data_type": "fp32",
+    "gradient_allreduce_op": "mean",
+    "prescale_gradients": False,
+    "gradient_predivide_factor": 1.0,
+    "torch_autocast": {"enabled": False, "dtype": "bfloat16"},
+    "aio": {"block_size": 1048576, "queue_depth": 8},
+    "tensor_parallel": {"autotp_size": 0},
+    "hybrid_engine": {"enabled": False},
+    "steps_per_print": 10,
+    "wall_clock_breakdown": False,
+    "dump_state": False,
+    "autotuning": {"enabled": False},
+    "flops_profiler": {"enabled": False, "profile_step": 1},
+    "activation_checkpointing": {"partition_activations": False},
+    "data_efficiency": {"enabled": False},
+    "data_types": {"grad_accum_dtype": "fp32"},
+    "comms_logger": {"enabled": False},
+    "tensorboard": {"enabled": False},
+    "wandb": {"enabled": False},
+    "csv_monitor": {"enabled": False},
+    "comet": {"enabled": False},
+    "checkpoint": {"tag_validation": "Warn", "load_universal": False},
+    "compile": {"deepcompile": False},
+    "timers": {"throughput": {"enabled": False}},
+    "seq_parallel_communication_data_type": "fp32",
+    "zero_allow_untested_optimizer": True,
+    "zero_force_ds_cpu_optimizer": False,
+    "memory_breakdown": False,
+    "disable_allgather": False,
+    "dataloader_drop_last": False,
+    "use_data_before_expert_parallelism": False,
+    "sequence_parallel_size": 1,
+    "data_parallel_size": 1,
+}
+
+
+@pytest.mark.parametrize("key", DOCUMENTED)
+def test_what_deepspeed_documents_is_taken(key: str) -> None:
+    assert key in deepspeed_config(EngineBlock(deepspeed={key: DOCUMENTED[key]}), toy_stage(), 1)
+
+
+def test_every_setting_of_zero_is_taken_by_name_and_alias() -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    for name, field in DeepSpeedZeroConfig.model_fields.items():
+        former = (field.json_schema_extra or {}).get("deprecated", False)  # type: ignore[union-attr]
+        if name in ("stage", "compute_grad_norm") or former:
+            continue
+        default = field.get_default(call_default_factory=True)
+        for key in {name, field.alias or name}:
+            block = {"zero_optimization": {"stage": 2, key: default}}
+            deepspeed_config(EngineBlock(deepspeed=block), toy_stage(), 1)
+
+
 def test_frozen_encoders_are_in_eval_mode(world: World, tmp_path: Path) -> None:
     seen: list[tuple[bool, bool]] = []
     names = ("understanding.image.encoder", "generation.image.encoder")

@@ -14,8 +14,8 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from janus_plugins.core.errors import DataError
-from janus_plugins.training.metrics import cut_after, read_metrics
+from janus_plugins.core.errors import CheckpointError, DataError
+from janus_plugins.training.metrics import Metrics, cut_after, read_metrics
 from janus_plugins.training.recipe import Recipe
 from janus_plugins.training.report import write_report
 from janus_plugins.training.world import World
@@ -112,6 +112,26 @@ def test_samples_are_shown_and_do_not_disturb_the_run(world: World, tmp_path: Pa
     events = EventAccumulator(str(tmp_path / "with" / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Images("samples/seven")] == [2, 4, 6]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own
+def test_files_that_cannot_be_written_are_named(tmp_path: Path, no_file_beyond: Any) -> None:
+    named = [{"key": "pictures[0]", "reason": "truncated"}]
+    pictures = [("seven", np.zeros((4, 4, 3), np.uint8))]
+    values: dict[str, Any] = {"stage": "one", "stage_step": 1, "stage_steps": 2, "step": 1}
+    for file, write in (
+        ("quarantine.jsonl", lambda metrics: metrics.quarantine(named, 1)),
+        ("metrics.jsonl", lambda metrics: metrics.record(values)),
+        ("tensorboard", lambda metrics: metrics.pictures(pictures, 1)),
+        ("metrics.jsonl", lambda metrics: metrics.start(1)),
+    ):
+        metrics = Metrics(tmp_path / file, active=True, log_every=9, console=Console(file=io.StringIO()))
+        (tmp_path / file).mkdir(exist_ok=True)
+        metrics.start(0)
+        (tmp_path / file / "metrics.jsonl").write_text('{"step": 1}\n')
+        message = rf"{file} cannot be written: .*; make room and go on with --resume"
+        with no_file_beyond(5), pytest.raises(CheckpointError, match=message), metrics:
+            write(metrics)
 
 
 def test_lines_where_there_is_no_terminal_and_a_bar_where_there_is(world: World, tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from janus_plugins.core.errors import NonFiniteError
+from janus_plugins.core.errors import CheckpointError, NonFiniteError
 from janus_plugins.sequence.batch import Batch
 from janus_plugins.training.engine import Engine, step_counts
 from janus_plugins.training.metrics import read_metrics
+from janus_plugins.training.nonfinite import BadSteps
 from janus_plugins.training.optim import choose_learning, set_trainable
 from janus_plugins.training.weights import full_weights
 from janus_plugins.training.world import World
@@ -72,6 +73,13 @@ def test_too_many_bad_steps_in_a_row_stop_with_the_batch(world: World, tmp_path:
     saved = load_file(tmp_path / "nonfinite" / "step_5_rank_0.safetensors")
     assert saved["micro_0.understanding.image.items.pixels"][0].isnan().all()
     assert saved["micro_0.ids"].shape == (1, 12)
+
+
+def test_a_batch_that_cannot_be_written_is_named(world: World, tmp_path: Path, no_file_beyond: Any) -> None:
+    bad = BadSteps(1, tmp_path / "nonfinite")
+    message = r"not finite in 1 steps in a row.* cannot be written to .*step_5_rank_0.*; make room"
+    with no_file_beyond(100), pytest.raises(CheckpointError, match=message):
+        bad.note(False, 5, 0, [toy_batch(1)])
 
 
 def test_a_step_without_targets_changes_nothing(world: World, tmp_path: Path) -> None:

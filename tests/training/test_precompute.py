@@ -7,6 +7,8 @@ import dataclasses
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from janus_plugins.cli import app
-from janus_plugins.core.errors import DataError, RunFileError
+from janus_plugins.core.errors import CheckpointError, DataError, RunFileError
 from janus_plugins.core.plan import RunPlan
 from janus_plugins.core.runfile import load_run
 from janus_plugins.core.wiring import resolve
@@ -28,12 +30,14 @@ from janus_plugins.model.compose import build_tokenizer_for, compose_plan
 from janus_plugins.sequence.assemble import PRECOMPUTED
 from janus_plugins.training import precompute as module
 from janus_plugins.training.answers import check_precomputed
+from janus_plugins.training.parts import Rows, put, write_part
 from janus_plugins.training.precompute import precompute
 from janus_plugins.training.run import train
 from janus_plugins.training.world import World
 
 from ..tiny import write_tiny
 from .runs import losses
+from .test_guard import HOLD
 
 ADAPTERS = 1
 
@@ -177,6 +181,22 @@ def test_a_broken_off_run_goes_on_and_is_not_read_before(
     assert third.items == 0
 
 
+def test_a_second_run_on_the_same_entry_is_refused(plan: RunPlan, world: World, tmp_path: Path) -> None:
+    """And one on another entry of the same folder is not."""
+    options: Any = {"paths": ["generation.image"]}
+    hold = [sys.executable, "-c", HOLD, str(tmp_path / "draw")]
+    with subprocess.Popen(hold, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        message = rf"{tmp_path / 'draw'} is in use by process {holder.pid} on .* choose another folder"
+        with pytest.raises(RunFileError, match=message):
+            precompute(plan, tmp_path, world, **options)
+        precompute(plan, tmp_path, world, names=["read"], paths=["understanding.image"])
+        holder.kill()
+    assert [path.name for path in (tmp_path / "draw").iterdir()] == [".lock"]
+    precompute(plan, tmp_path, world, **options)
+
+
 def test_ranks_share_the_parts_and_write_the_same(
     plan: RunPlan, folder: Path, tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +261,88 @@ def test_a_sample_that_moved_or_was_unreadable_is_noticed(folder: Path) -> None:
         store.get(0, 0, "elsewhere[0]", None)
     with pytest.raises(precomputed.BadSample, match="item 7 could not be read"):
         store.get(0, 7, "draw[0]", None)
+
+
+def written(folder: Path, values: np.ndarray) -> precomputed.Store:
+    """Write one part of the items' answers and return what reads it."""
+    rows: Any = Rows(None, 1)  # type: ignore[arg-type]
+    for number, one in enumerate(values):
+        rows.names.append((number, 0, f"draw[{number}]", precomputed.item_digest(number)))
+        rows.values.append(one)
+    write_part(precomputed.part_file(folder, 0), rows)
+    whole = values.dtype == np.int32
+    return precomputed.Store(str(folder), len(values), len(values), "", 1024 if whole else None)
+
+
+def answers(store: precomputed.Store) -> np.ndarray:
+    precomputed._open_part.cache_clear()
+    return np.stack([store.get(number, 0, f"draw[{number}]", number) for number in range(store.size)])
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_flipped_bits_are_never_read_as_other_answers(dtype: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 1024, (12, 16, 4)).astype(dtype)
+    store, file = written(tmp_path, values), precomputed.part_file(tmp_path, 0)
+    assert np.array_equal(answers(store), values)
+    good, refused = file.read_bytes(), 0
+    pages = len(good) - 8 - int.from_bytes(good[-8:-4], "little")  # what is not the file's own description
+    for place in rng.integers(4, pages, 200):
+        bad = bytearray(good)
+        bad[place] ^= 1 << int(rng.integers(8))
+        file.write_bytes(bad)
+        try:
+            assert np.array_equal(answers(store), values)
+        except DataError as error:
+            assert f"{file} cannot be read" in str(error)  # noqa: PT017
+            assert "run `janus-plugins precompute` again" in str(error)  # noqa: PT017
+            refused += 1
+    assert refused > 180
+    for cut in (0, 3, 50, len(good) // 2, len(good) - 1):
+        file.write_bytes(good[:cut])
+        with pytest.raises(DataError, match="cannot be read"):
+            answers(store)
+    file.unlink()
+    with pytest.raises(DataError, match="cannot be read"):
+        answers(store)
+
+
+def test_codes_that_do_not_exist_are_refused(tmp_path: Path) -> None:
+    store = written(tmp_path, np.array([[1023, 0], [1024, 0], [-1, 0]], np.int32))
+    assert store.get(0, 0, "draw[0]", 0).tolist() == [1023, 0]
+    for number in (1, 2):
+        with pytest.raises(DataError, match=r"part-000000.* holds others than the codes 0 to 1023"):
+            store.get(number, 0, f"draw[{number}]", number)
+
+
+def test_a_stage_knows_which_codes_there_are(tiny: Path, folder: Path) -> None:
+    plan = using(tiny, folder)
+    stores = precomputed.open_stores(plan, plan.run.stages[ADAPTERS])
+    assert {at[1]: store.codes for at, store in stores.items()} == {"understanding": None, "generation": 16}
+
+
+def test_answers_without_checksums_are_still_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyarrow import parquet
+
+    def former(table: Any, path: Path, *, write_page_checksum: bool, **options: Any) -> None:
+        assert write_page_checksum
+        write_table(table, path, **options)
+
+    write_table, values = parquet.write_table, np.arange(24, dtype=np.int32).reshape(3, 8)
+    monkeypatch.setattr(parquet, "write_table", former)
+    assert np.array_equal(answers(written(tmp_path, values)), values)
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_part(tmp_path: Path, no_file_beyond: Any) -> None:
+    values = np.random.default_rng(0).standard_normal((12, 16, 4)).astype(np.float32)
+    with (
+        no_file_beyond(600),
+        pytest.raises(CheckpointError, match=r"part-000000.*make room and run the same"),
+    ):
+        written(tmp_path, values)
+    with no_file_beyond(2), pytest.raises(CheckpointError, match=r"key.json could not be written.*make room"):
+        put(tmp_path / "key.json", "{} and more")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_item_of_the_same_name_is_noticed(world: World, tmp_path: Path) -> None:

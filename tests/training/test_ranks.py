@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import DistBackendError, DistNetworkError
 
 from janus_plugins.training.metrics import read_metrics
+from janus_plugins.training.peers import is_lost_peer
 from janus_plugins.training.world import World
 
 from .mixed import run_mixed
@@ -58,6 +60,56 @@ def launch(size: int, *arguments: str, module: str = "mixed", code: int = 0) -> 
             process.kill()
     assert [process.returncode for process in processes] == [code] * size, "\n".join(said)
     assert said[1:] == [""] * (size - 1), "only the main rank prints"
+
+
+GATHER = """
+import os, signal, sys
+from janus_plugins import cli
+from janus_plugins.training.world import open_world
+
+def app(standalone_mode):
+    world = open_world()
+    world.barrier()
+    if world.rank == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    world.gather(world.rank)
+
+cli.app = app
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("killed", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_who_is_left_when_a_rank_is_killed_says_so(killed: int) -> None:
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", GATHER, str(killed)],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=100)[1] for process in processes]
+    assert [process.returncode for process in processes] == ([-9, 1] if killed == 0 else [1, -9])
+    assert "error: another rank has ended" in said[1 - killed]
+    assert "on with --resume" in said[1 - killed]
+    assert "this is a bug" not in said[1 - killed]
+
+
+def test_the_end_of_another_rank_is_told_from_other_errors() -> None:
+    closed = "Connection closed by peer [127.0.0.1]:5296"
+    remote = "remote process exited or there was a network error, NCCL version 2.27"
+    store = "failed to recv, got 0 bytes"
+    lost = [RuntimeError(f"[gloo/transport/tcp/pair.cc:561] {closed}"), DistBackendError(f"NCCL: {remote}")]
+    assert all(map(is_lost_peer, [*lost, DistNetworkError(store)]))
+    others = [
+        RuntimeError(closed),
+        RuntimeError("[gloo] Timed out waiting"),
+        ConnectionResetError(f"gloo: {closed}"),
+    ]
+    assert not any(map(is_lost_peer, [*others, DistBackendError("NCCL: unhandled cuda error")]))
 
 
 @pytest.fixture(scope="module")
