@@ -48,6 +48,10 @@ def test_no_pickle_and_provenance(folder):
     assert parts["understanding.image.encoder"]["distribution"] == "janus-plugins"
 
 
+def test_whoever_may_read_the_config_may_read_the_weights(folder):
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
 def test_a_flipped_byte_is_refused_in_every_file(folder):
     for path in sorted(folder.iterdir()):
         if path.name == "manifest.json":
