@@ -45,6 +45,10 @@ def main() -> None:
         _fail(error, error.exit_code, debug)
     except KeyboardInterrupt as error:
         _fail(error, 130, debug, "interrupted")
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of Ctrl-C, without a word
+            _fail(end, 130, debug, "interrupted")
+        raise
     except Exception as error:
         hint = "this is a bug or a broken machine; run again with --debug for the traceback"
         _fail(error, 1, debug, f"{type(error).__name__}: {error}\n{hint}")
@@ -58,16 +62,21 @@ def _fail(error: BaseException, code: int, debug: bool, text: str | None = None)
     sys.exit(code)
 
 
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False,
-) -> None:
-    """Compose, train and use unified multimodal models made of plugins. --debug shows tracebacks."""
-    if version:
+def _version(wanted: bool) -> None:
+    if wanted:
         import janus_plugins
 
         typer.echo(janus_plugins.__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    """Compose, train and use unified multimodal models made of plugins. --debug shows tracebacks."""
 
 
 @app.command("plugins")

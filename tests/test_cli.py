@@ -59,6 +59,20 @@ def test_help_of_every_verb():
         assert "Usage:" in answer(verb, "--help")
 
 
+def test_the_version_is_asked_for_without_a_command():
+    assert answer("--version") == "0.1.0\n"
+
+
+def test_ctrl_c_is_told(monkeypatch):
+    def pressed(run, overrides):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_plan", pressed)
+    done = called("validate", "digits")
+    assert done.returncode == 130
+    assert "interrupted" in done.stderr
+
+
 def test_plugins_as_table_and_json():
     assert "siglip" in answer("plugins")
     reports = json.loads(answer("plugins", "--json"))
