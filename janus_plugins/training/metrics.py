@@ -63,18 +63,19 @@ class Metrics:
         self._writer = SummaryWriter(str(self._out / "tensorboard"), purge_step=total + 1)
         if self._console.is_terminal:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
             )
-            self._progress = Progress(*columns, TextColumn("{task.fields[text]}"), console=self._console)
+            text = TextColumn("{task.fields[text]}", markup=False)
+            self._progress = Progress(*columns, text, console=self._console)
             self._progress.start()
 
     def say(self, text: str) -> None:
         """Print lines of text."""
         if self._active:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def begin_stage(self, stage: StageBlock, done: int) -> None:
         """Show a new stage, `done` steps of which are behind us."""

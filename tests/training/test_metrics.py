@@ -107,8 +107,9 @@ def test_lines_where_there_is_no_terminal_and_a_bar_where_there_is(world: World,
     assert "learns language_model " in text
     assert "50 are frozen" in text
     bar = Console(file=io.StringIO(), force_terminal=True, width=160)
-    start(toy_run(), tmp_path / "bar", world, console=bar)
+    start(toy_run(toy_stage("one [/red]")), tmp_path / "bar", world, console=bar)
     assert "6/6" in bar.file.getvalue()
+    assert "one [/red]" in bar.file.getvalue()
 
 
 def test_the_report_holds_everything_itself(world: World, tmp_path: Path) -> None:
