@@ -234,6 +234,46 @@ def test_null_removes_where_absence_is_allowed_and_is_a_value_where_that_is_allo
         load_run(folder / "over.yaml")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("data: {raed: null}", "has no data.raed to remove. Did you mean 'read'?"),
+        ("data: {x: null}", "has no data.x to remove. It has: read"),
+        (
+            "model: {understanding: {imgae: null}}",
+            "no model.understanding.imgae to remove. Did you mean 'image'?",
+        ),
+        ("model: {generation: {image: null}}", "no model.generation.image to remove. It has: none"),
+        ("evaluation: {nope: null}", "no evaluation.nope to remove. It has: none"),
+        (
+            "stages: {unified: {learn: {langage_model: null}}}",
+            "no stages.unified.learn.langage_model to remove. Did you mean 'language_model'?",
+        ),
+        ("stages: {unified: {sources: {read: null}}}", "no stages.unified.sources.read to remove."),
+    ],
+)
+def test_null_removes_nothing_that_the_base_has_not(folder: Path, text: str, said: str) -> None:
+    (folder / "over.yaml").write_text(f"base: run.yaml\n{text}\n")
+    with pytest.raises(RunFileError) as raised:
+        load_run(folder / "over.yaml")
+    assert str(raised.value).startswith(f"{folder / 'over.yaml'}:2: {folder / 'run.yaml'} has no ")
+    assert said in str(raised.value)
+
+
+def test_what_one_file_removes_the_next_cannot_remove_again(folder: Path) -> None:
+    (folder / "mid.yaml").write_text("base: run.yaml\ndata: {read: null}\nstages: []\n")
+    (folder / "over.yaml").write_text("base: mid.yaml\ndata: {read: null}\n")
+    with pytest.raises(
+        RunFileError, match=r"over.yaml:2: .*mid.yaml has no data.read to remove. It has: none"
+    ):
+        load_run(folder / "over.yaml")
+
+
+def test_an_entry_without_content_is_refused_where_there_is_no_base() -> None:
+    (line,) = refusal(RUN.replace("{use: digits, task: understanding}", ""))
+    assert line == "run.yaml:12: data.read: is empty; remove the line"
+
+
 def test_another_component_does_not_inherit_options_or_weights(folder: Path) -> None:
     (folder / "over.yaml").write_text(
         "base: run.yaml\nmodel: {understanding: {image: {encoder: {use: clip, options: {size: 3}}}}}\n"
@@ -353,6 +393,14 @@ def test_overrides_apply_in_order() -> None:
         ("seed=!!python/object/apply:os.system [ls]", "tags are not allowed"),
         ("seed=[1", "expected ',' or ']'"),
         ("model.understanding.image.adapter.use=os:system", "looks like an import path"),
+        ("data.raed=null", "the run has no data.raed to remove. Did you mean 'read'?"),
+        (
+            "model.understanding.imgae=null",
+            "the run has no model.understanding.imgae to remove. Did you mean",
+        ),
+        ("stages.unified.learn.langage_model=null", "to remove. Did you mean 'language_model'?"),
+        ("stages.unified.sources.read=null", "the run has no stages.unified.sources.read to remove."),
+        ("evaluation.nope=null", "the run has no evaluation.nope to remove."),
         ("steps", "write path=value"),
         ("=1", "write path=value"),
         ("stages..steps=1", "write path=value"),
