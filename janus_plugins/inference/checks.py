@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.inference.ahead import DECODINGS
@@ -44,6 +45,12 @@ def check_counts(**values: int | None) -> None:
     for name, value in values.items():
         if value is not None and not (isinstance(value, int) and value >= 1):
             raise RunFileError(f"{name} is {value}; it must be a whole number of at least 1")
+
+
+def check_seed(value: int) -> None:
+    """Refuse a seed that is no whole number."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise RunFileError(f"seed is {value!r}; it must be a whole number")
 
 
 def check_top_p(value: float | None) -> None:
