@@ -129,12 +129,14 @@ def explain(
 def schema(out: Annotated[Path | None, typer.Option(help="write it there instead")] = None) -> None:
     """Print the JSON Schema of run files, with the options of the installed components."""
     from janus_plugins.core.json_schema import run_schema
+    from janus_plugins.core.outputs import writing
 
     text = json.dumps(run_schema(), indent=1, ensure_ascii=False) + "\n"
     if out is None:
         typer.echo(text, nl=False)
     else:
-        out.write_text(text, encoding="utf-8")
+        with writing(out, "file"):
+            out.write_text(text, encoding="utf-8")
 
 
 @app.command()

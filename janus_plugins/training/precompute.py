@@ -20,6 +20,7 @@ from torch import nn
 
 from janus_plugins.core.catalogue import load_processor
 from janus_plugins.core.errors import DataError, RunFileError
+from janus_plugins.core.outputs import make_folder
 from janus_plugins.core.plan import Part, RunPlan
 from janus_plugins.data.precomputed import (
     Address,
@@ -99,12 +100,14 @@ def precompute(
         say: told what is done.
 
     Raises:
-        RunFileError: an entry or a path cannot be precomputed.
+        RunFileError: an entry or a path cannot be precomputed, or the folder cannot be written.
         DataError: the folder holds answers of another encoder or source.
     """
-    encoders = _encoders(plan, _chosen_paths(plan, paths), model, world)
+    chosen, entries = _chosen_paths(plan, paths), _chosen_entries(plan, names)
+    world.from_main(lambda: make_folder(out))
+    encoders = _encoders(plan, chosen, model, world)
     done = []
-    for name in _chosen_entries(plan, names):
+    for name in entries:
         wanted = {at: one for at, one in encoders.items() if at[1] in getattr(plan.data[name].facts, at[0])}
         source = open_source(plan.data[name].part)
         if is_streaming(source):
