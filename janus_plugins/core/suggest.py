@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+_VARIABLE = re.compile(r"\$(\w+|\{[^{}]*\})")
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
@@ -11,3 +14,9 @@ def nearest(word: str, words: Iterable[str]) -> str:
     spellings = {candidate.lower().replace("_", "-"): candidate for candidate in words}
     close = get_close_matches(word.lower().replace("_", "-"), spellings, n=1)
     return f" Did you mean {spellings[close[0]]!r}?" if close else ""
+
+
+def unexpanded(path: str) -> str:
+    """Return what to say of a path that was not found and holds $NAME or ${NAME}, or ""."""
+    found = _VARIABLE.search(path)
+    return f"; environment variables are not expanded: write what {found[0]} stands for" if found else ""

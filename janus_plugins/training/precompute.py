@@ -30,7 +30,7 @@ from janus_plugins.data.precomputed import (
     source_digest,
 )
 from janus_plugins.data.sources import is_streaming, open_source
-from janus_plugins.model.compose import build_part, compose_plan
+from janus_plugins.model.compose import build_part, compose_plan, load_part
 from janus_plugins.model.native import is_native, load_native
 from janus_plugins.training.answers import encoder_key
 from janus_plugins.training.parts import Encoder, Rows, fill, put, write_part
@@ -156,7 +156,7 @@ def _encoders(
         part = parts[f"{path}.{modality}.encoder"]
         if folder is None and part.weights is not None:  # without the language model, which may be large
             module = build_part(part)
-            module.load_weights(part.weights)  # type: ignore[operator]
+            load_part(part, module, plan)
         else:
             whole = whole or (compose_plan(plan) if folder is None else _trained(folder))
             _refuse_other(whole.plan, part, folder)
