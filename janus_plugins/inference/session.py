@@ -96,7 +96,7 @@ def generate(
     checks.check_counts(num_per_prompt=num_per_prompt, max_rows=max_rows, window=window)
     checks.check_seed(seed)
     checks.check_linears(linears)
-    checks.check_decoding(decoding)
+    checks.check_decoding(decoding, window)
     modality = paths.made_modality(model, modality)
     given = checks.items_by_question(images, items, len(texts), isinstance(prompts, str), "prompt")
     numbers = checks.numbered(texts, num_per_prompt)

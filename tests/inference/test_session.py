@@ -223,6 +223,9 @@ LONG = "x" * POSITIONS
             {"modality": "imge"},
             r"cannot generate 'imge'; it can generate: image, sound\. Did you mean 'image'",
         ),
+        ({"prompts": None}, "prompt is None; give a text, or a list of texts"),
+        ({"prompts": 3}, "prompt is 3; give a text"),
+        ({"window": 4}, "window is 4, but decoding 'steps' has none"),
         ({"num_per_prompt": 0}, "num_per_prompt is 0; it must be a whole number of at least 1"),
         ({"max_rows": 0}, "max_rows is 0"),
         ({"guidance": -1.0}, "guidance is -1.0; it must be a number of at least 0"),
@@ -254,7 +257,8 @@ def test_generate_refuses(model, options, message):
         ({"items": {"audio": [[1, 2, 3]]}}, "cannot understand 'audio'; it can understand: image"),
         ({"question": ["a", "b"], "images": [[[1, 2, 3]]]}, "image: 1 entries for 2 questions"),
         ({"images": [[1, 2, 3]], "items": {"image": []}}, "both as images= and in items="),
-        ({"question": LONG}, f"takes {POSITIONS + 7} positions and what follows 0, .* only {POSITIONS}"),
+        ({"question": LONG}, f"takes {POSITIONS + 7} positions, but .* only {POSITIONS}"),
+        ({"question": None}, "question is None; give a text, or a list of texts"),
     ],
 )
 def test_ask_refuses(model, options, message):
