@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -114,6 +115,14 @@ class Metrics:
             with (self._out / QUARANTINE_FILE).open("a", encoding="utf-8") as stream:
                 stream.writelines(json.dumps({"step": step, **record}) + "\n" for record in records)
 
+    def end_stage(self, name: str) -> None:
+        """Say how many samples of a stage could not be read, if any."""
+        if not self._active or not self.quarantine_file.exists():
+            return
+        told = unreadable(self._out).get(name)
+        if told:
+            self.say(f"stage {name}: {told} samples could not be read: see {self.quarantine_file}")
+
     def pictures(self, pictures: Sequence[tuple[str, np.ndarray]], step: int) -> None:
         """Show sample pictures [H, W, 3] in TensorBoard."""
         if self._active:
@@ -160,7 +169,32 @@ def _is_until(line: str, step: int) -> bool:
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
     """Return every recorded step of a run, in order."""
-    path = out / METRICS_FILE
+    return _json_lines(out / METRICS_FILE)
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def unreadable(out: Path) -> dict[str, str]:
+    """Return what a run could not read, by stage: "10 of 470 (eeg 10)"; stages that read all are left out."""
+    stages: dict[int, str] = {}
+    seen, before = Counter[str](), 0
+    for row in read_metrics(out):
+        total = row["samples"] + row["bad_samples"]
+        if not stages and row["step"] > 1:  # the stages before were trained into another folder
+            before = total
+        stages[row["step"]] = row["stage"]
+        seen[row["stage"]] += total - before
+        before = total
+    bad: dict[str, Counter[str]] = {}
+    for record in _json_lines(out / QUARANTINE_FILE):
+        if record["step"] in stages:
+            bad.setdefault(stages[record["step"]], Counter())[record.get("source", "unknown")] += 1
+    return {stage: f"{found.total()} of {seen[stage]} ({_listed(found)})" for stage, found in bad.items()}
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in counts.items())
