@@ -45,6 +45,10 @@ def main() -> None:
         _fail(error, error.exit_code, debug)
     except KeyboardInterrupt as error:
         _fail(error, 130, debug, "interrupted")
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of Ctrl-C, without a word
+            _fail(end, 130, debug, "interrupted")
+        raise
     except Exception as error:
         _fail_unforeseen(error, debug)
 
@@ -69,16 +73,21 @@ def _fail(
     sys.exit(code)
 
 
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False,
-) -> None:
-    """Compose, train and use unified multimodal models made of plugins. --debug shows tracebacks."""
-    if version:
+def _version(wanted: bool) -> None:
+    if wanted:
         import janus_plugins
 
         typer.echo(janus_plugins.__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    """Compose, train and use unified multimodal models made of plugins. --debug shows tracebacks."""
 
 
 @app.command("plugins")
@@ -131,12 +140,14 @@ def explain(
 def schema(out: Annotated[Path | None, typer.Option(help="write it there instead")] = None) -> None:
     """Print the JSON Schema of run files, with the options of the installed components."""
     from janus_plugins.core.json_schema import run_schema
+    from janus_plugins.core.outputs import writing
 
     text = json.dumps(run_schema(), indent=1, ensure_ascii=False) + "\n"
     if out is None:
         typer.echo(text, nl=False)
     else:
-        out.write_text(text, encoding="utf-8")
+        with writing(out, "file"):
+            out.write_text(text, encoding="utf-8")
 
 
 @app.command()

@@ -39,10 +39,12 @@ def compose(path: str | Path, overrides: Sequence[str] = (), device: str = "cpu"
         device: where to put it; "meta" for shapes without memory.
 
     Raises:
-        RunFileError, WiringError, PluginError: as the run file deserves.
+        RunFileError, WiringError, PluginError: as the run file deserves; RunFileError also where there is no
+            such device.
     """
     from janus_plugins.model.compose import compose_plan
 
+    _check_device(device)
     return compose_plan(plan(path, overrides), device=device)
 
 
@@ -56,17 +58,12 @@ def load(folder: str | Path, device: str = "cpu") -> UnifiedModel:
         PluginError: a part's plugin is not installed.
         RunFileError: there is no such device.
     """
-    import torch
-
     from janus_plugins.conversion.checkpoint import recognise
     from janus_plugins.conversion.load import load_foreign
     from janus_plugins.model.native import load_native
 
     source = Path(folder)
-    try:
-        torch.device(device)
-    except RuntimeError as error:
-        raise RunFileError(f"device {device!r} is none: {error}") from error
+    _check_device(device)
     source = located(source)
     if recognise(source) == "native":
         return load_native(source, device)
@@ -79,6 +76,19 @@ def located(folder: str | Path) -> Path:
 
     source = Path(folder)
     return source / "model" if is_native(source / "model") and not is_native(source) else source
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that takes no tensor here: unknown, without a driver, or not in this build of torch."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # NotImplementedError is a RuntimeError
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunFileError(
+            f"device {device!r} cannot be used here: {reason}; choose another one, such as cpu"
+        ) from error
 
 
 def convert(source: str | Path, target: str | Path, layout: str = "native") -> Conversion:

@@ -23,8 +23,9 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
+    """Return a console that prints names and shapes as they are: their brackets are no markup."""
+    console = Console(markup=False, emoji=False)
+    return console if console.is_terminal else Console(width=200, markup=False, emoji=False)
 
 
 def plugins_as_data(reports: Iterable[PluginReport]) -> list[dict[str, Any]]:

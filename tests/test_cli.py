@@ -59,6 +59,20 @@ def test_help_of_every_verb():
         assert "Usage:" in answer(verb, "--help")
 
 
+def test_the_version_is_asked_for_without_a_command():
+    assert answer("--version") == "0.1.0\n"
+
+
+def test_ctrl_c_is_told(monkeypatch):
+    def pressed(run, overrides):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_plan", pressed)
+    done = called("validate", "digits")
+    assert done.returncode == 130
+    assert "interrupted" in done.stderr
+
+
 def test_plugins_as_table_and_json():
     assert "siglip" in answer("plugins")
     reports = json.loads(answer("plugins", "--json"))
@@ -197,6 +211,31 @@ def test_evaluate_one_task(trained, tmp_path):
     wrong = called("evaluate", trained, "understandin")
     assert wrong.returncode == 2
     assert "understanding" in wrong.stderr
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(trained, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for worker in ("evaluation.runner._run_task", "training.precompute._encoders"):
+        monkeypatch.delattr(f"janus_plugins.{worker}")
+    for words in (
+        ("schema", "--out", tmp_path / "nowhere" / "schema.json"),
+        ("evaluate", trained, "understanding", "--out", tmp_path / "file" / "out"),
+        ("precompute", trained.parent / "tiny.yaml", "--out", tmp_path / "file"),
+    ):
+        done = called(*words)
+        assert done.returncode == 2, done.stderr
+        assert f"{words[-1]} cannot be written: " in done.stderr
+        assert "with --out" in done.stderr
+
+
+def test_a_device_that_is_not_there_is_told(trained):
+    import torch
+
+    for device in ("quantum", "cuda:7") if torch.cuda.is_available() else ("quantum", "cuda"):
+        done = called("ask", trained, "--question", "Which?", "--device", device)
+        assert done.returncode == 2
+        assert f"device '{device}' cannot be used here: " in done.stderr
+        assert "choose another one, such as cpu" in done.stderr
 
 
 def test_starting_again_needs_resume_or_another_folder(trained):

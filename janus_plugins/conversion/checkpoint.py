@@ -32,7 +32,8 @@ from janus_plugins.conversion.kept import KEPT, Kept, open_extras, read_kept, re
 from janus_plugins.conversion.keys import Layout, Place, to_native
 from janus_plugins.conversion.reading import parse_json
 from janus_plugins.core.errors import CheckpointError, RunFileError
-from janus_plugins.core.schema import RunConfig
+from janus_plugins.core.problems import listed
+from janus_plugins.core.schema import RunConfig, is_folder_name
 from janus_plugins.core.wiring import resolve
 from janus_plugins.model.empty import compose_empty
 from janus_plugins.model.native import is_native, read_plan, verify_manifest
@@ -219,10 +220,13 @@ def _run_of(description: Description, folder: Path) -> RunConfig:
     }
     if description.tokens != DEFAULT_TOKENS:
         block["tokens"] = {"image": description.tokens.model_dump()}
+    name = folder.resolve().name
     try:
-        return RunConfig.model_validate({"name": folder.resolve().name or "janus", "model": block})
+        return RunConfig.model_validate({"name": name if is_folder_name(name) else "janus", "model": block})
     except ValidationError as error:
-        raise CheckpointError(f"{folder / CONFIG} describes no model that can be built: {error}") from error
+        raise CheckpointError(
+            f"{folder / CONFIG} describes no model that can be built: {listed(error)}"
+        ) from error
 
 
 def _empty_model(run: RunConfig, tokenizer_json: str, folder: Path) -> UnifiedModel:

@@ -58,6 +58,12 @@ def holds_keys(annotation: Any) -> bool:
     )
 
 
+def names_entries(annotation: Any, key: str) -> bool:
+    """Answer whether `key` is the user's own word there, and null under it can only remove an entry."""
+    inner = below(annotation, key)
+    return inner is not None and model_of(annotation) is None and not allows_null(inner)
+
+
 def without_nulls(node: Node, annotation: Any) -> Node:
     """Drop every null that stands for absence: where null is no value and nothing is required."""
     if isinstance(node.value, dict):

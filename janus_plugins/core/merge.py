@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from janus_plugins.core.errors import RunFileError
-from janus_plugins.core.frame import below, holds_keys, model_of
+from janus_plugins.core.frame import below, holds_keys, model_of, names_entries
 from janus_plugins.core.nodes import KeyPath, Node
-from janus_plugins.core.schema import RunConfig
+from janus_plugins.core.schema import RunConfig, StageBlock
 from janus_plugins.core.suggest import nearest
 from janus_plugins.core.yaml_file import parse_yaml
 
@@ -42,7 +42,12 @@ class Override:
 
 
 def merge_files(base: Node, over: Node) -> Node:
-    """Lay run file `over` over run file `base`; a mapping under `stages:` overrides stages by name."""
+    """Lay run file `over` over run file `base`; a mapping under `stages:` overrides stages by name.
+
+    Raises:
+        RunFileError: a stage is overridden, or an entry removed by null, that the base has not.
+    """
+    _refuse_removals(base, over, RunConfig, (), base.source if base.value else "")
     stages = over.value.get("stages")
     if stages is not None and isinstance(stages.value, dict):
         merged = _merge_stages(base.value.get("stages"), stages)
@@ -75,7 +80,48 @@ def apply_override(root: Node, override: Override) -> Node:
     Raises:
         RunFileError: if the path leads nowhere, with the nearest key.
     """
-    return _put(root, _keys(root, RunConfig, override.parts, override), override.value)
+    keys = _keys(root, RunConfig, override.parts, override)
+    if override.value.value is None:
+        _refuse_removal(root, keys, override)
+    return _put(root, keys, override.value)
+
+
+def _refuse_removals(
+    base: Node | None, over: Node, annotation: Any, path: tuple[str, ...], whose: str
+) -> None:
+    """Refuse every null of `over` that removes an entry which `base` has not, the file `whose` ("": none)."""
+    if not isinstance(over.value, dict):
+        return
+    for key, node in over.value.items():
+        there, inner = base.child(key) if base else None, (*path, key)
+        if node.value is None and names_entries(annotation, key) and _is_empty(there):
+            named = ".".join(inner)
+            problem = f"{whose} has no {named} to remove.{_near(key, base)}"
+            raise RunFileError(f"{node.where}: {problem if whose else f'{named}: is empty; remove the line'}")
+        _refuse_removals(there, node, below(annotation, key), inner, whose)
+
+
+def _refuse_removal(root: Node, keys: KeyPath, override: Override) -> None:
+    """Refuse an override by null of an entry that the run has not."""
+    annotation: Any = RunConfig
+    parent: Node | None = root
+    for key in keys[:-1]:
+        annotation, parent = below(annotation, key), parent.child(key) if parent else None
+    last = str(keys[-1])
+    if names_entries(annotation, last) and _is_empty(parent.child(keys[-1]) if parent else None):
+        there = _near(last, parent)
+        raise override.refusal(f"the run has no {'.'.join(override.parts)} to remove.{there}")
+
+
+def _is_empty(node: Node | None) -> bool:
+    return node is None or node.value is None
+
+
+def _near(key: str, parent: Node | None) -> str:
+    """Return the entry of a mapping that was meant, or all that it has."""
+    content = parent.value if parent is not None and isinstance(parent.value, dict) else {}
+    there = [name for name, node in content.items() if not _is_empty(node)]
+    return nearest(key, there) or f" It has: {', '.join(there) or 'none'}"
 
 
 def _merge(base: Node, over: Node) -> Node:
@@ -115,6 +161,7 @@ def _merge_stages(base: Node | None, over: Node) -> Node:
                 f"{node.where}: stages.{name}: {base.source} has no such stage.{nearest(name, known)} "
                 f"It has: {', '.join(known)}"
             )
+        _refuse_removals(stages[position], node, StageBlock, ("stages", name), base.source)
         stages[position] = _merge(stages[position], node)
     return replace(over, value=stages)
 

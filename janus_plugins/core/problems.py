@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from janus_plugins.core.frame import below, is_union, members, model_of
 from janus_plugins.core.nodes import KeyPath, Node
-from janus_plugins.core.schema import Named, RunConfig, Use
+from janus_plugins.core.schema import TWICE, Named, RunConfig, Use
 from janus_plugins.core.suggest import nearest
 
 _COMPONENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)?[a-z0-9]+(-[a-z0-9]+)*")
@@ -24,6 +24,8 @@ def validation_problems(error: ValidationError, root: Node) -> Iterator[str]:
     """Yield a line for each of pydantic's errors on the run file `root`."""
     for each in error.errors(include_url=False):
         path, meant = _follow(root, each["loc"])
+        if each["type"] == TWICE:
+            path = (each["ctx"]["what"], each["ctx"]["position"])
         if meant:
             yield _line(root, path, _message(each, path))
 
@@ -84,20 +86,39 @@ def _message(error: Mapping[str, Any], path: KeyPath) -> str:
     kind, given = error["type"], error["input"]
     if kind == "extra_forbidden":
         return _unknown_key(path)
-    if kind == "missing":
-        return "is needed, but not given"
-    if kind == "value_error":
-        return str(error["ctx"]["error"])
-    message = "should be a mapping" if kind == "model_type" else str(error["msg"]).removeprefix("Input ")
+    message = "should be a mapping" if kind == "model_type" else _said(error)
     if kind == "model_type" and isinstance(given, str) and _COMPONENT.fullmatch(given):
         block = _block_at(path)
         if block is not None and issubclass(block, Use):
             message += f": {{use: {given}}}"
-    if isinstance(given, (str, int, float)) or given is None:
-        shown = "nothing" if given is None else repr(given)
-        words = re.findall(r"'([^']*)'", message) if kind == "literal_error" else ()
-        message += f" (got {shown:.60}).{nearest(str(given), words)}" if words else f" (got {shown:.60})"
-    return message
+    return message + _got(error)
+
+
+def worded(error: Mapping[str, Any]) -> str:
+    """Return one of pydantic's errors in our words, with the value that was given."""
+    return _said(error) + _got(error)
+
+
+def listed(error: ValidationError) -> str:
+    """Return pydantic's errors on what is no run file in one line: "path: problem; path: problem"."""
+    each = error.errors(include_url=False)
+    return "; ".join(": ".join(filter(None, (".".join(map(str, one["loc"])), worded(one)))) for one in each)
+
+
+def _said(error: Mapping[str, Any]) -> str:
+    if error["type"] == "missing":
+        return "is needed, but not given"
+    return str(error["msg"]).removeprefix("Input ").removeprefix("Value error, ")
+
+
+def _got(error: Mapping[str, Any]) -> str:
+    """Return " (got ...)" where there is one value to show, and the message does not speak of it."""
+    kind, given = error["type"], error["input"]
+    if kind in ("missing", "value_error") or not (isinstance(given, (str, int, float)) or given is None):
+        return ""
+    shown = "nothing" if given is None else repr(given)
+    words = re.findall(r"'([^']*)'", error["msg"]) if kind == "literal_error" else ()
+    return f" (got {shown:.60}).{nearest(str(given), words)}" if words else f" (got {shown:.60})"
 
 
 def _block_at(path: KeyPath) -> type[BaseModel] | None:

@@ -20,7 +20,7 @@ from janus_plugins.core.merge import apply_override, merge_files, parse_override
 from janus_plugins.core.nodes import KeyPath, Node
 from janus_plugins.core.problems import own_problems, validation_problems
 from janus_plugins.core.schema import RunConfig
-from janus_plugins.core.suggest import nearest
+from janus_plugins.core.suggest import closest, nearest, unexpanded
 from janus_plugins.core.yaml_file import dump_yaml, load_yaml, load_yaml_text
 
 _MOST_PROBLEMS = 20
@@ -74,7 +74,7 @@ def resolve_path(name: Path | str) -> Path:
         return shipped[wanted]
     raise RunFileError(
         f"{name}: there is no such file, and no shipped run of that name.{nearest(wanted, shipped)} "
-        f"Shipped: {', '.join(shipped) or 'none'}"
+        f"Shipped: {', '.join(shipped) or 'none'}{unexpanded(str(name))}"
     )
 
 
@@ -111,7 +111,19 @@ def _base_path(base: Node, file: Path) -> Path:
         return beside
     if base.value in shipped_runs():
         return shipped_runs()[base.value]
-    raise RunFileError(f"{base.where}: base: there is no file {str(beside)!r}")
+    hint = unexpanded(base.value) or _nearest_base(base.value, beside)
+    raise RunFileError(f"{base.where}: base: there is no file {str(beside)!r}{hint}")
+
+
+def _nearest_base(name: str, beside: Path) -> str:
+    """Guess which shipped run, or which file of the same folder, was meant."""
+    files = [Path(name).with_name(path.name) for path in sorted(beside.parent.glob("*.yaml"))]
+    spellings = {run: run for run in shipped_runs()} | {
+        str(file.with_suffix("")): str(file) for file in files
+    }
+    guess = closest(name.removesuffix(".yaml"), spellings)
+    meant = f". Did you mean {spellings[guess]!r}?" if guess else ""
+    return f", and no shipped run of that name{meant}"
 
 
 def _validated(root: Node, overrides: Iterable[str]) -> RunConfig:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from janus_plugins.core.samples import Task
 
@@ -16,6 +17,27 @@ Ratio = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 Chance = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+
+_LONGEST_NAME = 200
+
+
+TWICE = "named_twice"
+"""Type of the error on two entries of one name; its context tells the list and the second's position."""
+
+
+def is_folder_name(name: str) -> bool:
+    """Answer whether a name can be that of one folder, and not of a hidden one."""
+    plain = name.isprintable() and not name.startswith(".") and name == name.strip()
+    return plain and not {"/", "\\"} & {*name} and 1 <= len(name.encode(errors="replace")) <= _LONGEST_NAME
+
+
+def _folder_name(name: str) -> str:
+    if not is_folder_name(name):
+        raise ValueError(
+            "names a folder, so it has no '/' or '\\', no dot in front, no spaces around it, no control "
+            f"characters, and 1 to {_LONGEST_NAME} bytes (got {name!r:.60})"
+        )
+    return name
 
 
 class Strict(BaseModel):
@@ -379,7 +401,9 @@ class Published(Strict):
 class RunConfig(Strict):
     """Describe one run: the model, its data, the stages that train it, and the engine."""
 
-    name: str = Field(default="run", description="names the output folder")
+    name: Annotated[str, AfterValidator(_folder_name)] = Field(
+        default="run", description="names the output folder: no '/' or '\\', no dot in front"
+    )
     seed: int = 0
     model: ModelBlock
     data: dict[str, DataBlock] = Field(default_factory=dict)
@@ -398,7 +422,9 @@ class RunConfig(Strict):
             ("stages", [stage.name for stage in self.stages]),
             ("callbacks", [callback.label for callback in self.callbacks]),
         ):
-            twice = sorted({name for name in names if names.count(name) > 1})
-            if twice:
-                raise ValueError(f"two {what} are called {twice[0]!r}; each needs its own name")
+            for position, name in enumerate(names):
+                if name in names[:position]:
+                    told = {"what": what, "called": repr(name), "position": position}
+                    message = "two {what} are called {called}; each needs its own name"
+                    raise PydanticCustomError(TWICE, message, told)
         return self

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from janus_plugins.core.errors import CheckpointError
+from janus_plugins.core.suggest import unexpanded
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -165,4 +166,7 @@ def _download(source: str) -> Path:
         patterns = [*_INDEXES, *_FILES, _DESCRIPTION, "*.safetensors"]
         return Path(snapshot_download(source, allow_patterns=patterns))
     except Exception as error:  # unknown id, no network, no access
-        raise CheckpointError(f"there is no file or folder {source!r}, nor such a hub id: {error}") from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise CheckpointError(
+            f"there is no file or folder {source!r}, nor such a hub id ({reason}){unexpanded(source)}"
+        ) from error

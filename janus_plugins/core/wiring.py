@@ -29,6 +29,7 @@ from janus_plugins.core.plan import (
     RunPlan,
     UnderstandingPlan,
 )
+from janus_plugins.core.problems import worded
 from janus_plugins.core.schema import ModelBlock, Named, RunConfig, StageBlock, Use
 from janus_plugins.core.specs import ComponentConfig
 from janus_plugins.core.suggest import nearest
@@ -156,7 +157,7 @@ class _Builder:
         lines = []
         for problem in error.errors():
             where = (*path, "options", *problem["loc"])
-            message = problem["msg"]
+            message = worded(problem)
             if problem["type"] == "extra_forbidden":
                 message = f"{use} has no such option.{nearest(str(problem['loc'][-1]), config.model_fields)}"
             lines.append(f"{self._where(where)}{'.'.join(map(str, where))}: {message}")

@@ -20,6 +20,7 @@ import yaml
 
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.core.nodes import KeyPath, Node
+from janus_plugins.core.suggest import unexpanded
 
 MAX_BYTES = 128 * 1024
 MAX_DEPTH = 64
@@ -97,13 +98,19 @@ def parse_yaml(text: str, source: str, numbered: bool = True) -> Node:
         raw = _Composer(text).get_single_node()
     except yaml.MarkedYAMLError as error:
         problem = f"{error.problem} ({error.context})" if error.context else error.problem
-        hint = _HINTS.get(error.problem or "", "")
+        hint = _HINTS.get(error.problem or "", "") or _variable(text, error.problem_mark)
         raise RunFileError(f"{_place(source, error.problem_mark, numbered)}: {problem}{hint}") from None
     except yaml.reader.ReaderError as error:
         mark = _mark(text, error.position)
         character = f"U+{ord(text[error.position]):04X}"
         raise RunFileError(f"{_place(source, mark, numbered)}: {character} may not stand in YAML") from None
     return Node(None, source) if raw is None else _Builder(source, numbered).build(raw)
+
+
+def _variable(text: str, mark: Any) -> str:
+    """Return what to say where YAML stumbles over a variable: `{path: ${DATA}/x}`."""
+    name = re.compile(r"\$\{\w+\}").match(text, max(mark.index - 1, 0)) if mark else None
+    return unexpanded(name[0]) if name else ""
 
 
 class _Composer(yaml.SafeLoader):

@@ -9,6 +9,7 @@ from janus_plugins.core.catalogue import load_factory
 from janus_plugins.core.contracts import Source, StreamingSource
 from janus_plugins.core.errors import DataError, JanusPluginsError, PluginError
 from janus_plugins.core.plan import Part
+from janus_plugins.core.suggest import unexpanded
 
 
 def open_source(part: Part) -> Any:
@@ -20,7 +21,9 @@ def open_source(part: Part) -> Any:
     try:
         source = load_factory(part.spec)(part.config, part.facts)
     except DataError as error:
-        raise type(error)(f"{part.address}: {error}") from error
+        paths = [value for value in dict(part.config).values() if isinstance(value, str)]
+        hint = next(filter(None, map(unexpanded, paths)), "")
+        raise type(error)(f"{part.address}: {error}{hint}") from error
     except JanusPluginsError:
         raise
     except Exception as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from janus_plugins.core.catalogue import load_factory
 from janus_plugins.core.errors import DataError, JanusPluginsError, PluginError, RunFileError
+from janus_plugins.core.outputs import make_folder, writing
 from janus_plugins.core.suggest import nearest
 from janus_plugins.data.sources import is_streaming, open_source, size_of
 
@@ -38,7 +39,7 @@ def evaluate_model(
         The score of each entry by its name, with "ceilings", "details" and "seconds_per_stage".
 
     Raises:
-        RunFileError: no such entry.
+        RunFileError: no such entry, or `out` cannot be written.
         PluginError: a task's plugin is missing, or the task raised or answered something else.
         DataError: a source cannot be opened, or is read in order.
     """
@@ -48,6 +49,8 @@ def evaluate_model(
         raise RunFileError(
             f"no evaluation entry {unknown[0]!r}; the run has {sorted(blocks)}.{nearest(unknown[0], blocks)}"
         )
+    if out is not None:
+        make_folder(out)
     result: dict[str, Any] = {}
     ceilings: dict[str, float] = {}
     details: dict[str, Any] = {}
@@ -58,8 +61,8 @@ def evaluate_model(
         details[name] = answer
     result |= {"ceilings": ceilings, "details": details, "seconds_per_stage": dict(seconds or {})}
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        with writing(out):
+            (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
 
 

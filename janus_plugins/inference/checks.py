@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.inference.ahead import DECODINGS
@@ -20,6 +21,8 @@ def texts_of(value: str | Sequence[str], what: str) -> list[str]:
     Raises:
         RunFileError: there is none, or one of them is no text.
     """
+    if not isinstance(value, Iterable):
+        raise RunFileError(f"{what} is {value!r:.60}; give a text, or a list of texts")
     texts = [value] if isinstance(value, str) else list(value)
     if not texts:
         raise RunFileError(f"no {what} was given; give a text, or a list of at least one")
@@ -46,6 +49,12 @@ def check_counts(**values: int | None) -> None:
             raise RunFileError(f"{name} is {value}; it must be a whole number of at least 1")
 
 
+def check_seed(value: int) -> None:
+    """Refuse a seed that is no whole number."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise RunFileError(f"seed is {value!r}; it must be a whole number")
+
+
 def check_top_p(value: float | None) -> None:
     """Refuse a share that keeps nothing, or more than all."""
     if value is not None and not 0 < value <= 1:
@@ -58,10 +67,14 @@ def check_linears(value: str) -> None:
         raise RunFileError(f"linears is {value!r}; it must be one of {', '.join(LINEARS)}")
 
 
-def check_decoding(value: str) -> None:
-    """Refuse a way of decoding items that there is not."""
+def check_decoding(value: str, window: int | None) -> None:
+    """Refuse a way of decoding items that there is not, and a window of one that has none."""
     if value not in DECODINGS:
         raise RunFileError(f"decoding is {value!r}; it must be one of {', '.join(DECODINGS)}")
+    if value == "steps" and window is not None:
+        raise RunFileError(
+            f"window is {window}, but decoding 'steps' has none; leave it out, or choose jacobi or zigzag"
+        )
 
 
 def numbered(texts: Sequence[str], count: int) -> list[list[int]]:

@@ -76,6 +76,7 @@ def interleave(
     texts = checks.texts_of(prompts, "prompt")
     checks.check_not_negative(guidance=guidance, temperature=temperature, text_temperature=text_temperature)
     checks.check_counts(max_new_tokens=max_new_tokens, max_items=max_items, max_rows=max_rows)
+    checks.check_seed(seed)
     checks.check_top_p(top_p)
     checks.check_linears(linears)
     if not model.plan.model.generation:

@@ -102,9 +102,10 @@ def _style(model: UnifiedModel) -> Style:
 def _check_length(model: UnifiedModel, what: str, given: int, following: int) -> None:
     limit = model.plan.model.facts.max_positions
     if given + following > limit:
+        more = f" and what follows {following}" if following else ""
         raise RunFileError(
-            f"{what} takes {given} positions and what follows {following}, but the language model has only "
-            f"{limit} (max_positions); shorten it"
+            f"{what} takes {given} positions{more}, but the language model has only {limit} (max_positions); "
+            "shorten it"
         )
 
 

@@ -10,8 +10,9 @@ from torch import nn
 
 from janus_plugins.core.blame import blamed
 from janus_plugins.core.catalogue import load_factory
-from janus_plugins.core.errors import PluginError, RunFileError, WiringError
+from janus_plugins.core.errors import CheckpointError, PluginError, RunFileError, WiringError
 from janus_plugins.core.plan import GenerationPlan, Part, RunPlan, UnderstandingPlan
+from janus_plugins.core.runfile import locator
 from janus_plugins.data.texts import run_texts
 from janus_plugins.model.unified import (
     GenerationPath,
@@ -147,13 +148,28 @@ def _starts(number: int, width: int) -> nn.Embedding | None:
 
 def _load_weights(model: UnifiedModel, plan: RunPlan) -> None:
     for part in plan.model.parts():
-        if part.weights is None:
-            continue
-        module = model.get_submodule(part.address)
-        load = getattr(module, "load_weights", None)
-        if load is None:
-            raise RunFileError(
-                f"{part.address}: {part.spec.name} cannot load weights, but weights: {part.weights} is "
-                "given; remove that line"
-            )
-        load(part.weights)
+        if part.weights is not None:
+            load_part(part, model.get_submodule(part.address), plan)
+
+
+def load_part(part: Part, module: nn.Module, plan: RunPlan) -> None:
+    """Load the published weights that a part names.
+
+    Raises:
+        RunFileError: the component loads none.
+        CheckpointError: there are none of that name, or they do not fit. Both name part, file and line.
+        PluginError: the component's own code fails.
+    """
+    place = locator(plan.run)(("model", *part.address.replace(".text_head", ".head").split("."), "weights"))
+    here = f"{place}: {part.address}" if place else part.address
+    load = getattr(module, "load_weights", None)
+    if load is None:
+        raise RunFileError(
+            f"{here}: {part.spec.name} cannot load weights, but weights: {part.weights} is given; remove "
+            "that line"
+        )
+    try:
+        with blamed(part, f"loading weights {part.weights!r}"):
+            load(part.weights)
+    except (RunFileError, CheckpointError) as error:
+        raise type(error)(f"{here}: weights: {error}") from error

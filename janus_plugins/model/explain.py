@@ -13,6 +13,7 @@ from janus_plugins.core.plan import Part, RunPlan
 from janus_plugins.core.schema import StageBlock
 from janus_plugins.model.compose import compose_plan
 from janus_plugins.model.flops import SampleFlops
+from janus_plugins.model.learning import check_learn
 from janus_plugins.model.lora import lora_counts, under
 from janus_plugins.model.memory import GIB, ZERO_STAGES, fixed_bytes, row_bytes
 from janus_plugins.model.training_plan import Machines, TrainingPlan, training_plan
@@ -151,12 +152,21 @@ def shapes(plan: RunPlan, part: Part) -> str:
     if role == "encoder":
         return _encoder_shapes(facts)
     kind, _, modality = path.partition(".")
-    tokens = getattr(plan.model, kind)[modality].facts.tokens
-    leaving = "T" if tokens is None else str(part.config.output_tokens(tokens))
+    source = getattr(plan.model, kind)[modality].facts
+    tokens, leaving = source.tokens, _leaving(part, source)
     inner = f", {facts.in_width}"
     if facts.accepts == "codes":
         inner = f", {facts.codebooks}" if facts.codebooks > 1 else ""
     return f"[{tokens or 'T'}{inner}] -> [{leaving}, {facts.out_width}]"
+
+
+def _leaving(part: Part, source: Any) -> str:
+    """Return how many tokens leave an adapter: "T" where items of two lengths leave with different ones."""
+    lengths = (
+        {source.tokens} if source.tokens is not None else {source.max_tokens, source.max_tokens // 2 or 2}
+    )
+    counts = {part.config.output_tokens(length) for length in lengths}
+    return str(*counts) if len(counts) == 1 else "T"
 
 
 def _encoder_shapes(facts: Any) -> str:
@@ -169,11 +179,16 @@ def _encoder_shapes(facts: Any) -> str:
 
 
 def trainable(model: nn.Module, stage: StageBlock, plan: RunPlan) -> dict[str, int]:
-    """Count the parameters that a stage trains, by part address."""
+    """Count the parameters that a stage trains, by part address.
+
+    Raises:
+        RunFileError: a pattern of `learn` or `lora` names nothing that can learn.
+    """
+    check_learn(model, stage)
     counts: dict[str, int] = {}
     addresses = sorted((a for a in plan.model.addresses() if a != _HEAD), key=len, reverse=True)
     for name, parameter in model.named_parameters():
-        if any(name == prefix or name.startswith(prefix + ".") for prefix in stage.learn):
+        if any(under(name, prefix) for prefix in stage.learn):
             owner = next(address for address in addresses if name.startswith(address + "."))
             counts[owner] = counts.get(owner, 0) + parameter.numel()
     for name, number in lora_counts(model, stage).items():

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from janus_plugins.core.errors import BadSample, CheckpointError, RunFileError
 from janus_plugins.core.schema import TokenizerBlock
+from janus_plugins.core.suggest import unexpanded
 
 if TYPE_CHECKING:
     import tokenizers
@@ -179,8 +180,9 @@ def _published(path: str) -> tokenizers.Tokenizer:
         file = local.expanduser() / FILE if local.expanduser().is_dir() else local.expanduser()
         if not file.is_file():
             raise RunFileError(
-                f"tokenizer.path: {file} does not exist; where a model has only SentencePiece files, make it "
-                "with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+                f"tokenizer.path: {file} does not exist{unexpanded(path)}; where a model has only "
+                "SentencePiece files, make it with transformers' AutoTokenizer.from_pretrained(...)."
+                "save_pretrained(...)"
             )
         return _opened(lambda: Tokenizer.from_file(str(file)), path)
     return _opened(lambda: Tokenizer.from_pretrained(path), path)
@@ -190,7 +192,7 @@ def _opened(read: Callable[[], tokenizers.Tokenizer], path: str) -> tokenizers.T
     try:
         return read()
     except Exception as error:  # the tokenizers library raises bare Exception
-        raise RunFileError(f"tokenizer.path: {path!r} cannot be opened: {error}") from error
+        raise RunFileError(f"tokenizer.path: {path!r} cannot be opened: {error}{unexpanded(path)}") from error
 
 
 def _require(backend: tokenizers.Tokenizer, tokens: Sequence[str], path: str) -> None:

@@ -16,6 +16,7 @@ from janus_plugins.core.errors import JanusPluginsError
 from janus_plugins.core.facts import FACTS, GenerationFacts, HeadFacts, LanguageModelFacts, UnderstandingFacts
 from janus_plugins.core.kinds import Kind
 from janus_plugins.core.plan import Owner, Part
+from janus_plugins.core.problems import listed
 from janus_plugins.core.specs import ComponentConfig, ComponentSpec
 from janus_plugins.model.compose import build_part
 from janus_plugins.testing.items import KNOWN, cycled, stand_ins
@@ -154,8 +155,7 @@ def cases(
     try:
         config = spec.config.model_validate(dict(options))
     except ValidationError as error:
-        wrong = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        raise Broken("options that validate (options={...}, --set NAME=VALUE)", "; ".join(wrong)) from error
+        raise Broken("options that validate (options={...}, --set NAME=VALUE)", listed(error)) from error
     if spec.kind not in (Kind.ADAPTER, Kind.HEAD):
         found = Case(spec, config, options, given=items, ranks=ranks)
         _check_type(found.facts, spec.kind)

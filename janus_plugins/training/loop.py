@@ -128,6 +128,7 @@ class StageLoop:
             last = self._position.step == self._stage.last_step
             if every and self._position.total % every == 0 and not last:
                 self._save()
+        self._run.metrics.end_stage(self._stage.name)
         return self._position
 
     def _one_step(self) -> bool:

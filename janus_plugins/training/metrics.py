@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -76,18 +77,19 @@ class Metrics:
             self._writer = SummaryWriter(str(self._out / TENSORBOARD), purge_step=total + 1)
         if self._console.is_terminal:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
             )
-            self._progress = Progress(*columns, TextColumn("{task.fields[text]}"), console=self._console)
+            text = TextColumn("{task.fields[text]}", markup=False)
+            self._progress = Progress(*columns, text, console=self._console)
             self._progress.start()
 
     def say(self, text: str) -> None:
         """Print lines of text."""
         if self._active:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def begin_stage(self, stage: StageBlock, done: int) -> None:
         """Show a new stage, `done` steps of which are behind us."""
@@ -123,6 +125,14 @@ class Metrics:
             path = self.quarantine_file
             with _writing(path), path.open("a", encoding="utf-8") as stream:
                 stream.writelines(json.dumps({"step": step, **record}) + "\n" for record in records)
+
+    def end_stage(self, name: str) -> None:
+        """Say how many samples of a stage could not be read, if any."""
+        if not self._active or not self.quarantine_file.exists():
+            return
+        told = unreadable(self._out).get(name)
+        if told:
+            self.say(f"stage {name}: {told} samples could not be read: see {self.quarantine_file}")
 
     def pictures(self, pictures: Sequence[tuple[str, np.ndarray]], step: int) -> None:
         """Show sample pictures [H, W, 3] in TensorBoard."""
@@ -182,7 +192,32 @@ def _is_until(line: str, step: int) -> bool:
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
     """Return every recorded step of a run, in order."""
-    path = out / METRICS_FILE
+    return _json_lines(out / METRICS_FILE)
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def unreadable(out: Path) -> dict[str, str]:
+    """Return what a run could not read, by stage: "10 of 470 (eeg 10)"; stages that read all are left out."""
+    stages: dict[int, str] = {}
+    seen, before = Counter[str](), 0
+    for row in read_metrics(out):
+        total = row["samples"] + row["bad_samples"]
+        if not stages and row["step"] > 1:  # the stages before were trained into another folder
+            before = total
+        stages[row["step"]] = row["stage"]
+        seen[row["stage"]] += total - before
+        before = total
+    bad: dict[str, Counter[str]] = {}
+    for record in _json_lines(out / QUARANTINE_FILE):
+        if record["step"] in stages:
+            bad.setdefault(stages[record["step"]], Counter())[record.get("source", "unknown")] += 1
+    return {stage: f"{found.total()} of {seen[stage]} ({_listed(found)})" for stage, found in bad.items()}
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in counts.items())

@@ -6,7 +6,6 @@ norms and other vectors. The papers do not say which they decay.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from janus_plugins.core.errors import RunFileError
 from janus_plugins.core.schema import Schedule, StageBlock
+from janus_plugins.model.learning import check_learn
+from janus_plugins.model.lora import under
 from janus_plugins.training.ema import AveragingAdamW
 
 
@@ -41,20 +41,18 @@ def choose_learning(model: nn.Module, stage: StageBlock) -> Learning:
     Raises:
         RunFileError: a pattern of `learn` names no parameter.
     """
+    check_learn(model, stage)
     rates: dict[str, float] = {}
     by_pattern = dict.fromkeys(stage.learn, 0)
-    used: set[str] = set()
     frozen = 0
     for name, parameter in model.named_parameters():
-        matching = [pattern for pattern in stage.learn if _begins(name, pattern)]
-        used.update(matching)
+        matching = [pattern for pattern in stage.learn if under(name, pattern)]
         if not matching:
             frozen += parameter.numel()
             continue
         pattern = max(matching, key=len)
         rates[name] = stage.learn[pattern]
         by_pattern[pattern] += parameter.numel()
-    _refuse_unused(model, stage, used)
     return Learning(rates, by_pattern, frozen)
 
 
@@ -62,27 +60,6 @@ def set_trainable(model: nn.Module, learning: Learning) -> None:
     """Let the chosen parameters learn and freeze all others."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in learning.rates)
-
-
-def _begins(name: str, pattern: str) -> bool:
-    return name == pattern or name.startswith(pattern + ".")
-
-
-def _refuse_unused(model: nn.Module, stage: StageBlock, used: set[str]) -> None:
-    for pattern in stage.learn:
-        if pattern in used:
-            continue
-        near = difflib.get_close_matches(pattern, _addresses(model), n=1, cutoff=0.0)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise RunFileError(f"stages.{stage.name}.learn: {pattern!r} names no parameter of the model{hint}")
-
-
-def _addresses(model: nn.Module) -> list[str]:
-    addresses: dict[str, None] = {}
-    for name, _ in model.named_parameters():
-        parts = name.split(".")
-        addresses.update(dict.fromkeys(".".join(parts[:end]) for end in range(1, len(parts) + 1)))
-    return list(addresses)
 
 
 def parameter_groups(model: nn.Module, learning: Learning, weight_decay: float) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from torch import nn
 
 from janus_plugins.core.catalogue import load_processor
 from janus_plugins.core.errors import DataError, RunFileError
+from janus_plugins.core.outputs import make_folder
 from janus_plugins.core.plan import Part, RunPlan
 from janus_plugins.data.precomputed import (
     Address,
@@ -30,7 +31,7 @@ from janus_plugins.data.precomputed import (
     source_digest,
 )
 from janus_plugins.data.sources import is_streaming, open_source
-from janus_plugins.model.compose import build_part, compose_plan
+from janus_plugins.model.compose import build_part, compose_plan, load_part
 from janus_plugins.model.native import is_native, load_native
 from janus_plugins.training.answers import encoder_key
 from janus_plugins.training.guard import locked
@@ -103,7 +104,8 @@ def precompute(
         say: told what is done.
 
     Raises:
-        RunFileError: an entry or a path cannot be precomputed, or another process writes the entry's folder.
+        RunFileError: an entry or a path cannot be precomputed, another process writes the entry's folder, or
+            the folder cannot be written.
         DataError: the folder holds answers of another encoder or source.
         CheckpointError: the disk is full or read-only.
     """
@@ -111,6 +113,7 @@ def precompute(
     sources = dict(_sources(plan, names, able, say))
     if not sources:
         raise RunFileError("no data entry holds items of these paths; nothing was written")
+    world.from_main(lambda: make_folder(out))
     with ExitStack() as stack:
         for name in sources:
             _lock(world, stack, out / name)
@@ -135,7 +138,7 @@ def _sources(
         if is_streaming(source):
             if names:
                 raise RunFileError(
-                    f"data.{name} is read in order, so nothing can be looked up; stream it not"
+                    f"data.{name} is read in order, so nothing can be looked up; set streaming: false"
                 )
             say(f"data.{name}: left out, it is read in order")
         elif _wanted(plan, name, dict.fromkeys(able)):
@@ -180,7 +183,7 @@ def _encoders(
         part = parts[f"{path}.{modality}.encoder"]
         if folder is None and part.weights is not None:  # without the language model, which may be large
             module = build_part(part)
-            module.load_weights(part.weights)  # type: ignore[operator]
+            load_part(part, module, plan)
         else:
             whole = whole or (compose_plan(plan) if folder is None else _trained(folder))
             _refuse_other(whole.plan, part, folder)

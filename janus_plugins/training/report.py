@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from janus_plugins.training.metrics import read_metrics
+from janus_plugins.training.metrics import read_metrics, unreadable
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
@@ -39,7 +39,11 @@ def write_report(
         pictures: caption -> picture file, embedded in the page.
     """
     steps = read_metrics(out)
-    parts = [f"<h1>{html.escape(out.resolve().name)}</h1>", "<h2>Stages</h2>", stage_table(steps)]
+    parts = [
+        f"<h1>{html.escape(out.resolve().name)}</h1>",
+        "<h2>Stages</h2>",
+        stage_table(steps, unreadable(out)),
+    ]
     parts += [f"<h2>Loss: {html.escape(name)}</h2>{loss_curves(rows)}" for name, rows in by_stage(steps)]
     if evaluation:
         parts += ["<h2>Evaluation</h2>", table(("what", "value"), scores(evaluation))]
@@ -60,8 +64,8 @@ def by_stage(steps: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[Mapping
     return list(stages.items())
 
 
-def stage_table(steps: Iterable[Mapping[str, Any]]) -> str:
-    """Return a table with a row for each stage."""
+def stage_table(steps: Iterable[Mapping[str, Any]], bad: Mapping[str, str]) -> str:
+    """Return a table with a row for each stage; `bad` tells by stage what could not be read."""
     header = (
         "stage",
         "steps",
@@ -70,6 +74,7 @@ def stage_table(steps: Iterable[Mapping[str, Any]]) -> str:
         "tokens/s",
         "packing",
         "waiting for data",
+        "unreadable samples",
         "last losses",
     )
     rows = []
@@ -81,7 +86,8 @@ def stage_table(steps: Iterable[Mapping[str, Any]]) -> str:
         last = " ".join(f"{label} {value:.4g}" for label, value in last_losses(recorded).items())
         rows.append(
             (name, len(recorded), sum(not step["applied"] for step in recorded), round(seconds, 1),
-             round(tokens / seconds), f"{packing:.0%}", f"{waited / seconds:.1%}", last)
+             round(tokens / seconds), f"{packing:.0%}", f"{waited / seconds:.1%}", bad.get(name, "none"),
+             last)
         )  # fmt: skip
     return table(header, rows)
 

@@ -1,5 +1,7 @@
 """EEG: channels by name, rates, windows, files read safely, LaBraM's layout of weights."""
 
+import io
+
 import mne
 import numpy as np
 import pytest
@@ -52,6 +54,12 @@ def edf(channels=4, records=3, rate=40, stated=None, cut=None):
     return (head + "".join("".join(column) for column in columns)).encode("ascii") + body[:cut]
 
 
+def npy(array):
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
 def expected(seconds=3):
     return rhythm()[[0, 1, 3], : seconds * 40].reshape(3, seconds, 40).transpose(1, 0, 2) / 100
 
@@ -70,6 +78,8 @@ def test_channels_are_chosen_by_name():
 
 def test_files_and_arrays_hold_the_same_signal(fif, tmp_path):
     (tmp_path / "a.edf").write_bytes(edf())
+    for name in ("a.npy", "named.eeg"):
+        (tmp_path / name).write_bytes(npy(rhythm()[[0, 1, 3]]))
     row = {"array": rhythm(), "sampling_rate": 40, "channels": NAMES}
     for value, tolerance in (
         (fif, 1e-6),
@@ -77,6 +87,9 @@ def test_files_and_arrays_hold_the_same_signal(fif, tmp_path):
         (edf(), 2e-4),
         (row, 1e-6),
         (rhythm()[[0, 1, 3]], 1e-6),
+        (npy(rhythm()[[0, 1, 3]]), 1e-6),
+        (tmp_path / "a.npy", 1e-6),
+        (str(tmp_path / "named.eeg"), 1e-6),
     ):
         assert np.allclose(processor()(value)["signal"], expected(), atol=tolerance)
 
@@ -154,8 +167,11 @@ def test_longer_recordings_are_refused_or_cut(fif):
         (np.zeros((3, 30)), "one window is 40"),
         (np.zeros((5, 80)), r"\(5, 80\) for 3 channels"),
         ({"array": np.zeros((3, 80)), "sampling_rate": 0}, "0 samples a second"),
+        ({"bytes": npy(np.zeros((80, 3))), "path": "a.npy"}, r"a.npy: float64 \(80, 3\) for 3 channels"),
+        (npy(np.array([{}, []], dtype=object)), "holds object, not numbers"),
+        (npy(np.zeros((3, 80)))[:500], "but ends before"),
     ],
-    ids=range(11),
+    ids=range(14),
 )
 def test_what_cannot_be_used_is_a_bad_sample(value, message):
     with pytest.raises(BadSample, match=message):

@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from janus_plugins.core.errors import CheckpointError
+from janus_plugins.core.errors import CheckpointError, PluginError
 from janus_plugins.core.weights import load_exactly, read_weights
+from janus_plugins.door import compose
+from tests.tiny import write_tiny
 
 TENSORS = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.ones(2)}
 
@@ -115,3 +117,25 @@ def test_every_key_is_accounted_for():
         load_exactly(layer, tensors, "there", drop=("known",))
     assert torch.equal(layer.weight, before)
     load_exactly(layer, {"weight": TENSORS["weight"]}, "there", optional=("bias",))
+
+
+@pytest.mark.parametrize("name", ["nope.pt", "$NOPE/vq.pt", "no-one/nothing"])
+def test_weights_that_are_not_there_name_part_and_line(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    run = write_tiny(tmp_path)
+    run.write_text(run.read_text().replace("{use: siglip,", f"{{use: siglip, weights: {name},"))
+    with pytest.raises(CheckpointError) as raised:
+        compose(run)
+    said = str(raised.value)
+    place = f"{run}:12: understanding.image.encoder: weights: there is no file or folder '{name}', nor such"
+    assert said.startswith(place)
+    assert "\n" not in said
+    assert ("environment variables are not expanded: write what $NOPE stands for" in said) == ("$" in name)
+
+
+def test_what_a_component_raises_while_it_loads_names_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("janus_plugins.encoders.siglip.model.read_weights", lambda source: {}["vit"])
+    with pytest.raises(
+        PluginError, match=r"siglip of janus-plugins .*loading weights 'x' failed.*KeyError: 'vit'"
+    ):
+        compose(write_tiny(tmp_path), ["model.understanding.image.encoder.weights=x"])

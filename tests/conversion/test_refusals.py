@@ -49,6 +49,10 @@ def refused(source: Path, match: str, error: type[Exception] = CheckpointError) 
     assert sorted(path.name for path in source.parent.iterdir()) == beside
 
 
+def test_a_folder_whose_name_no_run_can_have_is_read_all_the_same(folder):
+    assert jp.load(folder.rename(folder.with_name(".hidden"))).plan.run.name == "janus"
+
+
 def test_a_missing_shard(sharded):
     (sharded / "pytorch_model-00002-of-00002.bin").unlink()
     refused(sharded, r"1 of 2 shards are missing: pytorch_model-00002-of-00002\.bin")

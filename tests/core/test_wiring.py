@@ -203,6 +203,37 @@ def test_an_options_error_names_its_line(tmp_path):
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "model.understanding.image.encoder.options.depth=two",
+            "encoder.options.depth: should be a valid integer, unable to parse string as an integer (got 'two')",
+        ),
+        (
+            "data.read.options.ask=undrstanding",
+            "data.read.options.ask: should be 'understanding' or 'generation' (got 'undrstanding'). "
+            "Did you mean 'understanding'?",
+        ),
+        ("data.read={use: hf-dataset, task: text}", "data.read.options.columns: is needed, but not given"),
+        (
+            "data.read={use: hf-dataset, task: text, options: {path: x, columns: {question: a, anwser: b}}}",
+            "data.read.options: columns: 'anwser' is not one of question, answer, prompt, text, conversations, "
+            "image. Did you mean 'answer'?",
+        ),
+        (
+            "data.read={use: hf-dataset, task: text, options: {path: x, columns: {video: '{b}'}}}",
+            "image; if the items are 'video', add modality: video",
+        ),
+    ],
+)
+def test_an_option_that_does_not_validate_shows_what_was_given(override, said, tmp_path):
+    with pytest.raises(RunFileError) as raised:
+        plan(write_tiny(tmp_path), [override])
+    assert str(raised.value).endswith(said)
+    assert "Value error" not in str(raised.value)
+
+
 def test_validating_imports_no_torch(tmp_path):
     path = write_tiny(tmp_path)
     code = (

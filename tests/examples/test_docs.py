@@ -15,12 +15,14 @@ from .signatures import SHOWN, signatures
 
 ROOT = Path(__file__).parents[2]
 DOCS, EXAMPLES = ROOT / "docs" / "plugins", ROOT / "examples"
-PAGES = ("tutorial.md", "README_section.md")
+SECTION = Path(__file__).with_name("register_your_own.md")
+"""The three files of `examples/janus-dinov2` on one page, which is nobody's documentation."""
+PAGES = (DOCS / "tutorial.md", SECTION)
 TAUGHT = ("janus-dinov2", "janus-melody", "janus-motion")
 """The packages that the tutorial builds; the others are proofs that shipped components train."""
 
 
-def blocks(page: str, key: str) -> Iterator[tuple[str, str]]:
+def blocks(page: str | Path, key: str) -> Iterator[tuple[str, str]]:
     """Yield (value, code) of each fenced block whose info string says `key=value`."""
     text = (DOCS / page).read_text(encoding="utf-8")
     yield from re.findall(rf"^```\w+ {key}=(\S+)\n(.*?)\n```$", text, flags=re.MULTILINE | re.DOTALL)
@@ -36,8 +38,8 @@ def excerpt(path: str, code: str) -> range:
     pytest.fail(f"{path} does not contain\n{code}")
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_code_blocks_are_excerpts_of_the_examples(page: str) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_blocks_are_excerpts_of_the_examples(page: Path) -> None:
     found = list(blocks(page, "file"))
     assert found
     for path, code in found:
@@ -107,8 +109,7 @@ def test_the_switches_are_those_of_the_host() -> None:
         assert f"`{variable}`" in text
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
-def test_links_lead_somewhere(page: str) -> None:
-    base = ROOT if page == "README_section.md" else DOCS
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (DOCS / page).read_text(encoding="utf-8")):
-        assert (base / target).exists(), target
+@pytest.mark.parametrize("page", [*sorted(DOCS.glob("*.md")), SECTION], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target

@@ -223,6 +223,9 @@ LONG = "x" * POSITIONS
             {"modality": "imge"},
             r"cannot generate 'imge'; it can generate: image, sound\. Did you mean 'image'",
         ),
+        ({"prompts": None}, "prompt is None; give a text, or a list of texts"),
+        ({"prompts": 3}, "prompt is 3; give a text"),
+        ({"window": 4}, "window is 4, but decoding 'steps' has none"),
         ({"num_per_prompt": 0}, "num_per_prompt is 0; it must be a whole number of at least 1"),
         ({"max_rows": 0}, "max_rows is 0"),
         ({"guidance": -1.0}, "guidance is -1.0; it must be a number of at least 0"),
@@ -230,6 +233,11 @@ LONG = "x" * POSITIONS
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"temperature": 1e-40}, "temperature is 1e-40; it must be 0, or from 1e-6 to 1e6"),
         ({"guidance": 1e39}, r"guidance is 1e\+39; it must be 0, or from 1e-6 to 1e6"),
+        *[
+            ({"seed": seed}, f"seed is {seed!r}; it must be a whole number")
+            for seed in ("abc", None, 1.5, True)
+        ],
+        ({"interleaved": True, "seed": 1.5}, "seed is 1.5; it must be a whole number"),
         ({"prompts": LONG}, f"takes {POSITIONS + 8} positions and what follows 5, .* only {POSITIONS}"),
     ],
 )
@@ -245,15 +253,23 @@ def test_generate_refuses(model, options, message):
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"temperature": -0.5}, "temperature is -0.5"),
         ({"top_p": 0.0}, "top_p is 0.0; it must be above 0"),
+        ({"seed": "abc"}, "seed is 'abc'; it must be a whole number"),
         ({"items": {"audio": [[1, 2, 3]]}}, "cannot understand 'audio'; it can understand: image"),
         ({"question": ["a", "b"], "images": [[[1, 2, 3]]]}, "image: 1 entries for 2 questions"),
         ({"images": [[1, 2, 3]], "items": {"image": []}}, "both as images= and in items="),
-        ({"question": LONG}, f"takes {POSITIONS + 7} positions and what follows 0, .* only {POSITIONS}"),
+        ({"question": LONG}, f"takes {POSITIONS + 7} positions, but .* only {POSITIONS}"),
+        ({"question": None}, "question is None; give a text, or a list of texts"),
     ],
 )
 def test_ask_refuses(model, options, message):
     with pytest.raises(RunFileError, match=message):
         model.ask(**{"question": "why?", **options})
+
+
+@pytest.mark.parametrize("seed", [-3, 2**70, np.int64(4)])
+def test_any_whole_number_is_a_seed(model, seed):
+    assert model.generate("a cat", seed=seed)[0].seed == seed
+    assert model.ask("why?", seed=seed, max_new_tokens=1) == model.ask("why?", max_new_tokens=1)
 
 
 def test_items_that_cannot_be_read_are_named(model):

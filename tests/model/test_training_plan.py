@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from janus_plugins.core.errors import RunFileError
 from janus_plugins.core.runfile import load_run
 from janus_plugins.core.wiring import resolve
 from janus_plugins.data.loader import StepLoader
 from janus_plugins.door import plan as plan_of
 from janus_plugins.model.compose import build_tokenizer_for, compose_plan
-from janus_plugins.model.explain import PUBLISHED_ONLY, explain
+from janus_plugins.model.explain import PUBLISHED_ONLY, explain, shapes
 from janus_plugins.model.flops import SampleFlops, Shape, names_learn, transformer_flops
 from janus_plugins.model.memory import saved_bytes
 from janus_plugins.model.training_plan import Machines, TrainingPlan, training_plan
@@ -52,6 +54,30 @@ def test_totals_of_the_published_files(reference: Any) -> None:
     (pool,) = reference.published_only
     assert (pool.address, pool.shapes) == ("understanding.image.encoder.attn_pool", PUBLISHED_ONLY)
     assert pool.parameters == 12_595_200
+
+
+def test_explain_refuses_what_train_refuses_to_learn(tiny: Any) -> None:
+    stage = tiny.run.stages[2].model_copy(update={"learn": {"language_model.layrs": 1e-3}})
+    run = tiny.run.model_copy(update={"stages": (stage,)})
+    with pytest.raises(
+        RunFileError, match=r"finetune.learn: 'language_model.layrs' names no parameter.*layers"
+    ):
+        explain(dataclasses.replace(tiny, run=run))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "expected"),
+    [
+        ("{use: perceiver, options: {tokens: 8}}", "[8, {}]"),
+        ("{use: mlp}", "[T, {}]"),
+    ],
+)
+def test_what_leaves_an_adapter_of_items_of_any_length(tmp_path: Path, adapter: str, expected: str) -> None:
+    encoder = "{use: audio, options: {width: 32, depth: 1, num_heads: 2}}"
+    sound = f"model.understanding={{audio: {{encoder: {encoder}, adapter: {adapter}}}}}"
+    run = plan_of("digits", [sound, "data={}", "stages=[]", "evaluation={}"])
+    part = run.model.understanding["audio"].adapter
+    assert shapes(run, part) == f"[T, 32] -> {expected.format(run.model.facts.width)}"
 
 
 def test_a_size_that_nobody_published_has_nothing_beside_it(tiny: Any) -> None:

@@ -14,9 +14,12 @@ from pydantic import ValidationError
 
 from janus_plugins.core.errors import BadSample, DataError
 from janus_plugins.core.samples import Item, Turn
+from janus_plugins.data.sources import open_source
+from janus_plugins.door import plan
 from janus_plugins.sources.hf_dataset.rows import RowReader
 from janus_plugins.sources.hf_dataset.source import build
 from janus_plugins.sources.hf_dataset.spec import HfDatasetConfig
+from tests.tiny import write_tiny
 
 CAPTIONS = {"image": "{image}", "question": "Describe it.", "answer": "{caption}"}
 DRAWN = {"prompt": "a {caption} picture", "image": "{image}"}
@@ -280,6 +283,15 @@ def test_streaming_resumes_after_every_row(tmp_path: Path, kind: str) -> None:
     assert whole == [f"c{index % 14}" for index in range(17)]
     for position, state in enumerate(states[:-1]):
         assert captions(state, 16 - position)[0] == whole[position + 1 :]
+
+
+def test_a_path_with_a_variable_is_explained(tmp_path: Path) -> None:
+    options = "{path: $DATA/rows.jsonl, columns: {text: '{text}'}}"
+    run = plan(write_tiny(tmp_path), [f"data.more={{use: hf-dataset, task: text, options: {options}}}"])
+    with pytest.raises(
+        DataError, match=r"data.more: .*variables are not expanded: write what \$DATA stands for"
+    ):
+        open_source(run.data["more"].part)
 
 
 def test_streaming_rows_become_samples(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_options_are_set_over_the_small_ones_and_json_is_plain() -> None:
     assert (report["kind"], report["name"], report["ok"]) == ("adapter", "mlp", True)
     assert {rule["status"] for rule in report["rules"]} == {"passed", "skipped"}
     assert check("mlp", "--set", "depth=zero").exit_code == 1
-    assert "depth: Input should be a valid integer" in check("mlp", "--set", "depth=zero").output
+    assert "depth: should be a valid integer" in check("mlp", "--set", "depth=zero").output
     assert "pydantic" not in check("mlp", "--set", "depht=1").output
 
 

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,13 @@ def test_a_line_cut_in_half_is_dropped(tmp_path: Path) -> None:
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
+@dataclass(frozen=True)
+class ToyNamedRecord(ToyBadRecord):
+    """Say of which data entry the sample is, as the loader's records do."""
+
+    source: str = "pictures"
+
+
 class BadRecipe(ToyRecipe):
     """Bring `number` unreadable samples with every step."""
 
@@ -75,6 +83,30 @@ def test_bad_samples_are_named_and_counted(world: World, tmp_path: Path) -> None
         {"step": 1, "key": "pictures[0/1]", "reason": "truncated"},
     ]
     assert len(named) == 12
+
+
+def test_what_could_not_be_read_is_told_by_stage_and_entry(world: World, tmp_path: Path) -> None:
+    class Tired(CrashingRecipe):
+        def bad(self, step: int) -> tuple[Any, ...]:
+            return (ToyNamedRecord("pictures[7]", "truncated"),) * 2 if step == 4 else ()
+
+    said = Console(file=io.StringIO(), width=300)
+    stages = (toy_stage("one", steps=2), toy_stage("two", steps=6))
+    with pytest.raises(Crash):
+        start(toy_run(*stages, data=Tired(7), engine={"save_every": 2}), tmp_path, world)
+    start(
+        toy_run(*stages, data=Tired(99), engine={"save_every": 2}), tmp_path, world, resume=True, console=said
+    )
+    seen = (read_metrics(tmp_path)[-1]["samples"] - read_metrics(tmp_path)[1]["samples"]) + 2
+    told = f"2 of {seen} (pictures 2)"
+    assert (
+        f"stage two: {told} samples could not be read: see {tmp_path / 'quarantine.jsonl'}"
+        in said.file.getvalue()
+    )
+    assert "stage one:" not in said.file.getvalue()
+    page = write_report(tmp_path).read_text()
+    assert f"<td>{told}</td>" in page
+    assert page.count("<td>none</td>") == 1
 
 
 def test_too_many_bad_samples_stop_the_run(world: World, tmp_path: Path) -> None:
@@ -143,8 +175,9 @@ def test_lines_where_there_is_no_terminal_and_a_bar_where_there_is(world: World,
     assert "learns language_model " in text
     assert "50 are frozen" in text
     bar = Console(file=io.StringIO(), force_terminal=True, width=160)
-    start(toy_run(), tmp_path / "bar", world, console=bar)
+    start(toy_run(toy_stage("one [/red]")), tmp_path / "bar", world, console=bar)
     assert "6/6" in bar.file.getvalue()
+    assert "one [/red]" in bar.file.getvalue()
 
 
 def test_the_report_holds_everything_itself(world: World, tmp_path: Path) -> None:

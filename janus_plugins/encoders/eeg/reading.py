@@ -1,4 +1,4 @@
-"""Brain signals from files (MNE) and arrays, by channel name, in microvolts."""
+"""Brain signals from files (MNE, .npy) and arrays, by channel name, in microvolts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from janus_plugins.core.errors import BadSample
-from janus_plugins.core.files import RawFile, raw_file
+from janus_plugins.core.files import RawFile, raw_file, read_npy
 from janus_plugins.encoders.eeg.electrodes import chosen
 
 MAX_BYTES = 4_000_000_000
 MAX_CHANNELS = 1024
 RATES = (1.0, 100_000.0)
-SUFFIXES = (".edf", ".bdf", ".gdf", ".fif")
+SUFFIXES = (".edf", ".bdf", ".gdf", ".fif", ".npy")
 _WHAT = "a recording of brain signals"
 _MICRO = 1e6
 
@@ -45,8 +45,9 @@ def read_signal(value: object, wanted: Wanted) -> tuple[np.ndarray, float]:
     """Return microvolts [channels, samples] (float64) and their samples a second.
 
     Args:
-        value: a path or bytes of .edf, .bdf, .gdf or .fif; {"array" [C, S] in microvolts,
-            "sampling_rate", "channels": names}; or an array [C, S] of the wanted channels and rate.
+        value: a path or bytes of .edf, .bdf, .gdf, .fif or .npy; {"array" [C, S] in microvolts,
+            "sampling_rate", "channels": names}; or an array. An array, and what a .npy file holds, is
+            [C, S] in microvolts: the wanted channels in their order, at the wanted rate.
         wanted: what to read.
 
     Raises:
@@ -55,13 +56,16 @@ def read_signal(value: object, wanted: Wanted) -> tuple[np.ndarray, float]:
     if isinstance(value, Mapping) and value.get("array") is not None:
         names = value.get("channels")
         names = list(wanted.channels if names is None else map(str, names))
-        return _from_array(value["array"], names, value.get("sampling_rate"), wanted)
+        return _from_array(value["array"], names, value.get("sampling_rate"), wanted, _WHAT)
     if hasattr(value, "__array__"):
-        return _from_array(value, list(wanted.channels), wanted.rate, wanted)
+        return _from_array(value, list(wanted.channels), wanted.rate, wanted, _WHAT)
     file = raw_file(value, _WHAT, MAX_BYTES)
     if file is None:
         raise BadSample(f"{_WHAT} must be a path, bytes or an array, not {type(value).__name__}")
     suffix = _suffix(file)
+    if suffix == ".npy":
+        signal = read_npy(file, MAX_BYTES // 8)
+        return _from_array(signal, list(wanted.channels), wanted.rate, wanted, file.name)
     try:
         with file.as_path(suffix) as path, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what MNE says of names and headers is no defect of a sample
@@ -72,13 +76,15 @@ def read_signal(value: object, wanted: Wanted) -> tuple[np.ndarray, float]:
         raise BadSample(f"{file.name}: cannot be read ({type(error).__name__}: {error})") from error
 
 
-def _from_array(array: Any, names: list[str], rate: object, wanted: Wanted) -> tuple[np.ndarray, float]:
+def _from_array(
+    array: Any, names: list[str], rate: object, wanted: Wanted, what: str
+) -> tuple[np.ndarray, float]:
     signal = np.asarray(array)
     if signal.ndim != 2 or signal.dtype.kind not in "iuf" or len(signal) != len(names):
-        raise BadSample(f"{_WHAT}: {signal.dtype} {signal.shape} for {len(names)} channels; numbers [C, S]")
-    own = _checked_rate(rate, _WHAT)
-    samples = _checked_length(signal.shape[1], own, wanted, _WHAT)
-    places = _places(names, wanted, _WHAT)
+        raise BadSample(f"{what}: {signal.dtype} {signal.shape} for {len(names)} channels; numbers [C, S]")
+    own = _checked_rate(rate, what)
+    samples = _checked_length(signal.shape[1], own, wanted, what)
+    places = _places(names, wanted, what)
     return _laid_out([None if each is None else signal[each, :samples] for each in places], samples), own
 
 
@@ -137,7 +143,8 @@ def _suffix(file: RawFile) -> str:
     """Return the format: by how the file begins, else by its name. A header of EDF is looked at first."""
     head = file.head(256)
     suffix = file.suffix
-    for mark, known in ((b"0       ", ".edf"), (b"\xffBIOSEMI", ".bdf"), (b"GDF ", ".gdf")):
+    marks = {b"0       ": ".edf", b"\xffBIOSEMI": ".bdf", b"GDF ": ".gdf", b"\x93NUMPY": ".npy"}
+    for mark, known in marks.items():
         if head.startswith(mark):
             suffix = known
     if suffix not in SUFFIXES:

@@ -96,7 +96,7 @@ EEG = ComponentSpec(
     factory="janus_plugins.encoders.eeg.model:build",
     contract=1,
     processor="janus_plugins.encoders.eeg.processor:EegProcessor",
-    summary="LaBraM or EEGNet over windows of brain signals: .edf, .bdf, .gdf, .fif or arrays -> features",
+    summary="LaBraM or EEGNet over windows of brain signals: .edf, .bdf, .gdf, .fif, .npy, array -> features",
     requires=("timm", "mne", "scipy"),
     extra="janus-plugins[eeg]",
 )

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from janus_plugins.core.facts import SourceFacts
 from janus_plugins.core.kinds import Kind
 from janus_plugins.core.specs import CONTRACT_VERSION, ComponentConfig, ComponentSpec
+from janus_plugins.core.suggest import nearest
 
 COLUMN = re.compile(r"\{([^{}]+)\}")
 """A reference to a column inside a text: `Describe {name}.`"""
@@ -47,10 +48,9 @@ class HfDatasetConfig(ComponentConfig):
         allowed = (*TEXT_KEYS, "conversations", self.modality)
         unknown = sorted(set(self.columns) - set(allowed))
         if unknown:
-            raise ValueError(
-                f"columns: {unknown[0]!r} is not one of {', '.join(allowed)}; if the items are "
-                f"{unknown[0]!r}, add modality: {unknown[0]}"
-            )
+            advice = f"; if the items are {unknown[0]!r}, add modality: {unknown[0]}"
+            advice = f".{nearest(unknown[0], allowed)}" if nearest(unknown[0], allowed) else advice
+            raise ValueError(f"columns: {unknown[0]!r} is not one of {', '.join(allowed)}{advice}")
         for key in {"conversations", self.modality} & set(self.columns):
             if not COLUMN.fullmatch(self.columns[key]):
                 raise ValueError(f'columns.{key} must be one column in braces, such as "{{{key}}}"')
