@@ -16,7 +16,13 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from janus_plugins.conversion import official, transformers_layout
-from janus_plugins.conversion.account import account_for, extra_entries, known_extras, places_in
+from janus_plugins.conversion.account import (
+    account_for,
+    extra_entries,
+    known_extras,
+    places_in,
+    refuse_unreadable,
+)
 from janus_plugins.conversion.architecture import MODALITY, Architecture, architecture_of
 from janus_plugins.conversion.description import (
     CONFIG,
@@ -192,6 +198,7 @@ def _open_native(folder: Path) -> Checkpoint:
     entries = account_for(files, places, model, str(folder), {})
     extra_files = open_extras(folder)
     extras = dict(extra_files.entries)
+    refuse_unreadable(extras, str(folder))
     tokenizer_json = read_text(folder / TOKENIZER)
     return Checkpoint(
         folder,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import janus_plugins as jp
@@ -25,6 +27,7 @@ from tests.conversion.made import make_tokenizer, write_official
 from tests.tiny import write_tiny
 
 NORM = "language_model.model.norm.weight"
+LATENT = "vision_model.vision_tower.attn_pool.latent"
 
 
 @pytest.fixture
@@ -86,14 +89,31 @@ Change = Callable[[dict[str, Tensor]], object]
         (lambda made: made.update({NORM: made[NORM].float()}), rf"{NORM} has dtype F32, the rest of language_model BF16"),
         (lambda made: made.update({"vision_model.vision_tower.attn_pool.q.bias": torch.zeros(3)}), r"attn_pool\.q\.bias has shape \[3\], the config asks for \[32\]"),
         (lambda made: made.update({"vision_model.vision_tower.attn_pool.unknown": torch.zeros(3)}), r"unknown tensor vision_model\.vision_tower\.attn_pool\.unknown"),
+        (lambda made: made.update({LATENT: made[LATENT].to(torch.float8_e4m3fn)}), rf"{LATENT} has dtype F8_E4M3; F64, F32"),
+        (lambda made: made.update({LATENT: made[LATENT].to(torch.complex64)}), rf"{LATENT} has dtype C64; F64, F32"),
     ],
-    ids=["renamed", "missing", "unknown", "shape", "int32", "float64", "float8", "mixed", "extra's shape", "unknown extra"],
+    ids=["renamed", "missing", "unknown", "shape", "int32", "float64", "float8", "mixed", "extra's shape", "unknown extra", "extra in float8", "complex extra"],
 )  # fmt: skip
 def test_tensors_that_do_not_fit(folder, tensors, change: Change, match):
     made = dict(tensors)
     change(made)
     save_file(made, folder / "model.safetensors")
     refused(folder, match)
+
+
+def test_an_extra_tensor_of_an_odd_dtype_in_a_native_checkpoint(folder, tmp_path):
+    native = tmp_path / "native"
+    jp.convert(folder, native)
+    extras = load_file(native / "extras.safetensors")
+    save_file({**extras, LATENT: extras[LATENT].to(torch.complex64)}, native / "extras.safetensors")
+    manifest = native / "manifest.json"
+    said = json.loads(manifest.read_text())
+    said["sha256"]["extras.safetensors"] = hashlib.sha256(
+        (native / "extras.safetensors").read_bytes()
+    ).hexdigest()
+    manifest.write_text(json.dumps(said))
+    with pytest.raises(CheckpointError, match=rf"{LATENT} has dtype C64"):
+        jp.convert(native, tmp_path / "target")
 
 
 def test_a_wrong_tensor_in_transformers_layout(converted, oracle, tmp_path):
@@ -142,6 +162,44 @@ def test_a_pickle_of_the_old_format(sharded, tensors):
     path = sharded / "pytorch_model-00001-of-00002.bin"
     torch.save(tensors, path, _use_new_zipfile_serialization=False)
     refused(sharded, "older than torch 1.6")
+
+
+def rezipped(path: Path, compression: int, change: Callable[[str, bytes], bytes]) -> None:
+    """Write a pickle's zip anew, its entries changed."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, change(name, data))
+
+
+def test_a_pickle_that_is_zipped_anew_as_it_was(sharded):
+    before = jp.load(sharded).state_dict()
+    for path in sharded.glob("*.bin"):
+        rezipped(path, zipfile.ZIP_STORED, lambda _, data: data)
+    assert all(torch.equal(before[name], each) for name, each in jp.load(sharded).state_dict().items())
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_packed_pickle(sharded, compression):
+    """Mapped, its packed bytes would be taken for weights."""
+    rezipped(sharded / "pytorch_model-00001-of-00002.bin", compression, lambda _, data: data)
+    refused(
+        sharded, r"is a compressed or encrypted zip \(.*save it again with torch\.save, or as safetensors"
+    )
+
+
+def test_a_pickle_whose_data_is_too_short(sharded):
+    """Mapped, a tensor would go on in the bytes of the next one."""
+    path = sharded / "pytorch_model-00001-of-00002.bin"
+    rezipped(path, zipfile.ZIP_STORED, lambda name, data: data[:-2] if name.endswith("/data/0") else data)
+    refused(sharded, "its tensors are not as long as the data that it holds")
+
+
+def test_a_pickle_of_a_tensor_without_data(sharded, tensors):
+    path = sharded / "pytorch_model-00001-of-00002.bin"
+    torch.save({**torch.load(path), "gen_embed.weight": tensors["gen_embed.weight"].to("meta")}, path)
+    refused(sharded, r"gen_embed\.weight was saved on the meta device and has no data")
 
 
 def test_other_forms_of_weights(folder):
