@@ -37,6 +37,7 @@ from janus_plugins.conversion.files import TensorFiles, open_weights
 from janus_plugins.conversion.kept import KEPT, Kept, open_extras, read_kept, read_text
 from janus_plugins.conversion.keys import Layout, Place, to_native
 from janus_plugins.conversion.reading import parse_json
+from janus_plugins.conversion.tokenizer_text import complete
 from janus_plugins.core.errors import CheckpointError, RunFileError
 from janus_plugins.core.schema import RunConfig
 from janus_plugins.core.wiring import resolve
@@ -83,7 +84,7 @@ class Checkpoint:
         folder: where it is.
         layout: how it is kept there.
         model: its model, without weights.
-        tokenizer_json: the tokenizer's own file.
+        tokenizer_json: the tokenizer's own file, with every special token.
         description: what a foreign layout says of it; of a native checkpoint None until it is asked for.
         entries: dtype and shape of every tensor, by native name.
         extras: the same of what is no part of the model, by official name.
@@ -164,7 +165,8 @@ def _open_foreign(folder: Path, layout: Layout) -> Checkpoint:
     files = open_weights(folder)
     description = _reader(layout)(texts, str(folder), _HEADS[layout] in files.entries)
     run = _run_of(description, folder)
-    model = _empty_model(run, texts[TOKENIZER], folder)
+    tokenizer_json = complete(texts[TOKENIZER], special_tokens(run.model))
+    model = _empty_model(run, tokenizer_json, folder)
     extra_files = open_extras(folder) if layout == "transformers" else files
     places = places_in(model, layout)
     entries = account_for(files, places, model, str(folder), known_extras(description.architecture, layout))
@@ -174,7 +176,7 @@ def _open_foreign(folder: Path, layout: Layout) -> Checkpoint:
         folder,
         layout,
         model,
-        texts[TOKENIZER],
+        tokenizer_json,
         description,
         entries,
         extras,

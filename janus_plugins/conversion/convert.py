@@ -16,17 +16,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from janus_plugins.conversion import official_write, transformers_write
+from janus_plugins.conversion import official_write
 from janus_plugins.conversion.architecture import Architecture
-from janus_plugins.conversion.checkpoint import (
-    Checkpoint,
-    open_checkpoint,
-    read_files,
-)
-from janus_plugins.conversion.description import Description, dump
+from janus_plugins.conversion.checkpoint import Checkpoint, open_checkpoint
+from janus_plugins.conversion.description import dump
 from janus_plugins.conversion.extras import extra_shapes
 from janus_plugins.conversion.kept import EXTRAS, KEPT
 from janus_plugins.conversion.keys import LAYOUTS, Layout, from_native, place_of, shapes_in
+from janus_plugins.conversion.texts import foreign_texts
 from janus_plugins.core.errors import CheckpointError, RunFileError
 from janus_plugins.core.suggest import nearest
 from janus_plugins.model import native
@@ -125,7 +122,7 @@ def _write(checkpoint: Checkpoint, folder: Path, layout: Layout) -> Written:
     if layout == "official":
         notes += _add_extras(checkpoint, description.architecture, entries, getters)
     _write_weights(folder, entries, getters, {"format": "pt"}, index=True)
-    for name, text in _texts(checkpoint, description, layout).items():
+    for name, text in foreign_texts(checkpoint, description, layout).items():
         _write_text(folder / name, text)
     if layout == "transformers":
         _write_extras(checkpoint, folder, layout)
@@ -224,28 +221,6 @@ def _write_weights(
         listed = {key: name for name, content in zip(names, shards, strict=True) for key in content}
         text = dump({"metadata": {"total_size": total}, "weight_map": listed})
         _write_text(folder / "model.safetensors.index.json", text)
-
-
-def _texts(checkpoint: Checkpoint, description: Description, layout: Layout) -> dict[str, str]:
-    """Return a foreign folder's text files: those the model came with, while they still say what it is."""
-    kept = checkpoint.kept.get(layout)
-    if kept is not None:
-        where = f"{checkpoint.folder}/{KEPT}: {layout}"
-        if _same(read_files(layout, kept, where, description.architecture), description):
-            return kept
-    write = official_write.write if layout == "official" else transformers_write.write
-    head = checkpoint.entries["language_model.model.embed_tokens.weight"].dtype
-    return write(description, checkpoint.tokenizer_json, str(DTYPES[head]).removeprefix("torch."))
-
-
-def _same(one: Description, other: Description) -> bool:
-    return _said(one) == _said(other)
-
-
-def _said(description: Description) -> tuple[object, ...]:
-    """Return what files must say to stand for a model."""
-    pixels = description.pixels
-    return description.architecture, description.chat, description.tokens, pixels.do_normalize
 
 
 def _write_extras(checkpoint: Checkpoint, folder: Path, layout: Layout) -> list[str]:
