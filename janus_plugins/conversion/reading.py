@@ -66,6 +66,9 @@ class Fields:
         """Return the same fields, those left out having these values."""
         return Fields(self._data, self.where, defaults)
 
+    def __bool__(self) -> bool:
+        return bool(self._data)
+
     def has(self, name: str) -> bool:
         """Say whether the file itself gives a field."""
         return self._data.get(name) is not None
@@ -119,9 +122,10 @@ class Fields:
         return value
 
     def fixed(self, **wanted: Any) -> None:
-        """Refuse fields with another value than the one that is supported; absent ones are fine."""
+        """Refuse fields with another value than the one that is supported; absent ones have their default."""
         for name, value in wanted.items():
             given = self._data.get(name)
+            given = self._defaults.get(name) if given is None else given
             if given is not None and given != value:
                 raise CheckpointError(f"{self.where}: {name} is {given!r:.60}; only {value!r} can be read")
 

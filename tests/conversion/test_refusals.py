@@ -244,6 +244,10 @@ def test_an_index_that_is_none(sharded, text):
         ("config.json", '"cls": "VQ-16"', '"cls": "VQ-8"', "cls is 'VQ-8'; only VQ-16"),
         ("config.json", "siglip_large_patch16_384", "clip-vit-large", "model_name is 'clip-vit-large'"),
         ("config.json", '"select_layer": -1', '"select_layer": -2', "select_layer is -2"),
+        ("config.json", '"select_layer": -1', '"select_layer": null', "select_layer is -2; only -1"),
+        ("config.json", '"select_layer": -1', '"select_layer": -1, "select_layers": [1]', r"select_layers is \[1\]"),
+        ("config.json", '"select_layer": -1', '"select_layer": -1, "qk_norm": true', "qk_norm is True"),
+        ("config.json", '"select_layer": -1', '"select_layer": -1, "ignore_head": false', "ignore_head is False"),
         ("config.json", '"projector_type": "mlp_gelu"', '"projector_type": "linear"', "projector_type is 'linear'"),
         ("config.json", '"hidden_size": 48', '"hidden_size": "48"', "hidden_size is '48', not a whole number"),
         ("config.json", '"hidden_size": 48', '"hidden_size": 50', "num_heads"),
@@ -251,6 +255,8 @@ def test_an_index_that_is_none(sharded, text):
         ("config.json", '"hidden_size": 48', '"rope_scaling": {"type": "linear", "factor": 2}, "hidden_size": 48', "type is 'linear'"),
         ("processor_config.json", '"deepseek"', '"vicuna"', "sft_format is 'vicuna'"),
         ("processor_config.json", "16", "576", "num_image_tokens is 576"),
+        ("processor_config.json", '"add_special_token": false', '"add_special_token": true', "add_special_token is True; only False"),
+        ("processor_config.json", "{", '{"pad_tag": "<unused>",', "pad_tag is '<unused>'; only '<｜▁pad▁｜>'"),
         ("preprocessor_config.json", '"image_size": 32', '"image_size": 384', "image_size is 384"),
         ("preprocessor_config.json", "0.5", "0.4", "image_mean is"),
         ("preprocessor_config.json", '"min_size": 14', '"min_size": 28', "min_size 28"),
@@ -281,6 +287,52 @@ def test_transformers_files_that_are_wrong(converted, tmp_path):
     ):
         path.write_text(json.dumps({**config, part: {**config[part], name: value}}))
         refused(source, match)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"do_rescale": False}, "do_rescale is False; only True"),
+        ({"do_resize": False}, "do_resize is False; only True"),
+        ({"do_pad": False}, "do_pad is False; only True"),
+        ({"resample": 0}, "resample is 0; only 3"),
+        ({"size": {"shortest_edge": 32}}, "height is missing"),
+        ({"size": {"height": 32, "width": 48}}, "width is 48, but the vision config's image_size is 32"),
+        (
+            {"size": None},
+            "height is 384, but the vision config's image_size is 32",
+        ),  # what transformers takes
+    ],
+)
+def test_pictures_that_transformers_would_prepare_otherwise(converted, tmp_path, nested, change, match):
+    source = Path(shutil.copytree(converted, tmp_path / "source"))
+    path = source / "preprocessor_config.json"
+    changed = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({name: value for name, value in changed.items() if value is not None}))
+    if nested:
+        path.unlink()
+        path = source / "processor_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "image_processor": changed}))
+    refused(source, match)
+
+
+def test_what_transformers_does_by_default_may_be_left_out(converted, tmp_path):
+    source = Path(shutil.copytree(converted, tmp_path / "source"))
+    path = source / "preprocessor_config.json"
+    left = json.loads(path.read_text())
+    for name in (
+        "do_resize",
+        "do_rescale",
+        "do_pad",
+        "do_normalize",
+        "resample",
+        "rescale_factor",
+        "min_size",
+    ):
+        del left[name]
+    path.write_text(json.dumps(left))
+    assert jp.load(source).plan.model.understanding["image"].encoder.config.normalize
 
 
 def test_no_tokenizer_and_no_checkpoint(folder, tmp_path):
