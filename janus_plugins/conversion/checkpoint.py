@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from janus_plugins.conversion import official, transformers_layout
@@ -37,8 +38,10 @@ from janus_plugins.conversion.files import TensorFiles, open_weights
 from janus_plugins.conversion.kept import KEPT, Kept, open_extras, read_kept, read_text
 from janus_plugins.conversion.keys import Layout, Place, to_native
 from janus_plugins.conversion.reading import parse_json
+from janus_plugins.conversion.sizes import check_sizes
 from janus_plugins.conversion.tokenizer_text import complete
 from janus_plugins.core.errors import CheckpointError, RunFileError
+from janus_plugins.core.plan import RunPlan
 from janus_plugins.core.schema import RunConfig
 from janus_plugins.core.wiring import resolve
 from janus_plugins.model.empty import compose_empty
@@ -166,7 +169,10 @@ def _open_foreign(folder: Path, layout: Layout) -> Checkpoint:
     description = _reader(layout)(texts, str(folder), _HEADS[layout] in files.entries)
     run = _run_of(description, folder)
     tokenizer_json = complete(texts[TOKENIZER], special_tokens(run.model))
-    model = _empty_model(run, tokenizer_json, folder)
+    tokenizer = TextTokenizer(Tokenizer.from_str(tokenizer_json), special_tokens(run.model))
+    plan = _plan_of(run, tokenizer, folder)
+    check_sizes(description.architecture, files.entries, layout, str(folder))
+    model = compose_empty(plan, tokenizer)
     extra_files = open_extras(folder) if layout == "transformers" else files
     places = places_in(model, layout)
     entries = account_for(files, places, model, str(folder), known_extras(description.architecture, layout))
@@ -234,10 +240,7 @@ def _run_of(description: Description, folder: Path) -> RunConfig:
         raise CheckpointError(f"{folder / CONFIG} describes no model that can be built: {error}") from error
 
 
-def _empty_model(run: RunConfig, tokenizer_json: str, folder: Path) -> UnifiedModel:
-    from tokenizers import Tokenizer
-
-    tokenizer = TextTokenizer(Tokenizer.from_str(tokenizer_json), special_tokens(run.model))
+def _plan_of(run: RunConfig, tokenizer: TextTokenizer, folder: Path) -> RunPlan:
     try:
         plan = resolve(run)
     except RunFileError as error:
@@ -248,4 +251,4 @@ def _empty_model(run: RunConfig, tokenizer_json: str, folder: Path) -> UnifiedMo
             f"{folder}: the tokenizer has {len(tokenizer)} entries, the language model embeds {room}; "
             f"is {TOKENIZER} this model's own?"
         )
-    return compose_empty(plan, tokenizer)
+    return plan

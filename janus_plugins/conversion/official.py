@@ -47,6 +47,9 @@ VQS: dict[str, dict[str, Any]] = {
 }
 """Sizes by name. Source: Janus, `vq_model.py`."""
 
+VQ_CODES = {"image_token_size": 16384, "n_embed": 8}
+"""The only codebook that the official code builds: it passes neither field on. Source: as above."""
+
 SFT_FORMATS = {"deepseek": NEW, "deepseek_old": OLD}
 """Templates by their names in `janus/utils/conversation.py`."""
 

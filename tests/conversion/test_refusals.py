@@ -251,6 +251,15 @@ def test_an_index_that_is_none(sharded, text):
         ("config.json", '"projector_type": "mlp_gelu"', '"projector_type": "linear"', "projector_type is 'linear'"),
         ("config.json", '"hidden_size": 48', '"hidden_size": "48"', "hidden_size is '48', not a whole number"),
         ("config.json", '"hidden_size": 48', '"hidden_size": 50', "num_heads"),
+        ("config.json", '"hidden_size": 48', f'"hidden_size": {10**30}', f"hidden_size is {10**30}, not a whole number above 0 and below"),
+        ("config.json", '"hidden_size": 48', f'"hidden_size": {"9" * 5000}', "cannot be read as JSON"),
+        ("config.json", '"hidden_size": 48', '"hidden_size": 480000', r"embed_tokens\.weight has shape \[420, 48\], the config asks for \[420, 480000\]"),
+        ("config.json", '"num_hidden_layers": 2', '"num_hidden_layers": 20000', r"missing tensor language_model\.model\.layers\.19999\."),
+        ("config.json", '"layers": 2', '"layers": 20000', r"missing tensor vision_model\.vision_tower\.blocks\.19999\."),
+        ("config.json", '"z_channels": 32', '"z_channels": 20000000', r"conv_out\.weight has shape \[32, 64, 3, 3\]"),
+        ("config.json", '"num_res_blocks": 1', '"num_res_blocks": 20000', r"missing tensor gen_vision_model\.encoder\.conv_blocks\.0\.res\.19999"),
+        ("config.json", '"mlp_ratio": 2.0', '"mlp_ratio": 1e308', "mlp_ratio is 1e"),
+        ("config.json", '"depth": 2,\n      "input_dim": 32', '"depth": 20000, "input_dim": 32', "which the official layout has no name for"),
         ("config.json", '"vocab_size": 420', '"vocab_size": 100', "the tokenizer has 329 entries, the language model embeds 100"),
         ("config.json", '"hidden_size": 48', '"rope_scaling": {"type": "linear", "factor": 2}, "hidden_size": 48', "type is 'linear'"),
         ("processor_config.json", '"deepseek"', '"vicuna"', "sft_format is 'vicuna'"),
@@ -277,6 +286,10 @@ def test_transformers_files_that_are_wrong(converted, tmp_path):
     path = source / "config.json"
     text = path.read_text()
     config = json.loads(text)
+    path.write_text(
+        json.dumps({**config, "text_config": {**config["text_config"], "num_hidden_layers": 20000}})
+    )
+    refused(source, r"missing tensor model\.language_model\.layers\.19999\.")
     path.write_text(json.dumps({**config, "image_token_id": 7}))
     refused(source, "image_token_id is 7, but '<image_placeholder>' has id 326")
     for part, name, value, match in (
