@@ -48,7 +48,7 @@ VQS: dict[str, dict[str, Any]] = {
 """Sizes by name. Source: Janus, `vq_model.py`."""
 
 VQ_CODES = {"image_token_size": 16384, "n_embed": 8}
-"""The only codebook that the official code builds: it passes neither field on. Source: as above."""
+"""The only codebook that the official code builds, whatever a config says. Source: `modeling_vlm.py`."""
 
 SFT_FORMATS = {"deepseek": NEW, "deepseek_old": OLD}
 """Templates by their names in `janus/utils/conversation.py`."""
