@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -399,9 +400,24 @@ def test_a_full_disk_leaves_nothing(folder, tmp_path, monkeypatch):
         write(self, name, tensor)
 
     monkeypatch.setattr(TensorWriter, "write", fill)
-    with pytest.raises(CheckpointError, match="No space left on device"):
-        jp.convert(folder, tmp_path / "target")
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    for target in (tmp_path / "target", tmp_path / "new" / "deep" / "target"):
+        written = 0
+        with pytest.raises(CheckpointError, match="No space left on device"):
+            jp.convert(folder, target)
+        assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_what_a_killed_conversion_left_is_removed(folder, tmp_path):
+    """Only of this destination, and only where its process is gone."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    names = {name: f".{name}.tmp-{gone.pid}" for name in ("target", "other")}
+    kept = [names["other"], f".target.tmp-{os.getppid()}", ".target.tmp-mine"]
+    for name in (names["target"], *kept):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"half")
+    jp.convert(folder, tmp_path / "target")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["source", "target", *kept])
 
 
 def test_a_model_that_has_no_foreign_layout(tmp_path):

@@ -385,6 +385,23 @@ def test_special_tokens_are_found_by_string(tensors, tmp_path):
     assert jp.load(source).tokenizer.id_of("<begin_of_image>") == moved.token_to_id("<begin_of_image>")
 
 
+@pytest.mark.parametrize("layout", ["native", "transformers", "official"])
+def test_values_that_are_not_finite_are_told(official, tensors, tmp_path, layout):
+    adapter = {"native": "understanding.image.adapter", "transformers": "model.aligner"}.get(
+        layout, "aligner"
+    )
+    made = {name: value.clone() for name, value in tensors.items()}
+    made["gen_embed.weight"][3, 1] = float("nan")
+    made["aligner.layers.0.bias"][0] = float("-inf")
+    source = write_official(tmp_path / "o", made, make_tokenizer())
+    whole, broken = (
+        jp.convert(each, tmp_path / f"{each.name}-out", layout).notes for each in (official, source)
+    )
+    (told,) = set(broken) - set(whole)
+    assert told.startswith(f"NaN or infinite values in {adapter}.")
+    assert " and 1 more, written as they are" in told
+
+
 def test_the_command_line(official, tmp_path):
     run = CliRunner()
     done = run.invoke(app, ["convert", str(official), str(tmp_path / "t"), "--layout", "transformers"])
