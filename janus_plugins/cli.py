@@ -174,17 +174,21 @@ def precompute(
     run: RunFile,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="folder to write (default: runs/NAME/precomputed)")] = None,
-    model: Annotated[Path | None, typer.Option(help="trained model whose encoders answer")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="trained model whose encoders answer, in any layout")
+    ] = None,
     data: Annotated[list[str] | None, typer.Option(help="a data entry; repeatable (default: all)")] = None,
     path: Annotated[list[str] | None, typer.Option(help="e.g. generation.image; repeatable")] = None,
     batch: Annotated[int, typer.Option(min=1, help="items encoded at once")] = 16,
 ) -> None:
     """Write what frozen encoders answer for the train data once; name the folder under `precomputed`."""
     plan = _plan(run, overrides)
+    from janus_plugins.door import load
     from janus_plugins.training.precompute import precompute_run
 
     folder = out or Path("runs") / plan.run.name / "precomputed"
-    precompute_run(plan, folder, typer.echo, model=model, names=data or (), paths=path or (), batch=batch)
+    chosen: dict[str, Any] = {"names": data or (), "paths": path or (), "batch": batch}
+    precompute_run(plan, folder, typer.echo, model=model, load=load, **chosen)
 
 
 @app.command()

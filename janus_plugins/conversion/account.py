@@ -11,7 +11,7 @@ from janus_plugins.conversion.extras import extra_shapes, rotary_shapes
 from janus_plugins.conversion.files import TensorFiles
 from janus_plugins.conversion.keys import Layout, Place, place_of, shapes_in
 from janus_plugins.core.errors import CheckpointError
-from janus_plugins.model.tensor_file import Entry
+from janus_plugins.model.tensor_file import DTYPES, Entry
 from janus_plugins.model.unified import UnifiedModel
 
 FLOATS = ("F32", "F16", "BF16")
@@ -75,6 +75,12 @@ def _problems(
             yield f"{name} has shape {list(entry.shape)}, the config asks for {list(wanted)}"
         elif floating and entry.dtype not in FLOATS:
             yield f"{name} has dtype {entry.dtype}; weights are {', '.join(FLOATS)}"
+        elif entry.dtype not in DTYPES:
+            yield _unreadable(name, entry)
+
+
+def _unreadable(name: str, entry: Entry) -> str:
+    return f"{name} has dtype {entry.dtype}; {', '.join(DTYPES)} can be read"
 
 
 def _mixed(model: UnifiedModel, entries: Mapping[str, Entry]) -> Iterator[str]:
@@ -102,7 +108,7 @@ def refuse(problems: list[str], where: str) -> None:
 
 
 def extra_entries(architecture: Architecture, files: TensorFiles, folder: Path) -> dict[str, Entry]:
-    """Return the extra tensors of a folder by official name, their shapes checked."""
+    """Return the extra tensors of a folder by official name, their shapes and dtypes checked."""
     shapes = known_extras(architecture, "official")
     entries = {name: files.entries[name] for name in shapes if name in files.entries}
     refuse(
@@ -113,4 +119,10 @@ def extra_entries(architecture: Architecture, files: TensorFiles, folder: Path) 
         ],
         str(folder),
     )
+    refuse_unreadable(entries, str(folder))
     return entries
+
+
+def refuse_unreadable(entries: Mapping[str, Entry], where: str) -> None:
+    """Raise an error that names the tensors of a dtype that is neither read nor written, if there are any."""
+    refuse([_unreadable(name, each) for name, each in entries.items() if each.dtype not in DTYPES], where)

@@ -16,12 +16,10 @@ _JINJA = """\
 {%- else -%}
 {%- set parts = message['content'] -%}
 {%- endif -%}
-{%- set open = role == 'assistant' and loop.last and not add_generation_prompt
-    and (parts|length == 0 or (parts|length == 1 and parts[0]['text'] == '')) -%}
-{%- set empty = role == 'user' and not parts|rejectattr('type', 'equalto', 'text')|list
+{%- set empty = role in ['user', 'assistant'] and not parts|rejectattr('type', 'equalto', 'text')|list
     and not parts|map(attribute='text')|join|trim -%}
 {%- if role == 'user' -%}{{ user + (':' if empty else ': ') }}
-{%- elif role == 'assistant' -%}{{ assistant + (':' if open else ': ') }}
+{%- elif role == 'assistant' -%}{{ assistant + (':' if empty else ': ') }}
 {%- endif -%}
 {%- for part in ([] if empty else parts) -%}
 {%- if part['type'] == 'image' -%}{{ image }}
@@ -36,13 +34,13 @@ _JINJA = """\
 {{ text }}
 {%- endif -%}
 {%- endfor -%}
-{%- if role == 'assistant' -%}{{ '' if open else eos }}
-{%- elif not empty -%}{{ separator }}
+{%- if not empty -%}{{ eos if role == 'assistant' else separator }}
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ assistant + ':' }}{%- endif -%}
 """
-"""As the official code joins turns: a user's ends in the separator unless empty, an assistant's in EOS."""
+"""As the official code joins turns: a user's ends in the separator, an assistant's in EOS, an empty one in
+nothing."""
 
 
 def chat_template(template: Template, tokens: ItemTokens) -> str:

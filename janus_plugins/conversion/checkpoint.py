@@ -13,10 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from janus_plugins.conversion import official, transformers_layout
-from janus_plugins.conversion.account import account_for, extra_entries, known_extras, places_in
+from janus_plugins.conversion.account import (
+    account_for,
+    extra_entries,
+    known_extras,
+    places_in,
+    refuse_unreadable,
+)
 from janus_plugins.conversion.architecture import MODALITY, Architecture, architecture_of
 from janus_plugins.conversion.description import (
     CONFIG,
@@ -31,7 +38,10 @@ from janus_plugins.conversion.files import TensorFiles, open_weights
 from janus_plugins.conversion.kept import KEPT, Kept, open_extras, read_kept, read_text
 from janus_plugins.conversion.keys import Layout, Place, to_native
 from janus_plugins.conversion.reading import parse_json
+from janus_plugins.conversion.sizes import check_sizes
+from janus_plugins.conversion.tokenizer_text import complete
 from janus_plugins.core.errors import CheckpointError, RunFileError
+from janus_plugins.core.plan import RunPlan
 from janus_plugins.core.problems import listed
 from janus_plugins.core.schema import RunConfig, is_folder_name
 from janus_plugins.core.wiring import resolve
@@ -78,7 +88,7 @@ class Checkpoint:
         folder: where it is.
         layout: how it is kept there.
         model: its model, without weights.
-        tokenizer_json: the tokenizer's own file.
+        tokenizer_json: the tokenizer's own file, with every special token.
         description: what a foreign layout says of it; of a native checkpoint None until it is asked for.
         entries: dtype and shape of every tensor, by native name.
         extras: the same of what is no part of the model, by official name.
@@ -159,7 +169,11 @@ def _open_foreign(folder: Path, layout: Layout) -> Checkpoint:
     files = open_weights(folder)
     description = _reader(layout)(texts, str(folder), _HEADS[layout] in files.entries)
     run = _run_of(description, folder)
-    model = _empty_model(run, texts[TOKENIZER], folder)
+    tokenizer_json = complete(texts[TOKENIZER], special_tokens(run.model))
+    tokenizer = TextTokenizer(Tokenizer.from_str(tokenizer_json), special_tokens(run.model))
+    plan = _plan_of(run, tokenizer, folder)
+    check_sizes(description.architecture, files.entries, layout, str(folder))
+    model = compose_empty(plan, tokenizer)
     extra_files = open_extras(folder) if layout == "transformers" else files
     places = places_in(model, layout)
     entries = account_for(files, places, model, str(folder), known_extras(description.architecture, layout))
@@ -169,7 +183,7 @@ def _open_foreign(folder: Path, layout: Layout) -> Checkpoint:
         folder,
         layout,
         model,
-        texts[TOKENIZER],
+        tokenizer_json,
         description,
         entries,
         extras,
@@ -193,6 +207,7 @@ def _open_native(folder: Path) -> Checkpoint:
     entries = account_for(files, places, model, str(folder), {})
     extra_files = open_extras(folder)
     extras = dict(extra_files.entries)
+    refuse_unreadable(extras, str(folder))
     tokenizer_json = read_text(folder / TOKENIZER)
     return Checkpoint(
         folder,
@@ -229,10 +244,7 @@ def _run_of(description: Description, folder: Path) -> RunConfig:
         ) from error
 
 
-def _empty_model(run: RunConfig, tokenizer_json: str, folder: Path) -> UnifiedModel:
-    from tokenizers import Tokenizer
-
-    tokenizer = TextTokenizer(Tokenizer.from_str(tokenizer_json), special_tokens(run.model))
+def _plan_of(run: RunConfig, tokenizer: TextTokenizer, folder: Path) -> RunPlan:
     try:
         plan = resolve(run)
     except RunFileError as error:
@@ -243,4 +255,4 @@ def _empty_model(run: RunConfig, tokenizer_json: str, folder: Path) -> UnifiedMo
             f"{folder}: the tokenizer has {len(tokenizer)} entries, the language model embeds {room}; "
             f"is {TOKENIZER} this model's own?"
         )
-    return compose_empty(plan, tokenizer)
+    return plan

@@ -7,8 +7,8 @@ not the model. Everything is written to a folder beside the destination, which i
 from __future__ import annotations
 
 import json
+import math
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +16,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from janus_plugins.conversion import official_write, transformers_write
+from janus_plugins.conversion import official_write
 from janus_plugins.conversion.architecture import Architecture
-from janus_plugins.conversion.checkpoint import (
-    Checkpoint,
-    open_checkpoint,
-    read_files,
-)
-from janus_plugins.conversion.description import Description, dump
+from janus_plugins.conversion.checkpoint import Checkpoint, open_checkpoint
+from janus_plugins.conversion.description import dump
 from janus_plugins.conversion.extras import extra_shapes
 from janus_plugins.conversion.kept import EXTRAS, KEPT
 from janus_plugins.conversion.keys import LAYOUTS, Layout, from_native, place_of, shapes_in
+from janus_plugins.conversion.partial import partial_folder
+from janus_plugins.conversion.texts import foreign_texts
 from janus_plugins.core.errors import CheckpointError, RunFileError
 from janus_plugins.core.suggest import nearest
 from janus_plugins.model import native
@@ -79,18 +77,13 @@ def convert(source: str | Path, target: str | Path, layout: str = "native") -> C
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not empty; choose another folder")
     checkpoint = open_checkpoint(_inner(Path(source)))
-    partial = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        entries, extras, notes = _write(checkpoint, partial, wanted)
-        partial.rename(folder)
+        with partial_folder(folder) as partial:
+            entries, extras, notes = _write(checkpoint, partial, wanted)
     except OSError as error:
         raise CheckpointError(
             f"{folder}: writing failed: {error}; make room or choose another folder, and convert again"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     size = sum(entry.num_bytes for entry in entries.values())
     return Conversion(
         checkpoint.folder, checkpoint.layout, folder, wanted, len(entries), size, tuple(extras), notes
@@ -124,8 +117,8 @@ def _write(checkpoint: Checkpoint, folder: Path, layout: Layout) -> Written:
     notes = list(checkpoint.notes)
     if layout == "official":
         notes += _add_extras(checkpoint, description.architecture, entries, getters)
-    _write_weights(folder, entries, getters, {"format": "pt"}, index=True)
-    for name, text in _texts(checkpoint, description, layout).items():
+    notes += _write_weights(folder, entries, getters, {"format": "pt"}, index=True)
+    for name, text in foreign_texts(checkpoint, description, layout).items():
         _write_text(folder / name, text)
     if layout == "transformers":
         _write_extras(checkpoint, folder, layout)
@@ -142,10 +135,10 @@ def _write_native(checkpoint: Checkpoint, folder: Path) -> Written:
     getters = {name: _getter(checkpoint, name) for name in entries}
     metadata = {"format": "pt", "shared": json.dumps(shared)}
     native.write_texts(checkpoint.model, folder)
-    _write_weights(folder, entries, getters, metadata, index=False)
+    notes = _write_weights(folder, entries, getters, metadata, index=False)
     extras = _write_extras(checkpoint, folder, "native")
     native.write_manifest(folder, extras)
-    return entries, list(checkpoint.extras), checkpoint.notes
+    return entries, list(checkpoint.extras), (*checkpoint.notes, *notes)
 
 
 def _getter(checkpoint: Checkpoint, name: str) -> Callable[[], Tensor]:
@@ -212,40 +205,40 @@ def _write_weights(
     getters: dict[str, Callable[[], Tensor]],
     metadata: dict[str, str],
     index: bool,
-) -> None:
+) -> list[str]:
+    """Write the tensors; return a note if some are broken."""
+    broken: list[str] = []
     shards = shard(entries, native.SHARD_BYTES)
     names = list(shard_names(len(shards)))
     for name, content in zip(names, shards, strict=True):
         with TensorWriter(folder / name, content, metadata) as writer:
             for key in content:
-                writer.write(key, getters[key]())
+                tensor = getters[key]()
+                writer.write(key, tensor)
+                broken += [] if _is_finite(tensor) else [key]
     if index and len(names) > 1:
         total = sum(entry.num_bytes for entry in entries.values())
         listed = {key: name for name, content in zip(names, shards, strict=True) for key in content}
         text = dump({"metadata": {"total_size": total}, "weight_map": listed})
         _write_text(folder / "model.safetensors.index.json", text)
+    return _note_of(broken)
 
 
-def _texts(checkpoint: Checkpoint, description: Description, layout: Layout) -> dict[str, str]:
-    """Return a foreign folder's text files: those the model came with, while they still say what it is."""
-    kept = checkpoint.kept.get(layout)
-    if kept is not None:
-        where = f"{checkpoint.folder}/{KEPT}: {layout}"
-        if _same(read_files(layout, kept, where, description.architecture), description):
-            return kept
-    write = official_write.write if layout == "official" else transformers_write.write
-    head = checkpoint.entries["language_model.model.embed_tokens.weight"].dtype
-    return write(description, checkpoint.tokenizer_json, str(DTYPES[head]).removeprefix("torch."))
+def _is_finite(tensor: Tensor) -> bool:
+    """Say whether no value is NaN or infinite, in one pass and without a copy."""
+    if not tensor.numel() or not tensor.is_floating_point():
+        return True
+    return all(math.isfinite(float(each)) for each in tensor.aminmax())
 
 
-def _same(one: Description, other: Description) -> bool:
-    return _said(one) == _said(other)
-
-
-def _said(description: Description) -> tuple[object, ...]:
-    """Return what files must say to stand for a model."""
-    pixels = description.pixels
-    return description.architecture, description.chat, description.tokens, pixels.do_normalize
+def _note_of(broken: list[str]) -> list[str]:
+    if not broken:
+        return []
+    more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+    return [
+        f"NaN or infinite values in {broken[0]}{more}, written as they are: training damaged the model, "
+        "or a dtype that is too small for it did"
+    ]
 
 
 def _write_extras(checkpoint: Checkpoint, folder: Path, layout: Layout) -> list[str]:

@@ -2,14 +2,15 @@
 
 Two forms are read: safetensors, and zip-format pickles that hold tensors by name and nothing else. A pickle
 is only ever opened with `weights_only` and memory-mapped, so that no code in it runs; anything else is
-refused.
+refused. Mapping takes the bytes of the file as they are, so a zip that packs its entries is refused too.
 """
 
 from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +24,8 @@ _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _MAPPED_BYTES = 16 * 2**20
 """How much of a mapped pickle may have been read before it is mapped anew."""
+_ENCRYPTED = 1
+"""The bit of a zip entry's flags that says so."""
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack", ".h5")
 
 
@@ -48,13 +51,36 @@ class PickleFile:
     """Read a `torch.save` file of tensors by name, memory-mapped.
 
     Raises:
-        CheckpointError: it is damaged, of the format before torch 1.6, or holds anything but tensors.
+        CheckpointError: it is damaged, packed, of the format before torch 1.6, or holds anything but tensors.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        sizes = self._record_sizes()
         self._tensors, self._touched = self._open(), 0
+        if _storage_sizes(self._tensors.values()) != sizes:
+            raise CheckpointError(
+                f"{path} is damaged: its tensors are not as long as the data that it holds; copy it again"
+            )
         self.entries: Mapping[str, Entry] = {name: entry_of(each) for name, each in self._tensors.items()}
+
+    def _record_sizes(self) -> list[int]:
+        """Return the bytes of each piece of data, in the order of the file; none may be packed."""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                records = archive.infolist()
+        except Exception as error:  # as torch.load
+            raise self._unreadable(error) from error
+        for each in records:
+            plain = each.compress_type == zipfile.ZIP_STORED and each.compress_size == each.file_size
+            if not plain or each.flag_bits & _ENCRYPTED:
+                raise CheckpointError(
+                    f"{self.path} is a compressed or encrypted zip ({each.filename}); only one with its "
+                    "tensors as they are can be mapped: load it and save it again with torch.save, or as "
+                    "safetensors"
+                )
+        records.sort(key=lambda each: each.header_offset)
+        return [each.file_size for each in records if "/data/" in each.filename and each.file_size]
 
     def _open(self) -> dict[str, Tensor]:
         try:
@@ -66,10 +92,7 @@ class PickleFile:
                 f"unless you trust who made it ({_short(reason)})"
             ) from None
         except Exception as error:  # damaged files raise nearly anything
-            raise CheckpointError(
-                f"{self.path} cannot be read: {type(error).__name__}: {_short(str(error))}; it is truncated, "
-                "damaged, or older than torch 1.6; copy it again or save it as safetensors"
-            ) from error
+            raise self._unreadable(error) from error
         if not isinstance(loaded, dict):
             raise CheckpointError(f"{self.path} holds a {type(loaded).__name__}, not tensors by name")
         for name, value in loaded.items():
@@ -77,7 +100,18 @@ class PickleFile:
                 raise CheckpointError(
                     f"{self.path} holds more than tensors by name: {name!r} is a {type(value).__name__}"
                 )
+            if value.device.type != "cpu":
+                raise CheckpointError(
+                    f"{self.path}: {name} was saved on the {value.device.type} device and has no data; save "
+                    "the model again when its weights are loaded"
+                )
         return loaded
+
+    def _unreadable(self, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path} cannot be read: {type(error).__name__}: {_short(str(error))}; it is truncated, "
+            "damaged, or older than torch 1.6; copy it again or save it as safetensors"
+        )
 
     def get(self, name: str) -> Tensor:
         """Return one tensor in memory of its own."""
@@ -165,6 +199,12 @@ def _read_index(index: Path) -> dict[str, str]:
         if Path(name).name != name or Path(name).suffix not in (".safetensors", ".bin"):
             raise CheckpointError(f"{index} names {name!r}, which is no weight file beside it")
     return pairs
+
+
+def _storage_sizes(tensors: Iterable[Tensor]) -> list[int]:
+    """Return the bytes of the memory that tensors lie in, in its own order; empty ones have none."""
+    storages = {(each.data_ptr(), each.nbytes()) for each in map(Tensor.untyped_storage, tensors)}
+    return [size for _, size in sorted(storages) if size]
 
 
 def _short(text: str, limit: int = 200) -> str:

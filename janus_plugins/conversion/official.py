@@ -47,6 +47,9 @@ VQS: dict[str, dict[str, Any]] = {
 }
 """Sizes by name. Source: Janus, `vq_model.py`."""
 
+VQ_CODES = {"image_token_size": 16384, "n_embed": 8}
+"""The only codebook that the official code builds, whatever a config says. Source: `modeling_vlm.py`."""
+
 SFT_FORMATS = {"deepseek": NEW, "deepseek_old": OLD}
 """Templates by their names in `janus/utils/conversation.py`."""
 
@@ -76,7 +79,7 @@ def read(files: Files, where: str, untied: bool) -> Description:
     template, notes = _template(processor, tokenizer)
     check_tokens(tokenizer, template, tokens, where)
     side = architecture.vision.side
-    processor.fixed(num_image_tokens=side**2)
+    processor.fixed(num_image_tokens=side**2, add_special_token=False, pad_tag=TEMPLATES[template].pad)
     pixels = _pixels(files, where, architecture.vision)
     if not pixels.do_normalize:
         notes.append(NOT_NORMALISED)
@@ -125,12 +128,12 @@ def _vision(params: Fields, adapter_depth: int) -> Vision:
     name = params.text("model_name")
     if name not in SIGLIPS:
         raise CheckpointError(f"{params.where}: model_name is {name!r}; {', '.join(SIGLIPS)} can be read")
-    params.fixed(select_layer=-1, select_feature="same")
+    params = params.with_defaults({"select_layer": -2, **SIGLIPS[name]})
+    params.fixed(select_layer=-1, select_feature="same", select_layers=None, ignore_head=True, qk_norm=False)
     if params.has("pixel_mean") or params.has("pixel_std"):
         raise CheckpointError(
             f"{params.where}: pixel_mean and pixel_std cannot be read; the processor normalises"
         )
-    params = params.with_defaults(SIGLIPS[name])
     return Vision(
         image_size=params.integer("image_size"),
         patch_size=params.integer("patch_size"),

@@ -17,7 +17,7 @@ from janus_plugins.conversion.description import (
     Description,
     dump,
 )
-from janus_plugins.conversion.official import MODEL_TYPE, SFT_FORMATS, SIGLIPS, VQS
+from janus_plugins.conversion.official import MODEL_TYPE, SFT_FORMATS, SIGLIPS, VQ_CODES, VQS
 from janus_plugins.conversion.reading import write_llama
 from janus_plugins.core.errors import CheckpointError
 from janus_plugins.sequence.templates import TEMPLATES
@@ -140,7 +140,9 @@ def is_standard(architecture: Architecture) -> bool:
     """Say whether the official code itself can build a model of these sizes."""
     named = _config(architecture, "")
     vision, vq = named["vision_config"]["params"], named["gen_vision_config"]["params"]
-    return not ({"width", "layers", "heads", "patch_size", "mlp_ratio"} & set(vision) or len(vq) > 2)
+    spelt = {"width", "layers", "heads", "patch_size", "mlp_ratio"} & set(vision)
+    codes = {"image_token_size": vq["image_token_size"], "n_embed": vq["n_embed"]}
+    return not (spelt or len(vq) > len(codes)) and codes == VQ_CODES
 
 
 def _tokenizer_config(description: Description) -> dict[str, Any]:

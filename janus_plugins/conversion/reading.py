@@ -66,15 +66,20 @@ class Fields:
         """Return the same fields, those left out having these values."""
         return Fields(self._data, self.where, defaults)
 
+    def __bool__(self) -> bool:
+        return bool(self._data)
+
     def has(self, name: str) -> bool:
         """Say whether the file itself gives a field."""
         return self._data.get(name) is not None
 
     def integer(self, name: str) -> int:
-        """Return a whole number above 0."""
+        """Return a whole number above 0; of more than 32 bits none is a size."""
         value = self._get(name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise CheckpointError(f"{self.where}: {name} is {value!r:.60}, not a whole number above 0")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+            raise CheckpointError(
+                f"{self.where}: {name} is {value!r:.60}, not a whole number above 0 and below 2^31"
+            )
         return value
 
     def integers(self, name: str) -> tuple[int, ...]:
@@ -88,10 +93,11 @@ class Fields:
         )
 
     def number(self, name: str) -> float:
-        """Return a number above 0."""
+        """Return a number above 0; above 1e30 none is a setting."""
         value = self._get(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise CheckpointError(f"{self.where}: {name} is {value!r:.60}, not a number above 0")
+        kind = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not kind or not 0 < value <= 1e30:
+            raise CheckpointError(f"{self.where}: {name} is {value!r:.60}, not a number from 0 to 1e30")
         return float(value)
 
     def numbers(self, name: str) -> tuple[float, ...]:
@@ -119,9 +125,10 @@ class Fields:
         return value
 
     def fixed(self, **wanted: Any) -> None:
-        """Refuse fields with another value than the one that is supported; absent ones are fine."""
+        """Refuse fields with another value than the one that is supported; absent ones have their default."""
         for name, value in wanted.items():
             given = self._data.get(name)
+            given = self._defaults.get(name) if given is None else given
             if given is not None and given != value:
                 raise CheckpointError(f"{self.where}: {name} is {given!r:.60}; only {value!r} can be read")
 

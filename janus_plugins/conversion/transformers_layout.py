@@ -56,6 +56,8 @@ _VQ: dict[str, Any] = {
     "image_token_embed_dim": 2048,
 }
 _PIXELS: dict[str, Any] = {"min_size": 14, "rescale_factor": 1 / 255, "do_normalize": True}
+_SIZE = {"height": 384, "width": 384}
+_BICUBIC = 3
 """What files may leave out. Source: transformers, `configuration_janus.py`, `image_processing_janus.py`."""
 
 TOKEN_FIELDS = {"begin": "boi_token", "end": "eoi_token", "placeholder": "image_token"}
@@ -177,11 +179,13 @@ def _pixels(files: Files, where: str, vision: Vision) -> Pixels:
     """Read the image processor's settings from its own file, or from inside the processor's."""
     for file, name in ((PROCESSOR, "image_processor"), (PREPROCESSOR, "")):
         path = f"{where}/{file}"
-        data = parse_json(files.get(file, "{}"), path)
-        data = data.get(name, {}) if name else data
-        if data:
-            fields = Fields(data, path, _PIXELS)
-            size = fields.within("size", {"height": vision.image_size, "width": vision.image_size})
-            size.fixed(height=vision.image_size, width=vision.image_size)
+        fields = Fields(parse_json(files.get(file, "{}"), path), path)
+        fields = fields.within(name, {}) if name else fields
+        if fields:
+            fields = fields.with_defaults(_PIXELS)
+            fields.fixed(do_resize=True, do_pad=True, do_rescale=True, resample=_BICUBIC)
+            size = fields.within("size") if fields.has("size") else Fields(_SIZE, path)
+            for side in _SIZE:
+                _same(size, side, vision.image_size, "the vision config's image_size")
             return read_pixels(fields, vision.image_size)
     return Pixels(vision.image_size)

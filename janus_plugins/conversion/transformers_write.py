@@ -46,21 +46,21 @@ def write(description: Description, tokenizer_json: str, dtype: str) -> dict[str
     tokenizer = Tokenizer.from_str(tokenizer_json)
     tokenizer_json = _with_bos(tokenizer_json, chat.bos, tokenizer)
     ids = {
-        f"{name}_token_id": tokenizer.token_to_id(token)
+        f"{name}_token_id": _id_of(token, tokenizer)
         for name, token in (("bos", chat.bos), ("eos", chat.eos), ("pad", chat.pad))
     }
     generation = {
         "temperature": 1.0,
         "guidance_scale": 5.0,
         **ids,
-        "generation_kwargs": {"boi_token_id": tokenizer.token_to_id(tokens.begin)},
+        "generation_kwargs": {"boi_token_id": _id_of(tokens.begin, tokenizer)},
     }
     processor = {
         "num_image_tokens": description.num_image_tokens,
         "processor_class": "JanusProcessor",
         "use_default_system_prompt": bool(chat.system),
     }
-    image_token_id = tokenizer.token_to_id(tokens.placeholder)
+    image_token_id = _id_of(tokens.placeholder, tokenizer)
     return {
         CONFIG: dump(_config(architecture, ids, image_token_id, dtype)),
         GENERATION: dump(generation),
@@ -72,8 +72,17 @@ def write(description: Description, tokenizer_json: str, dtype: str) -> dict[str
     }
 
 
+def _id_of(token: str, tokenizer: Tokenizer) -> int:
+    found: int | None = tokenizer.token_to_id(token)
+    if found is None:
+        raise CheckpointError(
+            f"the model's tokenizer has no token {token!r}, and transformers' layout names its id"
+        )
+    return found
+
+
 def _config(
-    architecture: Architecture, ids: dict[str, int | None], image_token_id: int | None, dtype: str
+    architecture: Architecture, ids: dict[str, int], image_token_id: int, dtype: str
 ) -> dict[str, Any]:
     vision, vq, llama = architecture.vision, architecture.vq, architecture.llama
     return {

@@ -2,7 +2,7 @@
 
 The formats are those of the official Janus code (`janus/utils/conversation.py`): a turn is
 `role + ": " + text + end`, where a user's turn ends with the separator and an assistant's with EOS;
-a turn still to be written, or an empty one of a user, is `role + ":"`; BOS comes first.
+a turn still to be written, or an empty one, is `role + ":"`; BOS comes first.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class TurnWriter:
         return "text" if self._rules.free else _opening(turn)
 
     def _prompt(self, turn: Turn, opening: Opening | None) -> None:
-        if self._chat and turn.role == "user" and _empty(turn):  # the official code ends an empty turn there
+        if self._chat and turn.role == "user" and _empty(turn):
             self.line.scaffold(f"{self._template.user}:")
             return
         if self._chat and turn.role == "user":
@@ -96,6 +96,8 @@ class TurnWriter:
     def _answer(self, turn: Turn, last: bool) -> None:
         if self._chat:
             self.line.scaffold(f"{self._template.assistant}:")
+        if self._chat and _empty(turn):
+            return
         self.line.end_run()  # the answer's first id must not depend on the prompt, nor the reverse
         learn = self._rules.learn_answers
         if self._chat and _opening(turn) == "text":
@@ -138,6 +140,7 @@ class TurnWriter:
 
 
 def _empty(turn: Turn) -> bool:
+    """Say whether a turn has nothing to say; the official code ends such a one after its role's colon."""
     return all(isinstance(part, str) and not part.strip() for part in turn.parts)
 
 

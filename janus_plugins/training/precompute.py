@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 from janus_plugins.core.catalogue import load_processor
 from janus_plugins.core.errors import DataError, RunFileError
@@ -33,10 +32,14 @@ from janus_plugins.data.precomputed import (
 from janus_plugins.data.sources import is_streaming, open_source
 from janus_plugins.model.compose import build_part, compose_plan, load_part
 from janus_plugins.model.native import is_native, load_native
+from janus_plugins.model.unified import UnifiedModel
 from janus_plugins.training.answers import encoder_key
 from janus_plugins.training.guard import locked
 from janus_plugins.training.parts import Encoder, Rows, fill, put, write_part
 from janus_plugins.training.world import World, close_world, open_world
+
+Load = Callable[[Path], UnifiedModel]
+"""What opens a trained model's folder."""
 
 T = TypeVar("T")
 
@@ -86,6 +89,7 @@ def precompute(
     world: World,
     *,
     model: Path | None = None,
+    load: Load | None = None,
     names: Sequence[str] = (),
     paths: Sequence[str] = (),
     batch: int = 16,
@@ -98,6 +102,7 @@ def precompute(
         out: the folder to name under `data: {NAME: {precomputed: ...}}`.
         world: who we are.
         model: a trained model whose encoders answer (default: the run file's own weights).
+        load: opens `model` (default: a native folder only).
         names: data entries (default: every train entry that is read by index).
         paths: paths such as "generation.image" (default: every one whose encoder is frozen in some stage).
         batch: items of one call of an encoder.
@@ -117,7 +122,7 @@ def precompute(
     with ExitStack() as stack:
         for name in sources:
             _lock(world, stack, out / name)
-        encoders = _encoders(plan, able, model, world)
+        encoders = _encoders(plan, able, model, load or _native, world)
         return [
             _entry(plan, name, source, _wanted(plan, name, encoders), out / name, world, batch, say)
             for name, source in sources.items()
@@ -173,7 +178,7 @@ def _chosen_entries(plan: RunPlan, names: Sequence[str]) -> list[str]:
 
 
 def _encoders(
-    plan: RunPlan, paths: Sequence[Address], folder: Path | None, world: World
+    plan: RunPlan, paths: Sequence[Address], folder: Path | None, load: Load, world: World
 ) -> dict[Address, Encoder]:
     parts = {part.address: part for part in plan.model.parts()}
     precision = plan.run.engine.precision
@@ -185,7 +190,7 @@ def _encoders(
             module = build_part(part)
             load_part(part, module, plan)
         else:
-            whole = whole or (compose_plan(plan) if folder is None else _trained(folder))
+            whole = whole or (compose_plan(plan) if folder is None else load(folder))
             _refuse_other(whole.plan, part, folder)
             module = whole.get_submodule(part.address)
         key = encoder_key(part, module, precision)
@@ -196,7 +201,7 @@ def _encoders(
     return encoders
 
 
-def _trained(folder: Path) -> nn.Module:
+def _native(folder: Path) -> UnifiedModel:
     inner = folder / "model"
     return load_native(inner if is_native(inner) and not is_native(folder) else folder)
 

@@ -27,7 +27,7 @@ TEXTS = [
 ]
 
 
-def make_tokenizer(roles: bool = True) -> Tokenizer:
+def make_tokenizer(roles: bool = True, placeholder: bool = True) -> Tokenizer:
     """A byte-level BPE tokenizer with DeepSeek's special strings; role tags are tokens in Janus-Pro's only."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -35,7 +35,8 @@ def make_tokenizer(roles: bool = True) -> Tokenizer:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, show_progress=False)
     made.train_from_iterator(TEXTS, trainer)
-    special = [BOS, EOS, "<unused>", PAD, "<begin_of_image>", "<end_of_image>", "<image_placeholder>"]
+    special = [BOS, EOS, "<unused>", PAD, "<begin_of_image>", "<end_of_image>"]
+    special += ["<image_placeholder>"] if placeholder else []
     special += ROLES if roles else []
     made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return made

@@ -9,9 +9,10 @@ from transformers import JanusImageProcessorPil
 from transformers.image_utils import load_image
 
 from janus_plugins.core.media import fit_pad
+from janus_plugins.core.samples import Turn
 from janus_plugins.encoders.siglip.processor import SiglipProcessor
 from janus_plugins.encoders.siglip.spec import SiglipConfig
-from janus_plugins.sequence.layout import plan_generation, plan_question
+from janus_plugins.sequence.layout import plan_generation, plan_question, plan_turns
 from janus_plugins.sequence.line import Spelling
 from janus_plugins.sequence.templates import TEMPLATES
 from janus_plugins.sequence.tokenizers import TextTokenizer
@@ -163,6 +164,13 @@ class TestOfficialPrompts:
         text = f"{SYSTEM}\n\n{user}: <image_placeholder>\n\n{assistant}:"
         assert with_placeholder(plan, chat) == official_ids(text, template)
 
+    @pytest.mark.parametrize("answer", [(), ("",), (" \n",)])
+    def test_an_empty_answer(self, template, user, assistant, answer):
+        chat = spelling(template)
+        turns = [Turn("user", ("One?",)), Turn("assistant", answer), Turn("user", ("Two?",))]
+        text = f"{user}: One?\n\n{assistant}:{user}: Two?\n\n{assistant}:"
+        assert plan_turns(turns, [], chat, system="").ids.tolist() == official_ids(text, template)
+
     def test_generation_and_its_unconditional_row(self, template, user, assistant):
         """BOS, pads in the place of everything else, role tags included, and the begin token."""
         chat = spelling(template)
@@ -206,6 +214,15 @@ def test_the_chat_template_ends_an_empty_turn_at_its_colon(processor):
     shown = [{"role": "user", "content": [{"type": "image"}]}]
     text = processor.apply_chat_template(shown, add_generation_prompt=True)
     assert text == "<|User|>: <image_placeholder>\n\n<|Assistant|>:"
+
+
+@pytest.mark.parametrize("content", ["", " \n", [], [{"type": "text", "text": ""}]])
+@pytest.mark.parametrize("last", [False, True])
+def test_the_chat_template_ends_an_empty_answer_at_its_colon(processor, content, last):
+    messages = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": content}]
+    more = [] if last else [{"role": "user", "content": "Two?"}]
+    text = processor.apply_chat_template([*messages, *more])
+    assert text == "<|User|>: One?\n\n<|Assistant|>:" + ("" if last else "<|User|>: Two?\n\n")
 
 
 def test_decoded_pixels_are_truncated(ours):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,9 +15,11 @@ from janus_plugins.conversion.architecture import architecture_of
 from janus_plugins.conversion.description import Description, Pixels, open_tokenizer
 from janus_plugins.conversion.extras import extra_shapes
 from janus_plugins.conversion.keys import place_of, shapes_in
+from janus_plugins.conversion.sizes import check_sizes
 from janus_plugins.core.schema import ItemTokens
 from janus_plugins.door import plan
 from janus_plugins.model.compose import compose_plan
+from janus_plugins.model.tensor_file import Entry
 from tests.conversion.made import BOS, EOS, PAD, make_tokenizer
 
 TOTALS = {"janus_1.3b": 2_089_232_011, "janus_pro_1b": 2_089_232_011, "janus_pro_7b": 7_420_368_523}
@@ -90,6 +93,14 @@ def test_official_config(name):
     assert read({"config.json": json.dumps(written)}) == described
 
 
+@pytest.mark.parametrize(("codes", "width"), [(8192, 8), (16384, 16)])
+def test_the_official_code_builds_one_size_of_codebook(codes, width):
+    """Its VQ-16 is built without the config's `image_token_size` and `n_embed`: 16,384 codes of width 8."""
+    standard = architecture_of(plan("janus_pro_1b"))
+    vq = replace(standard.vq, codebook_size=codes, code_width=width)
+    assert not official_write.is_standard(replace(standard, vq=vq))
+
+
 @pytest.mark.parametrize("name", TOTALS)
 def test_every_parameter_of_the_published_file(name):
     """Names and shapes add up to the file's size, SigLIP's pooling head included, the record of codes not."""
@@ -110,6 +121,18 @@ def test_every_parameter_of_the_published_file(name):
     ]
     number = sum(math.prod(shape) * len(place.names) for shape, place in zip(cut, halves, strict=True))
     assert number == TOTALS[name] - 12_595_200
+
+
+@pytest.mark.parametrize("name", TOTALS)
+@pytest.mark.parametrize("layout", ["official", "transformers"])
+def test_the_telling_sizes_are_those_of_the_model(name, layout):
+    model = compose_plan(plan(name), object(), weights=False, device="meta")
+    entries = {}
+    for key, value in model.state_dict().items():
+        place = place_of(key, layout)
+        shape = shapes_in(tuple(value.shape), place.form)
+        entries |= dict.fromkeys(place.names, Entry("BF16", shape))
+    check_sizes(architecture_of(plan(name)), entries, layout, "DIR")
 
 
 def test_transformers_config():

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import janus_plugins as jp
@@ -25,6 +28,7 @@ from tests.conversion.made import make_tokenizer, write_official
 from tests.tiny import write_tiny
 
 NORM = "language_model.model.norm.weight"
+LATENT = "vision_model.vision_tower.attn_pool.latent"
 
 
 @pytest.fixture
@@ -90,14 +94,31 @@ Change = Callable[[dict[str, Tensor]], object]
         (lambda made: made.update({NORM: made[NORM].float()}), rf"{NORM} has dtype F32, the rest of language_model BF16"),
         (lambda made: made.update({"vision_model.vision_tower.attn_pool.q.bias": torch.zeros(3)}), r"attn_pool\.q\.bias has shape \[3\], the config asks for \[32\]"),
         (lambda made: made.update({"vision_model.vision_tower.attn_pool.unknown": torch.zeros(3)}), r"unknown tensor vision_model\.vision_tower\.attn_pool\.unknown"),
+        (lambda made: made.update({LATENT: made[LATENT].to(torch.float8_e4m3fn)}), rf"{LATENT} has dtype F8_E4M3; F64, F32"),
+        (lambda made: made.update({LATENT: made[LATENT].to(torch.complex64)}), rf"{LATENT} has dtype C64; F64, F32"),
     ],
-    ids=["renamed", "missing", "unknown", "shape", "int32", "float64", "float8", "mixed", "extra's shape", "unknown extra"],
+    ids=["renamed", "missing", "unknown", "shape", "int32", "float64", "float8", "mixed", "extra's shape", "unknown extra", "extra in float8", "complex extra"],
 )  # fmt: skip
 def test_tensors_that_do_not_fit(folder, tensors, change: Change, match):
     made = dict(tensors)
     change(made)
     save_file(made, folder / "model.safetensors")
     refused(folder, match)
+
+
+def test_an_extra_tensor_of_an_odd_dtype_in_a_native_checkpoint(folder, tmp_path):
+    native = tmp_path / "native"
+    jp.convert(folder, native)
+    extras = load_file(native / "extras.safetensors")
+    save_file({**extras, LATENT: extras[LATENT].to(torch.complex64)}, native / "extras.safetensors")
+    manifest = native / "manifest.json"
+    said = json.loads(manifest.read_text())
+    said["sha256"]["extras.safetensors"] = hashlib.sha256(
+        (native / "extras.safetensors").read_bytes()
+    ).hexdigest()
+    manifest.write_text(json.dumps(said))
+    with pytest.raises(CheckpointError, match=rf"{LATENT} has dtype C64"):
+        jp.convert(native, tmp_path / "target")
 
 
 def test_a_wrong_tensor_in_transformers_layout(converted, oracle, tmp_path):
@@ -148,6 +169,44 @@ def test_a_pickle_of_the_old_format(sharded, tensors):
     refused(sharded, "older than torch 1.6")
 
 
+def rezipped(path: Path, compression: int, change: Callable[[str, bytes], bytes]) -> None:
+    """Write a pickle's zip anew, its entries changed."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, change(name, data))
+
+
+def test_a_pickle_that_is_zipped_anew_as_it_was(sharded):
+    before = jp.load(sharded).state_dict()
+    for path in sharded.glob("*.bin"):
+        rezipped(path, zipfile.ZIP_STORED, lambda _, data: data)
+    assert all(torch.equal(before[name], each) for name, each in jp.load(sharded).state_dict().items())
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_packed_pickle(sharded, compression):
+    """Mapped, its packed bytes would be taken for weights."""
+    rezipped(sharded / "pytorch_model-00001-of-00002.bin", compression, lambda _, data: data)
+    refused(
+        sharded, r"is a compressed or encrypted zip \(.*save it again with torch\.save, or as safetensors"
+    )
+
+
+def test_a_pickle_whose_data_is_too_short(sharded):
+    """Mapped, a tensor would go on in the bytes of the next one."""
+    path = sharded / "pytorch_model-00001-of-00002.bin"
+    rezipped(path, zipfile.ZIP_STORED, lambda name, data: data[:-2] if name.endswith("/data/0") else data)
+    refused(sharded, "its tensors are not as long as the data that it holds")
+
+
+def test_a_pickle_of_a_tensor_without_data(sharded, tensors):
+    path = sharded / "pytorch_model-00001-of-00002.bin"
+    torch.save({**torch.load(path), "gen_embed.weight": tensors["gen_embed.weight"].to("meta")}, path)
+    refused(sharded, r"gen_embed\.weight was saved on the meta device and has no data")
+
+
 def test_other_forms_of_weights(folder):
     (folder / "model.safetensors").rename(folder / "consolidated.pth")
     refused(folder, r"holds only consolidated\.pth; model\.safetensors or pytorch_model\.bin")
@@ -190,13 +249,28 @@ def test_an_index_that_is_none(sharded, text):
         ("config.json", '"cls": "VQ-16"', '"cls": "VQ-8"', "cls is 'VQ-8'; only VQ-16"),
         ("config.json", "siglip_large_patch16_384", "clip-vit-large", "model_name is 'clip-vit-large'"),
         ("config.json", '"select_layer": -1', '"select_layer": -2', "select_layer is -2"),
+        ("config.json", '"select_layer": -1', '"select_layer": null', "select_layer is -2; only -1"),
+        ("config.json", '"select_layer": -1', '"select_layer": -1, "select_layers": [1]', r"select_layers is \[1\]"),
+        ("config.json", '"select_layer": -1', '"select_layer": -1, "qk_norm": true', "qk_norm is True"),
+        ("config.json", '"select_layer": -1', '"select_layer": -1, "ignore_head": false', "ignore_head is False"),
         ("config.json", '"projector_type": "mlp_gelu"', '"projector_type": "linear"', "projector_type is 'linear'"),
         ("config.json", '"hidden_size": 48', '"hidden_size": "48"', "hidden_size is '48', not a whole number"),
         ("config.json", '"hidden_size": 48', '"hidden_size": 50', "num_heads"),
+        ("config.json", '"hidden_size": 48', f'"hidden_size": {10**30}', f"hidden_size is {10**30}, not a whole number above 0 and below"),
+        ("config.json", '"hidden_size": 48', f'"hidden_size": {"9" * 5000}', "cannot be read as JSON"),
+        ("config.json", '"hidden_size": 48', '"hidden_size": 480000', r"embed_tokens\.weight has shape \[420, 48\], the config asks for \[420, 480000\]"),
+        ("config.json", '"num_hidden_layers": 2', '"num_hidden_layers": 20000', r"missing tensor language_model\.model\.layers\.19999\."),
+        ("config.json", '"layers": 2', '"layers": 20000', r"missing tensor vision_model\.vision_tower\.blocks\.19999\."),
+        ("config.json", '"z_channels": 32', '"z_channels": 20000000', r"conv_out\.weight has shape \[32, 64, 3, 3\]"),
+        ("config.json", '"num_res_blocks": 1', '"num_res_blocks": 20000', r"missing tensor gen_vision_model\.encoder\.conv_blocks\.0\.res\.19999"),
+        ("config.json", '"mlp_ratio": 2.0', '"mlp_ratio": 1e308', "mlp_ratio is 1e"),
+        ("config.json", '"depth": 2,\n      "input_dim": 32', '"depth": 20000, "input_dim": 32', "which the official layout has no name for"),
         ("config.json", '"vocab_size": 420', '"vocab_size": 100', "the tokenizer has 329 entries, the language model embeds 100"),
         ("config.json", '"hidden_size": 48', '"rope_scaling": {"type": "linear", "factor": 2}, "hidden_size": 48', "type is 'linear'"),
         ("processor_config.json", '"deepseek"', '"vicuna"', "sft_format is 'vicuna'"),
         ("processor_config.json", "16", "576", "num_image_tokens is 576"),
+        ("processor_config.json", '"add_special_token": false', '"add_special_token": true', "add_special_token is True; only False"),
+        ("processor_config.json", "{", '{"pad_tag": "<unused>",', "pad_tag is '<unused>'; only '<｜▁pad▁｜>'"),
         ("preprocessor_config.json", '"image_size": 32', '"image_size": 384', "image_size is 384"),
         ("preprocessor_config.json", "0.5", "0.4", "image_mean is"),
         ("preprocessor_config.json", '"min_size": 14', '"min_size": 28', "min_size 28"),
@@ -217,6 +291,10 @@ def test_transformers_files_that_are_wrong(converted, tmp_path):
     path = source / "config.json"
     text = path.read_text()
     config = json.loads(text)
+    path.write_text(
+        json.dumps({**config, "text_config": {**config["text_config"], "num_hidden_layers": 20000}})
+    )
+    refused(source, r"missing tensor model\.language_model\.layers\.19999\.")
     path.write_text(json.dumps({**config, "image_token_id": 7}))
     refused(source, "image_token_id is 7, but '<image_placeholder>' has id 326")
     for part, name, value, match in (
@@ -227,6 +305,52 @@ def test_transformers_files_that_are_wrong(converted, tmp_path):
     ):
         path.write_text(json.dumps({**config, part: {**config[part], name: value}}))
         refused(source, match)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"do_rescale": False}, "do_rescale is False; only True"),
+        ({"do_resize": False}, "do_resize is False; only True"),
+        ({"do_pad": False}, "do_pad is False; only True"),
+        ({"resample": 0}, "resample is 0; only 3"),
+        ({"size": {"shortest_edge": 32}}, "height is missing"),
+        ({"size": {"height": 32, "width": 48}}, "width is 48, but the vision config's image_size is 32"),
+        (
+            {"size": None},
+            "height is 384, but the vision config's image_size is 32",
+        ),  # what transformers takes
+    ],
+)
+def test_pictures_that_transformers_would_prepare_otherwise(converted, tmp_path, nested, change, match):
+    source = Path(shutil.copytree(converted, tmp_path / "source"))
+    path = source / "preprocessor_config.json"
+    changed = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({name: value for name, value in changed.items() if value is not None}))
+    if nested:
+        path.unlink()
+        path = source / "processor_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "image_processor": changed}))
+    refused(source, match)
+
+
+def test_what_transformers_does_by_default_may_be_left_out(converted, tmp_path):
+    source = Path(shutil.copytree(converted, tmp_path / "source"))
+    path = source / "preprocessor_config.json"
+    left = json.loads(path.read_text())
+    for name in (
+        "do_resize",
+        "do_rescale",
+        "do_pad",
+        "do_normalize",
+        "resample",
+        "rescale_factor",
+        "min_size",
+    ):
+        del left[name]
+    path.write_text(json.dumps(left))
+    assert jp.load(source).plan.model.understanding["image"].encoder.config.normalize
 
 
 def test_no_tokenizer_and_no_checkpoint(folder, tmp_path):
@@ -280,9 +404,24 @@ def test_a_full_disk_leaves_nothing(folder, tmp_path, monkeypatch):
         write(self, name, tensor)
 
     monkeypatch.setattr(TensorWriter, "write", fill)
-    with pytest.raises(CheckpointError, match="No space left on device"):
-        jp.convert(folder, tmp_path / "target")
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    for target in (tmp_path / "target", tmp_path / "new" / "deep" / "target"):
+        written = 0
+        with pytest.raises(CheckpointError, match="No space left on device"):
+            jp.convert(folder, target)
+        assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_what_a_killed_conversion_left_is_removed(folder, tmp_path):
+    """Only of this destination, and only where its process is gone."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    names = {name: f".{name}.tmp-{gone.pid}" for name in ("target", "other")}
+    kept = [names["other"], f".target.tmp-{os.getppid()}", ".target.tmp-mine"]
+    for name in (names["target"], *kept):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"half")
+    jp.convert(folder, tmp_path / "target")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["source", "target", *kept])
 
 
 def test_a_model_that_has_no_foreign_layout(tmp_path):

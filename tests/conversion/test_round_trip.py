@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from typer.testing import CliRunner
 
 import janus_plugins as jp
 from janus_plugins.cli import app
+from janus_plugins.conversion import transformers_write
 from janus_plugins.conversion.description import PREPROCESSOR
+from janus_plugins.conversion.official import read as read_official
 from janus_plugins.core.errors import CheckpointError
 from janus_plugins.inference.paths import read_items
 from tests.conversion.made import (
@@ -213,6 +216,71 @@ def test_each_generation_of_the_model_has_its_template(tensors, tmp_path, roles,
     assert texts(tmp_path / "o2") == texts(source)
 
 
+def test_a_tokenizer_without_the_placeholder_gets_it_on_every_way(tensors, tmp_path):
+    """The official code adds it when it loads a tokenizer; transformers' layout needs its id."""
+    bare = make_tokenizer(roles=False, placeholder=False)
+    source = write_official(tmp_path / "o", tensors, bare, sft_format="deepseek_old")
+    jp.convert(source, tmp_path / "direct", layout="transformers")
+    jp.convert(source, tmp_path / "n")
+    jp.convert(tmp_path / "n", tmp_path / "t", layout="transformers")
+    for folder in (tmp_path / "direct", tmp_path / "t"):
+        config = json.loads((folder / "config.json").read_text())
+        assert config["image_token_id"] == bare.get_vocab_size()
+        processor = JanusProcessor.from_pretrained(folder, backend="pil")
+        ids = processor(
+            text=["<image_placeholder>"], images=[Image.new("RGB", (8, 8))], return_tensors="np"
+        ).input_ids[0]
+        assert ids.tolist().count(bare.get_vocab_size()) == 16
+        jp.convert(folder, tmp_path / f"{folder.name}-back", layout="official")
+        assert texts(tmp_path / f"{folder.name}-back") == texts(source)
+        same(jp.load(folder).state_dict(), jp.load(source).state_dict())
+
+
+def test_no_id_is_written_for_a_token_that_is_not_there(official):
+    files = {name: text for name, text in texts(official).items() if name.endswith(".json")}
+    described = read_official(files, "DIR", True)
+    bare = make_tokenizer(placeholder=False).to_str()
+    with pytest.raises(CheckpointError, match="the model's tokenizer has no token '<image_placeholder>'"):
+        transformers_write.write(described, bare, "bfloat16")
+
+
+@pytest.fixture
+def resaved(official, tmp_path) -> Path:
+    """A converted folder that transformers has loaded and saved again, what was kept still beside it."""
+    jp.convert(official, tmp_path / "t", layout="transformers")
+    folder = tmp_path / "resaved"
+    JanusForConditionalGeneration.from_pretrained(tmp_path / "t").save_pretrained(folder)
+    JanusProcessor.from_pretrained(tmp_path / "t", backend="pil").save_pretrained(folder)
+    for name in ("extras.json", "extras.safetensors"):
+        shutil.copy(tmp_path / "t" / name, folder)
+    return folder
+
+
+def test_what_transformers_saved_again_is_still_the_same_model(resaved, official, tmp_path):
+    jp.convert(resaved, tmp_path / "o", layout="official")
+    assert texts(tmp_path / "o") == texts(official)
+
+
+def test_a_token_that_was_added_in_transformers_stays(resaved, official, tmp_path):
+    processor = JanusProcessor.from_pretrained(resaved, backend="pil")
+    processor.tokenizer.add_tokens(["<new>"])
+    processor.save_pretrained(resaved)
+    jp.convert(resaved, tmp_path / "o", layout="official")
+    written = Tokenizer.from_file(str(tmp_path / "o" / "tokenizer.json"))
+    assert written.token_to_id("<new>") == processor.tokenizer.convert_tokens_to_ids("<new>")
+    jp.convert(resaved, tmp_path / "n")
+    jp.convert(tmp_path / "n", tmp_path / "o2", layout="official")
+    written = Tokenizer.from_file(str(tmp_path / "o2" / "tokenizer.json"))
+    assert written.token_to_id("<new>") == processor.tokenizer.convert_tokens_to_ids("<new>")
+
+
+def test_a_dtype_that_was_changed_in_transformers_is_said(resaved, official, tmp_path):
+    JanusForConditionalGeneration.from_pretrained(resaved, dtype=torch.float32).save_pretrained(resaved)
+    jp.convert(resaved, tmp_path / "o", layout="official")
+    config = json.loads((tmp_path / "o" / "config.json").read_text())
+    assert {config["torch_dtype"], config["language_config"]["torch_dtype"]} == {"float32"}
+
+
 def test_files_that_were_not_kept_are_made_anew(official, tmp_path):
     """Without what a conversion kept (a model trained on and saved again), the files say the same."""
     jp.load(official).save(tmp_path / "n")
@@ -315,6 +383,23 @@ def test_special_tokens_are_found_by_string(tensors, tmp_path):
     assert generation["pad_token_id"] == moved.token_to_id(PAD)
     assert generation["generation_kwargs"]["boi_token_id"] == moved.token_to_id("<begin_of_image>")
     assert jp.load(source).tokenizer.id_of("<begin_of_image>") == moved.token_to_id("<begin_of_image>")
+
+
+@pytest.mark.parametrize("layout", ["native", "transformers", "official"])
+def test_values_that_are_not_finite_are_told(official, tensors, tmp_path, layout):
+    adapter = {"native": "understanding.image.adapter", "transformers": "model.aligner"}.get(
+        layout, "aligner"
+    )
+    made = {name: value.clone() for name, value in tensors.items()}
+    made["gen_embed.weight"][3, 1] = float("nan")
+    made["aligner.layers.0.bias"][0] = float("-inf")
+    source = write_official(tmp_path / "o", made, make_tokenizer())
+    whole, broken = (
+        jp.convert(each, tmp_path / f"{each.name}-out", layout).notes for each in (official, source)
+    )
+    (told,) = set(broken) - set(whole)
+    assert told.startswith(f"NaN or infinite values in {adapter}.")
+    assert " and 1 more, written as they are" in told
 
 
 def test_the_command_line(official, tmp_path):

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import janus_plugins as jp
 from janus_plugins.cli import app
-from janus_plugins.core.errors import CheckpointError
+from janus_plugins.core.errors import CheckpointError, DataError, RunFileError
 from janus_plugins.model.unified import UnifiedModel
 
 DATA = """
@@ -42,8 +42,9 @@ def run_file(model: UnifiedModel, exact: Path, tmp_path_factory: pytest.TempPath
     return path
 
 
-def trained(run_file: Path, source: Path, out: Path) -> dict[str, Tensor]:
-    done = CliRunner().invoke(app, ["train", str(run_file), "--from", str(source), "--out", str(out)])
+def trained(run_file: Path, source: Path, out: Path, *more: str) -> dict[str, Tensor]:
+    words = ["train", str(run_file), *more, "--from", str(source), "--out", str(out)]
+    done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     return dict(jp.load(out / "model").named_parameters())
 
@@ -65,3 +66,29 @@ def test_a_published_folder_of_another_size_is_refused(run_file, exact, tmp_path
     done = CliRunner().invoke(app, words)
     assert isinstance(done.exception, CheckpointError)
     assert "is (64, 48), but the run's model has (96, 48)" in str(done.exception)
+
+
+@pytest.mark.parametrize("layout", ["official", "transformers"])
+def test_answers_of_a_published_folder(run_file, exact, converted, layout, tmp_path):
+    """Written once from the folder, they are those that training from it would compute, and of no other one."""
+    source, answers = exact if layout == "official" else converted, tmp_path / "answers"
+    words = ["precompute", str(run_file), "--model", str(source), "--out", str(answers)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    using = [each for name in ("read", "draw") for each in ("--set", f"data.{name}.precomputed={answers}")]
+    with_answers = trained(run_file, source, tmp_path / "with", *using)
+    without = trained(run_file, source, tmp_path / "without")
+    for name, value in without.items():
+        torch.testing.assert_close(with_answers[name], value, rtol=1e-4, atol=1e-5)
+    words = ["train", str(run_file), *using, "--out", str(tmp_path / "fresh")]
+    fresh = CliRunner().invoke(app, words)
+    assert isinstance(fresh.exception, DataError)
+    assert "is stale: " in str(fresh.exception)
+
+
+def test_no_answers_of_a_published_folder_with_another_encoder(run_file, exact, tmp_path):
+    other = ["--set", "model.understanding.image.encoder.options.num_heads=4"]
+    words = ["precompute", str(run_file), *other, "--model", str(exact), "--out", str(tmp_path / "answers")]
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, RunFileError)
+    assert "has another understanding.image.encoder than the run file" in str(done.exception)
