@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from janus_plugins.core.outputs import partial_of
 
 
 @contextmanager
@@ -20,11 +21,8 @@ def partial_folder(folder: Path) -> Iterator[Path]:
         OSError: nothing can be written there.
     """
     missing = [parent for parent in folder.parents if not parent.exists()]
-    partial = folder.with_name(f"{_prefix(folder)}{os.getpid()}")
-    if folder.parent.is_dir():
-        _sweep(folder)
+    partial = partial_of(folder)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
         partial.rename(folder)
@@ -33,25 +31,3 @@ def partial_folder(folder: Path) -> Iterator[Path]:
         for parent in missing:
             with suppress(OSError):  # not empty, or never made
                 parent.rmdir()
-
-
-def _prefix(folder: Path) -> str:
-    return f".{folder.name}.tmp-"
-
-
-def _sweep(folder: Path) -> None:
-    """Remove the partial folders of processes that are no more."""
-    for path in folder.parent.iterdir():
-        owner = path.name.removeprefix(_prefix(folder))
-        if owner != path.name and owner.isdecimal() and not _alive(int(owner)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)  # sends nothing
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True

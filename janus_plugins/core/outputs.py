@@ -1,7 +1,9 @@
-"""Places that results are written to, tried before the work whose results go there."""
+"""Places that results are written to: tried before the work, and written beside until they are whole."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,3 +38,26 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+
+
+def partial_of(folder: Path) -> Path:
+    """Return where a folder is written before it takes its place; what dead writers left there is removed."""
+    prefix = f".{folder.name}.tmp-"
+    if folder.parent.is_dir():
+        for path in folder.parent.iterdir():
+            owner = path.name.removeprefix(prefix)
+            if owner != path.name and owner.isdecimal() and not _alive(int(owner)):
+                shutil.rmtree(path, ignore_errors=True)
+    partial = folder.with_name(f"{prefix}{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    return partial
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True

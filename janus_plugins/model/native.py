@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import janus_plugins
 from janus_plugins.core.catalogue import catalogue_for
 from janus_plugins.core.errors import CheckpointError, PluginError
+from janus_plugins.core.outputs import partial_of
 from janus_plugins.core.plan import Part, RunPlan
 from janus_plugins.core.runfile import dump_run, load_run, locator
 from janus_plugins.core.wiring import resolve
@@ -50,8 +51,7 @@ def save_native(model: UnifiedModel, folder: str | Path, state: Mapping[str, Ten
         raise CheckpointError(f"{target} is a file; choose another folder")
     if target.exists() and any(target.iterdir()) and not is_native(target):
         raise CheckpointError(f"{target} is not empty and no native checkpoint; choose another folder")
-    partial = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = partial_of(target)
     try:
         partial.mkdir(parents=True)
         _write(model, partial, state if state is not None else model.state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from janus_plugins.core.schema import StageBlock
 from janus_plugins.data.order import key_of
+from janus_plugins.model.lora import under
 from janus_plugins.training.checkpoint import Found, Position
 from janus_plugins.training.engine import Engine, linear_restored
 from janus_plugins.training.loop import Run, StageLoop
@@ -74,6 +76,11 @@ def _train_stage(run: Run, out: Path, start: Position, found: Found | None) -> P
     updates, learning = add_updates(model, stage, learning, seed)
     set_trainable(model, learning)
     run.metrics.say(describe_stage(stage, learning, world))
+    for name in undone_stages(recipe.stages, start.stage):
+        run.metrics.say(
+            f"  note: this stage changes what codes mean that stage {name} has learnt to use; train encoders "
+            "before what uses their codes"
+        )
     kept = keep_frozen(model, learning, world, recipe.engine.precision)
     with linear_restored():
         engine = Engine(model, stage, recipe.engine, learning, world)
@@ -151,6 +158,18 @@ def _write_native(run: Run, folder: Path, model: nn.Module | None) -> None:
     if model is not None and run.recipe.save_native is not None:
         run.recipe.save_native(model, folder)
     run.world.barrier()
+
+
+def undone_stages(stages: Sequence[StageBlock], index: int) -> list[str]:
+    """Return the earlier stages that learnt to use the codes whose encoder a stage trains by its own loss."""
+    modality = stages[index].reconstruct
+    users = [f"generation.{modality}.{role}" for role in ("adapter", "head")]
+    return [
+        stage.name
+        for stage in stages[:index]
+        if modality is not None and stage.reconstruct is None
+        if any(under(user, prefix) or under(prefix, user) for user in users for prefix in stage.learn)
+    ]
 
 
 def describe_stage(stage: StageBlock, learning: Learning, world: World) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +53,18 @@ def test_no_pickle_and_provenance(folder):
 
 def test_whoever_may_read_the_config_may_read_the_weights(folder):
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
+def test_what_a_killed_writer_left_is_removed(model, tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left, others = tmp_path / f".model.tmp-{gone.pid}", tmp_path / f".model.tmp-{os.getppid()}"
+    for folder in (left, others):
+        folder.mkdir()
+        (folder / "model.safetensors").touch()
+    model.save(tmp_path / "model")
+    assert not left.exists()
+    assert others.exists()
 
 
 def test_a_flipped_byte_is_refused_in_every_file(folder):

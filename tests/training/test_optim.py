@@ -15,6 +15,7 @@ from janus_plugins.training.optim import (
     rate_factor,
     set_trainable,
 )
+from janus_plugins.training.stages import undone_stages
 
 from .toys import toy_model, toy_stage
 
@@ -89,3 +90,16 @@ def test_loss_scales() -> None:
     assert loss_scales(counts, "token") == {"text": 1 / 8, "generation.image": 1 / 8, "generation.audio": 0}
     assert loss_scales(counts, "task") == {"text": 1 / 12, "generation.image": 1 / 4, "generation.audio": 0}
     assert loss_scales({"text": 0}, "token") == {"text": 0}
+
+
+def test_an_encoder_that_is_trained_after_what_uses_its_codes_is_told() -> None:
+    stages = [
+        toy_stage("all", learn={"generation.image": 1e-3, "language_model": 1e-3}),
+        toy_stage("text", learn={"language_model": 1e-3}),
+        toy_stage("head", learn={"generation.image.head.output": 1e-3}),
+        toy_stage("codes", learn={"generation.image.encoder": 1e-3}, reconstruct="image", mix={}),
+        toy_stage("sounds", learn={"generation.sound.encoder": 1e-3}, reconstruct="sound", mix={}),
+    ]
+    assert undone_stages(stages, 3) == ["all", "head"]
+    assert undone_stages(stages, 4) == []
+    assert undone_stages(stages, 2) == []
