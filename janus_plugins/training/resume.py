@@ -90,8 +90,10 @@ def _is_before(name: str, first: int, checkpoints: Checkpoints) -> bool:
 def _refuse_changes(found: Found, own: dict[str, Any], root: Path) -> None:
     """Refuse a run file that differs in what the checkpoint was trained with; later stages may change."""
     begun = found.position.stage + 1
-    saved, ours = (_until(each, begun) for each in (found.manifest.get("identity", {}), own))
-    lines = differences(saved, ours)
+    saved = found.manifest.get("identity", {})
+    if "draws" not in saved:  # a run that was begun before this was recorded
+        own = {key: value for key, value in own.items() if key != "draws"}
+    lines = differences(_until(saved, begun), _until(own, begun))
     if found.kind == "stage":  # how the next stage runs is free
         lines = [line for line in lines if not line.startswith("engine.")]
     if lines:

@@ -245,6 +245,14 @@ def test_a_signal_in_the_last_step_is_heeded(world: World, tmp_path: Path) -> No
     assert start(toy_run(), tmp_path, world, resume=True).steps == 6
 
 
+def test_a_run_that_recorded_less_goes_on(world: World, tmp_path: Path) -> None:
+    engine, identity = {"save_every": 1}, {"data": {"a": 1}}
+    with pytest.raises(Crash):
+        start(toy_run(*STAGES, data=CrashingRecipe(3), engine=engine, identity=identity), tmp_path, world)
+    recipe = toy_run(*STAGES, identity={**identity, "draws": [["a"], ["a"]]})
+    assert start(recipe, tmp_path, world, resume=True).steps == 8
+
+
 @pytest.mark.parametrize(
     ("data", "draws", "named"),
     [
