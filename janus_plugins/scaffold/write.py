@@ -150,7 +150,7 @@ def _check_modality(kind: Kind, modality: str) -> None:
     if kind not in SERIES_SUMMARIES:
         have = ", ".join(str(each) for each in SERIES_SUMMARIES)
         raise RunFileError(f"a {kind} has no modality of its own; --modality is for {have}")
-    if not _MODALITY.fullmatch(modality):
+    if not _MODALITY.fullmatch(modality) or modality == "text":
         raise RunFileError(
             f"{modality!r} cannot name a modality: use lower-case letters, digits and underscores, beginning "
             "with a letter, e.g. heart_rate"

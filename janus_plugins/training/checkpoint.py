@@ -109,6 +109,8 @@ class Checkpoints:
         if weights or others is not None:
             position = Position(self.begun, 0, 0)
             publish.publish(self._world, self.root, START, write, self._facts(START, position, {}))
+        else:
+            self._world.from_main(lambda: publish.remove(self.root / START))  # of a beginning that died
 
     def load_start(self, model: nn.Module) -> None:
         """Give a fresh model the frozen weights that the run began with, where they were kept.
@@ -183,7 +185,10 @@ class Checkpoints:
         for name in self.started():
             if name not in readable or _progress(readable[name]) > _progress(found):
                 aside = _free(self.root / f"{name}{UNUSABLE}")
-                (self.root / name).rename(aside)
+                try:
+                    (self.root / name).rename(aside)
+                except OSError as error:
+                    raise CheckpointError(f"{self.root / name} cannot be set aside: {error}") from error
                 warn(f"warning: {name} cannot be gone on from; it is set aside as {aside.name}")
 
     def find(self, warn: Any, only_stage: int | None = None) -> Found:

@@ -225,7 +225,8 @@ class StageLoop:
             self._judge_data(everyone)
         except JanusPluginsError:
             self._run.tally = before  # this step's samples are counted when it is taken
-            self._save()
+            if self._position.total > 0:
+                self._save()
             raise
         return add_counts([ready.counts for ready in everyone])
 
@@ -235,7 +236,8 @@ class StageLoop:
         tally.samples += sum(ready.samples for ready in everyone)
         tally.bad_samples += len(bad)
         if bad:
-            self._run.metrics.quarantine(bad, self._position.total + 1)
+            step = self._position.total + 1
+            self._run.world.from_main(lambda: self._run.metrics.quarantine(bad, step))
         seen = tally.samples + tally.bad_samples
         if bad and seen >= ENOUGH_SAMPLES and tally.bad_samples > limit * seen:
             raise DataError(
@@ -254,7 +256,7 @@ class StageLoop:
 
     def _save(self) -> None:
         """Save this position, unless it is saved already (as the end of the stage before, say)."""
-        fresh = self._position.step == 0 and self._position.stage > 0
+        fresh = self._position.step == 0 and self._position.stage > self._run.checkpoints.begun
         if fresh or (self._position == self._saved and self._position.total > 0):
             return
         run = self._run

@@ -57,7 +57,11 @@ def start_from(
 
 def _refuse_overwriting(checkpoints: Checkpoints, first: int, only_stage: str | None, anew: bool) -> None:
     """Refuse to start what is already there; one stage alone may start on the end of the one before."""
-    names = [name for name in checkpoints.started() if anew or not _is_before(name, first, checkpoints)]
+    names = [
+        name
+        for name in checkpoints.started()
+        if anew or _stage_of(name, checkpoints, otherwise=first) >= first
+    ]
     if names:
         raise CheckpointError(
             f"{checkpoints.root} already holds {', '.join(names[:4])}: go on with --resume, or choose "
@@ -72,7 +76,7 @@ def _refuse_overwriting(checkpoints: Checkpoints, first: int, only_stage: str | 
 
 def _refuse_going_back(checkpoints: Checkpoints, first: int, only_stage: str) -> None:
     """Refuse to resume a stage that others were trained after: `model/` and the metrics are theirs."""
-    names = [name for name in checkpoints.started() if not _is_before(name, first + 1, checkpoints)]
+    names = [name for name in checkpoints.started() if _stage_of(name, checkpoints, otherwise=first) > first]
     if names:
         raise CheckpointError(
             f"stage {only_stage!r} is behind this run: {checkpoints.root} holds {', '.join(names[:4])} of "
@@ -80,11 +84,12 @@ def _refuse_going_back(checkpoints: Checkpoints, first: int, only_stage: str) ->
         )
 
 
-def _is_before(name: str, first: int, checkpoints: Checkpoints) -> bool:
+def _stage_of(name: str, checkpoints: Checkpoints, otherwise: int) -> int:
+    """Return the stage that a checkpoint belongs to; `otherwise` of one that cannot be read."""
     try:
-        return int(read_manifest(checkpoints.root / name)["position"]["stage"]) < first
+        return int(read_manifest(checkpoints.root / name)["position"]["stage"])
     except (CheckpointError, KeyError, TypeError):
-        return False
+        return otherwise
 
 
 def _refuse_changes(found: Found, own: dict[str, Any], root: Path) -> None:

@@ -80,7 +80,8 @@ def train(
     """
     world = open_world()
     _compare_catalogues(world, plan)
-    goes_on = resume or (only_stage is not None and start is None)
+    begins = only_stage is None or start is not None or only_stage == plan.run.stages[0].name
+    goes_on = resume or not begins
     tokenizer = begun_tokenizer(out / "checkpoints") if goes_on else None
     recipe = plan_recipe(plan, sampler, start, tokenizer)
     result = run_recipe(recipe, out, world, only_stage=only_stage, resume=resume, console=console)

@@ -127,6 +127,7 @@ def test_what_cannot_be_written_is_refused(name: str, kind: str, said: str, tmp_
         ("head", "lidar", "a head has no modality of its own; --modality is for understanding_encoder"),
         ("understanding_encoder", "Heart Rate", "cannot name a modality"),
         ("understanding_encoder", "3d", "cannot name a modality"),
+        ("generation_encoder", "text", "cannot name a modality"),
         ("understanding_encoder", "a.b", "cannot name a modality"),
     ],
 )

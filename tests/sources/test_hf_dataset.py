@@ -392,3 +392,50 @@ def test_interleaved_documents() -> None:
     assert sample.turns == (Turn("assistant", ("Cut ", first, " and fold ", second, ".")),)
     with pytest.raises(BadSample, match="marks 2 places with <image> for 1 items"):
         reader(columns).sample({**row, "images": [b"1"]}, "k")
+
+
+def test_what_was_guessed_before_is_not_taken_from_the_cache(tmp_path):
+    import datasets
+
+    (tmp_path / "codes.csv").write_text("a\n00501\n02139\n")
+    datasets.load_dataset("csv", data_files=str(tmp_path / "codes.csv"))
+    assert texts_of(tmp_path / "codes.csv") == ["00501", "02139"]
+    (tmp_path / "list.json").write_text('[{"a": 1.5}, {"a": 3}]')
+    for _ in range(2):
+        with pytest.raises(DataError, match="taken for double"):
+            texts_of(tmp_path / "list.json")
+
+
+def test_types_that_a_card_says_are_taken(tmp_path):
+    folder = tmp_path / "said"
+    folder.mkdir()
+    (folder / "data.jsonl").write_text('{"a": 1.5}\n{"a": 3}\n')
+    card = "---\ndataset_info:\n  features:\n  - {name: a, dtype: float64}\n---\n"
+    (folder / "README.md").write_text(card)
+    for _ in range(2):
+        assert texts_of(folder) == ["1.5", "3.0"]
+
+
+def test_names_with_brackets_are_names(tmp_path):
+    for folder in (tmp_path / "many", tmp_path):
+        folder.mkdir(exist_ok=True)
+        (folder / "data[1].jsonl").write_text('{"a": "one"}\n{"a": true}\n')
+    assert texts_of(tmp_path / "many") == ["one", "true"]
+    assert texts_of(tmp_path / "data[1].jsonl") == ["one", "true"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_split_may_have_other_columns_than_the_first(tmp_path, streaming):
+    (tmp_path / "x.csv").write_text("text,n\nno,1\n")
+    (tmp_path / "t.csv").write_text("other,a\nno,007\n")
+    files = {"train": str(tmp_path / "x.csv"), "test": str(tmp_path / "t.csv")}
+    config = {"path": "csv", "data_files": files, "split": "test", "streaming": streaming}
+    assert texts_of(**config) == ["007"]
+
+
+def texts_of(path=None, **options):
+    """The texts of column `a`, as training sees them."""
+    given = {"path": str(path), **options} if path else options
+    config = HfDatasetConfig(columns={"text": "{a}"}, **given)
+    source = build(config, config.facts())
+    return list(source.texts())

@@ -274,3 +274,33 @@ def test_data_counts_where_it_was_drawn_from(
     else:
         with pytest.raises(CheckpointError, match=named):
             start(recipe, tmp_path, world, resume=True)
+
+
+def test_bad_data_before_the_first_step_leaves_nothing_to_resume(world: World, tmp_path: Path) -> None:
+    class First(ToyRecipe):
+        def bad(self, step: int) -> tuple[Any, ...]:
+            raise DataError("the first batch cannot be read")
+
+    with pytest.raises(DataError, match="the first batch"):
+        start(toy_run(data=First()), tmp_path, world)
+    assert start(toy_run(toy_stage(steps=3)), tmp_path, world).steps == 3
+
+
+def test_a_run_begun_at_a_later_stage_is_saved_before_its_first_step(world: World, tmp_path: Path) -> None:
+    class Signalled(ToyRecipe):
+        def bad(self, step: int) -> tuple[Any, ...]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return ()
+
+    with pytest.raises(Interrupted, match="after step 0; everything is saved"):
+        start(toy_run(*STAGES, data=Signalled(), source="there"), tmp_path, world, only_stage="two")
+    assert start(toy_run(*STAGES), tmp_path, world, only_stage="two", resume=True).steps == 4
+
+
+def test_a_damaged_manifest_does_not_make_a_stage_a_past_one(world: World, tmp_path: Path) -> None:
+    engine = {"save_every": 1}
+    with pytest.raises(Crash):
+        start(toy_run(*STAGES, data=CrashingRecipe(7), engine=engine), tmp_path, world)
+    (tmp_path / "checkpoints/step_7/manifest.json").write_text("{")
+    again = toy_run(*STAGES, engine=engine)
+    assert start(again, tmp_path, world, only_stage="two", resume=True).steps == 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,15 @@ def test_a_run_keeps_the_tokenizer_that_it_began_with(tmp_path: Path) -> None:
     (out / "checkpoints/start/tokenizer.json").write_text("{}", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json has 2 bytes"):
         train(longer, out, resume=True, console=quiet())
+
+
+def test_a_run_that_begins_anew_trains_its_tokenizer_anew(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train(read_plan(words(tmp_path, *FIRST)), out, only_stage="one", console=quiet())
+    shutil.rmtree(out / "checkpoints/stage_0")  # as if it had died before
+    longer = read_plan(words(tmp_path, *MORE))
+    train(longer, out, only_stage="one", console=quiet())
+    assert "aardvark" in load_native(out / "model").tokenizer.vocabulary()  # type: ignore[attr-defined]
 
 
 def test_words_trained_anew_are_not_put_on_another_models_embeddings(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ way: JSON lines as lines, each parsed when it is read, and every cell of a CSV a
 from __future__ import annotations
 
 import codecs
+import glob
 from collections.abc import Iterator, Mapping
 from datetime import date, time
 from itertools import islice
@@ -48,9 +49,19 @@ def load(config: HfDatasetConfig) -> tuple[Any, bool]:
         DataError: there are no files, all of them are empty, or a column of a text has a guessed type
             that does not keep how it was written.
     """
-    builder, lines = _builder_of(config)
+    import datasets
+
+    options = _options(config)
+    builder = datasets.load_dataset_builder(**options)
+    kind, lines, declared = builder.info.builder_name, False, False
+    files = _local_files(builder) if kind in ("json", "csv", "text") else []
+    if files and not any(file.stat().st_size for file in files):
+        raise DataError(f"dataset {config.path!r} is empty: {files[0]} holds nothing")
+    if kind in INFERRED:
+        declared = _declares(builder, options)
+        builder, lines = (builder, False) if declared else _unguessed(builder, files, options, config)
     dataset = _rows_of(builder, config)
-    if builder.info.builder_name in INFERRED:
+    if builder.info.builder_name in INFERRED and not declared:
         _refuse_lossy(dataset, config)
     return (_without_blanks(dataset) if lines and not config.streaming else dataset), lines
 
@@ -95,33 +106,54 @@ def _rows_of(builder: Any, config: HfDatasetConfig) -> Any:
     return dataset.to_iterable_dataset() if config.streaming else dataset
 
 
-def _builder_of(config: HfDatasetConfig) -> tuple[Any, bool]:
+def _declares(builder: Any, options: Mapping[str, Any]) -> bool:
+    """Answer whether a dataset's card says the types of its columns; a builder may know a guess of before."""
+    from datasets.load import dataset_module_factory
+
+    if builder.info.features is None:
+        return False
+    module = dataset_module_factory(
+        options["path"], revision=options["revision"], data_files=options["data_files"]
+    )
+    said = (module.dataset_infos or {}).get(builder.config.name)
+    return said is not None and said.features is not None
+
+
+def _unguessed(
+    builder: Any, files: list[Path], options: Mapping[str, Any], config: HfDatasetConfig
+) -> tuple[Any, bool]:
+    """Return a builder that guesses nothing, where there is one, and whether its rows are lines of JSON."""
     import datasets
 
-    if config.data_files is not None and not config.data_files:
-        raise DataError(f"dataset {config.path!r}: data_files names no file")
-    options = _options(config)
-    builder = datasets.load_dataset_builder(**options)
     kind = builder.info.builder_name
-    if kind not in ("json", "csv", "text") or builder.info.features is not None:
-        return builder, False
-    files = _local_files(builder)
     if not files:
         return builder, False
-    if not any(file.stat().st_size for file in files):
-        raise DataError(f"dataset {config.path!r} is empty: {files[0]} holds nothing")
     if kind == "csv":
-        return datasets.load_dataset_builder(**options, **_cells_as_text(builder.config, files[0])), False
+        names = _drawn(builder.config.data_files, config.split)
+        cells = _cells_as_text(builder.config, Path(next(iter(names.values()))[0]))
+        return datasets.load_dataset_builder(**{**options, "data_files": _escaped(names)}, **cells), False
     if kind == "json" and all(map(_holds_lines, files)):
-        return _lines_of(builder.config.data_files), True
+        return _lines_of(_escaped(builder.config.data_files)), True
     return builder, False
 
 
+def _drawn(files: Mapping[str, list[str]], split: str) -> Mapping[str, list[str]]:
+    """Return the files of one split by name, which may have other columns than the rest; else all."""
+    return {split: files[split]} if split in files else files
+
+
+def _escaped(files: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Return files that exist as `data_files` that mean just these, whatever signs their names have."""
+    return {split: [glob.escape(str(name)) for name in names] for split, names in files.items()}
+
+
 def _options(config: HfDatasetConfig) -> dict[str, Any]:
+    if config.data_files is not None and not config.data_files:
+        raise DataError(f"dataset {config.path!r}: data_files names no file")
     path = Path(config.path)
     options: dict[str, Any] = {"path": config.path, "data_files": config.data_files}
     if path.is_file() and path.suffix in BUILDERS:
-        options = {"path": BUILDERS[path.suffix], "data_files": config.path}
+        options = {"path": BUILDERS[path.suffix], "data_files": glob.escape(config.path)}
     if options["path"] == "csv" and all(name.endswith(".tsv") for name in _names(options["data_files"])):
         options["sep"] = "\t"
     return options | {"name": config.name, "revision": config.revision}
@@ -159,7 +191,7 @@ def _lines_of(files: Mapping[str, list[str]]) -> Any:
 
     return datasets.load_dataset_builder(
         "text",
-        data_files={split: list(names) for split, names in files.items()},
+        data_files=files,
         encoding="utf-8-sig",
         encoding_errors="backslashreplace",  # \x is no JSON, so that a damaged line is refused by itself
     )

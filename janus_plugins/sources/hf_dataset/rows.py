@@ -115,6 +115,8 @@ class RowReader:
             return names[value]
         if isinstance(value, float) and not math.isfinite(value):
             raise BadSample(f"column {column!r} holds {value}, not text")
+        if isinstance(value, bool) and self.lines:
+            return json.dumps(value)
         if isinstance(value, str | int | float):
             return str(value)
         raise BadSample(f"column {column!r} holds {type(value).__name__}, not text")
