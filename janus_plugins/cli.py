@@ -68,8 +68,11 @@ def _fail(
 ) -> NoReturn:
     if debug:
         traceback.print_exception(error)
-    if os.environ.get("RANK", "0") in ranks:  # every rank of a run raises the same
+    rank = os.environ.get("RANK", "0")
+    if rank in ranks:  # every rank of a run raises the same
         typer.echo(f"error: {text or error}", err=True)
+    elif isinstance(error.__cause__, OSError):  # but for what its own machine refuses
+        typer.echo(f"error on rank {rank}: {text or error}", err=True)
     sys.exit(code)
 
 

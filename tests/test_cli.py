@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from janus_plugins import cli
+from janus_plugins.core.errors import CheckpointError
 from tests.tiny import write_tiny
 
 
@@ -245,3 +246,13 @@ def test_starting_again_needs_resume_or_another_folder(trained):
     assert "--resume" in again.stderr
     finished = called("train", run_file, "--out", trained, "--resume", "--no-evaluate")
     assert finished.returncode == 0, finished.stderr
+
+
+def test_what_one_ranks_machine_refuses_is_said_there(monkeypatch, capsys):
+    common, own = CheckpointError("all know this"), CheckpointError("part-1 could not be written")
+    own.__cause__ = OSError(28, "No space left on device")
+    monkeypatch.setenv("RANK", "3")
+    for error in (common, own):
+        with pytest.raises(SystemExit):
+            cli._fail(error, 4, debug=False)
+    assert capsys.readouterr().err == "error on rank 3: part-1 could not be written\n"
