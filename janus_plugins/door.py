@@ -60,22 +60,13 @@ def load(folder: str | Path, device: str = "cpu") -> UnifiedModel:
     """
     from janus_plugins.conversion.checkpoint import recognise
     from janus_plugins.conversion.load import load_foreign
-    from janus_plugins.model.native import load_native
+    from janus_plugins.model.native import load_native, located
 
-    source = Path(folder)
     _check_device(device)
-    source = located(source)
+    source = located(Path(folder))
     if recognise(source) == "native":
         return load_native(source, device)
     return load_foreign(source, device)
-
-
-def located(folder: str | Path) -> Path:
-    """Return the folder that holds a model: the given one, or the `model/` of a run's folder."""
-    from janus_plugins.model.native import is_native
-
-    source = Path(folder)
-    return source / "model" if is_native(source / "model") and not is_native(source) else source
 
 
 def _check_device(device: str) -> None:

@@ -76,7 +76,7 @@ def convert(source: str | Path, target: str | Path, layout: str = "native") -> C
     folder = native.new_folder(target)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not empty; choose another folder")
-    checkpoint = open_checkpoint(_inner(Path(source)))
+    checkpoint = open_checkpoint(native.located(Path(source)))
     try:
         with partial_folder(folder) as partial:
             entries, extras, notes = _write(checkpoint, partial, wanted)
@@ -95,12 +95,6 @@ def _layout(name: str) -> Layout:
         if layout == name:
             return layout
     raise RunFileError(f"layout {name!r} is not one of {', '.join(LAYOUTS)}.{nearest(name, LAYOUTS)}")
-
-
-def _inner(folder: Path) -> Path:
-    """Return the model's folder of a run's output folder, or the folder itself."""
-    inside = folder / "model"
-    return inside if not native.is_native(folder) and native.is_native(inside) else folder
 
 
 Written = tuple[dict[str, Entry], list[str], tuple[str, ...]]

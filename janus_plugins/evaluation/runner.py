@@ -105,12 +105,11 @@ def _held_out(plan: RunPlan, name: str) -> Source:
     return cast("Source", source)
 
 
-def start_with(source: Path, folder: Path, resume: bool) -> Start:
+def start_with(source: Path, resume: bool) -> Start:
     """Return how a run begins with the model in a folder, looked at now and read when it is needed.
 
     Args:
-        source: the folder as it was named.
-        folder: where the model itself lies.
+        source: the folder, or that of a run.
         resume: whether the run goes on from a checkpoint of its own, for which the folder need not be there.
 
     Raises:
@@ -118,15 +117,16 @@ def start_with(source: Path, folder: Path, resume: bool) -> Start:
     """
     from janus_plugins.conversion.checkpoint import recognise
     from janus_plugins.door import load
+    from janus_plugins.model.native import located
     from janus_plugins.model.start import take_weights
     from janus_plugins.sequence.tokenizers import load_tokenizer
     from janus_plugins.training.plan_recipe import Start
 
-    native = not resume and recognise(folder) == "native"
+    native = not resume and recognise(located(source)) == "native"
     return Start(
         str(source),
-        lambda model: take_weights(model, load(folder), str(source)),
-        load_tokenizer(folder) if native else None,
+        lambda model: take_weights(model, load(source), str(source)),
+        load_tokenizer(located(source)) if native else None,
     )
 
 
@@ -134,13 +134,13 @@ def train_and_evaluate(
     plan: RunPlan, out: Path, stage: str | None, resume: bool, evaluate: bool, source: Path | None = None
 ) -> None:
     """Train, from the weights at `source` if given; after the last stage evaluate and report on one rank."""
-    from janus_plugins.door import load, located
+    from janus_plugins.door import load
     from janus_plugins.evaluation.pictures import picture_grids, sampler
     from janus_plugins.tables import print_evaluation
     from janus_plugins.training.report import write_report
     from janus_plugins.training.run import train
 
-    start = None if source is None else start_with(source, located(source), resume)
+    start = None if source is None else start_with(source, resume)
     trained = train(plan, out, only_stage=stage, resume=resume, sampler=sampler(plan), start=start)
     if not trained.is_main or stage not in (None, plan.run.stages[-1].name):
         return

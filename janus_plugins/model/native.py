@@ -302,9 +302,16 @@ def is_native(folder: Path) -> bool:
     return (folder / "manifest.json").is_file() and (folder / "config.yaml").is_file()
 
 
+def located(folder: Path) -> Path:
+    """Return the folder that holds a model: the given one, or the `model/` of a run's folder."""
+    inner = folder / "model"
+    return inner if is_native(inner) and not is_native(folder) else folder
+
+
 __all__ = [
     "is_native",
     "load_native",
+    "located",
     "new_folder",
     "provenance",
     "read_plan",

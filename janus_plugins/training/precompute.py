@@ -31,7 +31,7 @@ from janus_plugins.data.precomputed import (
 )
 from janus_plugins.data.sources import is_streaming, open_source
 from janus_plugins.model.compose import build_part, compose_plan, load_part
-from janus_plugins.model.native import is_native, load_native
+from janus_plugins.model.native import load_native, located
 from janus_plugins.model.unified import UnifiedModel
 from janus_plugins.training.answers import encoder_key
 from janus_plugins.training.guard import locked
@@ -202,8 +202,7 @@ def _encoders(
 
 
 def _native(folder: Path) -> UnifiedModel:
-    inner = folder / "model"
-    return load_native(inner if is_native(inner) and not is_native(folder) else folder)
+    return load_native(located(folder))
 
 
 def _refuse_other(trained: RunPlan, part: Part, folder: Path | None) -> None:

@@ -11,7 +11,6 @@ import torch
 from rich.console import Console
 
 from janus_plugins.core.errors import CheckpointError
-from janus_plugins.door import located
 from janus_plugins.door import plan as read_plan
 from janus_plugins.evaluation.runner import start_with
 from janus_plugins.model.compose import compose_plan
@@ -156,7 +155,7 @@ def test_words_trained_anew_are_not_put_on_another_models_embeddings(tmp_path: P
     other, longer = load_native(out / "model"), read_plan(words(tmp_path, *MORE))
     with pytest.raises(CheckpointError, match=r"'.*' has id \d+ in its tokenizer and \d+ in the run's"):
         take_weights(compose_plan(longer), other, "there")
-    start = start_with(out, located(out), resume=False)
+    start = start_with(out, resume=False)
     model = plan_recipe(longer, start=start).build(True)
     assert torch.equal(next(model.parameters()), next(other.parameters()))
     assert model.tokenizer.vocabulary() == other.tokenizer.vocabulary()  # type: ignore[union-attr, operator, attr-defined]
@@ -164,5 +163,5 @@ def test_words_trained_anew_are_not_put_on_another_models_embeddings(tmp_path: P
 
 def test_a_model_to_start_from_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a folder"):
-        start_with(tmp_path / "none", tmp_path / "none", resume=False)
-    assert start_with(tmp_path / "none", tmp_path / "none", resume=True).tokenizer is None
+        start_with(tmp_path / "none", resume=False)
+    assert start_with(tmp_path / "none", resume=True).tokenizer is None
