@@ -80,8 +80,8 @@ def train(
     """
     world = open_world()
     _compare_catalogues(world, plan)
-    begins = only_stage is None or start is not None or only_stage == plan.run.stages[0].name
-    goes_on = resume or not begins
+    later = [stage.name for stage in plan.run.stages[1:]]
+    goes_on = resume or (start is None and only_stage in later)
     tokenizer = begun_tokenizer(out / "checkpoints") if goes_on else None
     recipe = plan_recipe(plan, sampler, start, tokenizer)
     result = run_recipe(recipe, out, world, only_stage=only_stage, resume=resume, console=console)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
-from janus_plugins.core.errors import CheckpointError
+from janus_plugins.core.errors import CheckpointError, RunFileError
 from janus_plugins.door import plan as read_plan
 from janus_plugins.evaluation.runner import start_with
 from janus_plugins.model.compose import compose_plan
@@ -147,6 +148,13 @@ def test_a_run_that_begins_anew_trains_its_tokenizer_anew(tmp_path: Path) -> Non
     longer = read_plan(words(tmp_path, *MORE))
     train(longer, out, only_stage="one", console=quiet())
     assert "aardvark" in load_native(out / "model").tokenizer.vocabulary()  # type: ignore[attr-defined]
+
+
+def test_a_stage_of_a_run_without_stages_is_refused(run_file: Path, tmp_path: Path) -> None:
+    plan = read_plan(run_file)
+    empty = replace(plan, run=plan.run.model_copy(update={"stages": ()}))
+    with pytest.raises(RunFileError, match="has no stages"):
+        train(empty, tmp_path, only_stage="one", console=quiet())
 
 
 def test_words_trained_anew_are_not_put_on_another_models_embeddings(tmp_path: Path) -> None:
