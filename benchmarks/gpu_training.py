@@ -6,8 +6,8 @@ of its data sets (tests/reference/made.py), two workers. It runs as the file say
 again, and with blocks compiled and activations kept; `--way` and `--stage` choose. A step has as many samples
 as in the file (256, 512 and 256), so that the optimiser's part in it is the recipe's; `--samples` changes
 that. They are taken in parts of `--at-once`: kept activations of 48 take 67 GiB in stage II, and of 72 in
-stage III 120; a smaller GPU needs fewer. Every stage begins with fresh weights, and what it ends with is not
-written.
+stage III 120; a smaller GPU needs fewer. Every stage begins with fresh weights, and neither
+those nor what it ends with are written.
 
 Counted are useful tokens, without padding, and the operations that the model needs for them, not those of
 activations computed again; of a stage's steps the median, without the first. `--set` changes the run file,
@@ -53,8 +53,9 @@ WAYS = {
 
 @contextmanager
 def nothing_written() -> Iterator[None]:
-    """Let stages end without their weights, which take longer to write than the steps to run."""
+    """Let stages begin and end without writing weights, which takes longer than the steps to run."""
     with ExitStack() as stack:
+        stack.enter_context(patch.object(Checkpoints, "save_start", lambda *_: None))
         stack.enter_context(patch.object(training_stages, "_final_weights", lambda *_: ({}, None)))
         stack.enter_context(patch.object(training_stages, "_rebuilt", lambda *_: None))
         stack.enter_context(patch.object(Checkpoints, "save_stage", lambda self, *_: self.root))

@@ -6,7 +6,7 @@ stands what reading its weights and its cache takes at the bandwidth measured in
 `--search` it tries other shapes of each product (`language_models.kernels.Shape`), other amounts of weights
 brought near (`language_models.on_gpu.Ahead`) and fewer parts of attention (`kernels.CUT`), one change at a
 time, and keeps what gains more than half a percent in two runs by turns; what it prints at the end is what
-the constants there should say.
+the constants there should say. Other processes compile what is to be tried, before it is.
 `--device cpu --layers 2 --width 64` tries the command in Triton's interpreter (TRITON_INTERPRET=1), and
 keeps nothing.
 """
@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import argparse
 import functools
+import multiprocessing
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.pool import Pool
 from typing import Any
 from unittest.mock import patch
 
@@ -36,6 +39,7 @@ from janus_plugins.language_models.cache import CachedAttention, KeyValueCache
 from janus_plugins.language_models.kernels import CUT, Shape
 
 Work = Callable[[], object]
+Change = Callable[["Way"], "Way"]
 PRODUCTS = ("qkv", "out", "gate_up", "down")
 MIB = 1 << 20
 
@@ -130,8 +134,8 @@ class Layers:
         numbers = 4 * width * width + 3 * width * inner + 2 * self.rows * width * int(self.slot)
         return numbers * self.kind.itemsize
 
-    def work(self, way: Way) -> Work:
-        """Return one step of all layers, recorded on a GPU, in a way."""
+    def work(self, way: Way, recorded: bool = True) -> Work:
+        """Return one step of all layers in a way, run once and then, on a GPU, recorded."""
         with chosen(way, self.sizes):
             made = step.LlamaStep(self.body, self.cache)
             assert made.on_gpu is not None
@@ -144,7 +148,7 @@ class Layers:
                 return made.on_gpu(made, self.stream, self.at, attend)
 
             run()
-            if self.device.type == "cpu":
+            if self.device.type == "cpu" or not recorded:
                 return run
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
@@ -198,49 +202,75 @@ def tried(layers: Layers, best: Work, other: Work, gain: float = 0.005) -> tuple
     return theirs < ours * (1 - gain), ours, theirs
 
 
-def others(way: Way, rows: int) -> Iterator[Callable[[Way], Way]]:
-    """Yield changes of one part of a way."""
+def others(way: Way, rows: int) -> Iterator[list[Change]]:
+    """Yield changes of one part of a way: of what is brought near and of attention, then of products."""
 
-    def cut(index: int, shape: Shape) -> Callable[[Way], Way]:
+    def cut(index: int, shape: Shape) -> Change:
         return lambda old: replace(
             old, shapes=tuple(shape if i == index else kept for i, kept in enumerate(old.shapes))
         )
 
-    def near(name: str, size: int) -> Callable[[Way], Way]:
+    def near(name: str, size: int) -> Change:
         return lambda old: replace(old, ahead=old.ahead._replace(**{name: size * MIB}))
 
-    for name, sizes in AHEAD.items():
-        for size in sizes:
-            yield near(name, size)
-    for number in CUTS:
-        yield functools.partial(replace, cuts=number)
-    for index in range(len(way.shapes)):
-        for shape in SHAPES["few" if rows <= on_gpu.FEW else "many"]:
-            yield cut(index, shape)
+    brought = [near(name, size) for name, sizes in AHEAD.items() for size in sizes]
+    yield brought + [functools.partial(replace, cuts=number) for number in CUTS]
+    shapes = SHAPES["few" if rows <= on_gpu.FEW else "many"]
+    yield [cut(index, shape) for index in range(len(way.shapes)) for shape in shapes]
 
 
-def searched(layers: Layers, best: Way, until: float) -> Way:
+def searched(layers: Layers, best: Way, until: float, pool: Pool | None = None) -> Way:
     """Return the quickest way found, one change at a time, before a time."""
     work = layers.work(best)
-    for change in others(best, layers.rows):
-        if time.perf_counter() > until:
-            break
-        other = change(best)
-        if other == best:
-            continue
-        try:
-            candidate = layers.work(other)
-        except Exception as error:  # a shape that does not fit the device
-            print(f"  {other}: {type(error).__name__}", file=sys.stderr)
-            continue
-        quicker, ours, theirs = tried(layers, work, candidate)
-        print(f"  {theirs * 1e6:8.1f} us, best {ours * 1e6:8.1f}: {other}", flush=True)
-        if quicker and tried(layers, work, candidate)[0]:
-            best, work = other, candidate
+    for changes in others(best, layers.rows):
+        if pool is not None:
+            ways = {change(best) for change in changes}
+            tasks = [(layers.device.type, layers.sizes[0], layers.rows, way) for way in ways]
+            with suppress(multiprocessing.TimeoutError):  # what is missing is compiled when it is tried
+                pool.starmap_async(_compiled, tasks, 1).get(timeout=60)
+        for change in changes:
+            if time.perf_counter() > until:
+                return best
+            other = change(best)
+            if other == best:
+                continue
+            try:
+                candidate = layers.work(other)
+            except Exception as error:  # a shape that does not fit the device
+                print(f"  {other}: {type(error).__name__}", file=sys.stderr)
+                continue
+            quicker, ours, theirs = tried(layers, work, candidate)
+            print(f"  {theirs * 1e6:8.1f} us, best {ours * 1e6:8.1f}: {other}", flush=True)
+            if quicker and tried(layers, work, candidate)[0]:
+                best, work = other, candidate
     return best
 
 
-def measured(layers: Layers, given: argparse.Namespace, speed: float) -> tuple[list[str], dict[str, Any]]:
+@contextmanager
+def _workers(needed: bool) -> Iterator[Pool | None]:
+    """Give processes that compile kernels; to be made before this one asks for a device."""
+    if not needed:
+        yield None
+        return
+    with multiprocessing.get_context("fork").Pool(max(1, (os.cpu_count() or 1) - 2)) as pool:
+        yield pool
+
+
+_two_layers = functools.cache(Layers)
+
+
+def _compiled(device: str, width: int, rows: int, way: Way) -> None:
+    """Compile a way's kernels to Triton's cache on disk."""
+    with torch.no_grad():
+        try:
+            _two_layers(device, rows, 2, width, torch.bfloat16).work(way, recorded=False)
+        except Exception:  # the search meets it again, and says so
+            return
+
+
+def measured(
+    layers: Layers, given: argparse.Namespace, speed: float, pool: Pool | None
+) -> tuple[list[str], dict[str, Any]]:
     """Time the layers as they are, without anything brought near for later, and the best way found."""
     number, least = given.layers, layers.bytes_a_layer / speed
     now = Way((None,) * 4, on_gpu.ahead_of(layers.rows), CUT)
@@ -249,7 +279,7 @@ def measured(layers: Layers, given: argparse.Namespace, speed: float) -> tuple[l
         "nothing brought near for later": replace(now, ahead=on_gpu.Ahead(0, 0, 0, 0, 0)),
     }
     if given.search:
-        ways["the best found"] = searched(layers, now, time.perf_counter() + given.seconds)
+        ways["the best found"] = searched(layers, now, time.perf_counter() + given.seconds, pool)
     works = {name: layers.work(way) for name, way in ways.items()}
     taken: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(given.rounds):
@@ -261,7 +291,7 @@ def measured(layers: Layers, given: argparse.Namespace, speed: float) -> tuple[l
         lines.append(
             f"| {layers.rows} | {name} | {middle * 1e6:.1f} | {least * 1e6:.1f} | {least / middle:.0%} |"
         )
-        kept[name] = {"seconds a layer": each, "way": str(ways[name]), "least": least}
+        kept[name] = {"seconds a layer": each, "way": str(ways[name]), "least": least, **asdict(ways[name])}
     return lines, kept
 
 
@@ -275,6 +305,12 @@ def main() -> int:
     parser.add_argument("--width", type=int, default=2048, help="of the model (default 2048)")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: to try the command")
     given = parser.parse_args()
+    with _workers(given.search and given.device == "cuda") as pool:
+        return run(given, pool)
+
+
+def run(given: argparse.Namespace, pool: Pool | None) -> int:
+    """Time layers as asked."""
     if given.device == "cuda" and not torch.cuda.is_available():
         print("there is no GPU here; run this where torch.cuda.is_available()", file=sys.stderr)
         return 1
@@ -285,7 +321,7 @@ def main() -> int:
         for rows in given.rows or [2, 32]:
             kind = torch.bfloat16 if given.device == "cuda" else torch.float16  # which the interpreter has
             layers = Layers(given.device, rows, given.layers, given.width, kind)
-            some, kept[str(rows)] = measured(layers, given, speed)
+            some, kept[str(rows)] = measured(layers, given, speed, pool)
             lines += some
     if given.device == "cpu":
         print("\n".join(lines))
