@@ -597,18 +597,14 @@ def _shape(rows: int, outputs: int, inputs: int, gated: bool, size: int) -> Shap
         if rows > 2:
             cut = Shape(4, 1024, 4) if gated else Shape(4 if max(outputs, inputs) > 4096 else 2, 512, 2)
         elif gated:
-            cut = Shape(2, 1024, 2)
+            cut = Shape(2, 2048, 4)
+        elif inputs > 4096:
+            cut = Shape(2, 2048, 2)
         else:
-            cut = Shape(4, 1024, 4) if max(outputs, inputs) > 4096 else Shape(2, 512, 2)
-            if inputs > 4096:  # one register more, and all programs of 2,048 outputs no longer fit at once
-                cut = cut._replace(registers=128)
+            cut = Shape(4, 1024, 4) if outputs > 4096 else Shape(2, 1024, 1)
         return cut._replace(inputs=min(cut.inputs, triton.next_power_of_2(inputs)))
-    if gated:
-        cut = Shape(64, 64, 4, 5)
-    elif inputs > 4096:
-        cut = Shape(16, 512, 4, 3)
-    else:
-        cut = Shape(16, 256, 2, 4) if outputs > 4096 else Shape(32, 128, 4, 4)
+    plain = Shape(16, 512, 4, 3) if inputs > 4096 else Shape(16, 256, 2, 4)
+    cut = Shape(64, 64, 4, 5) if gated else plain
     lines = cut.outputs * (1 + gated) + triton.next_power_of_2(rows)
     while lines * cut.inputs * cut.stages * size > SHARED:
         cut = cut._replace(inputs=cut.inputs // 2)
