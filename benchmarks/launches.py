@@ -142,7 +142,7 @@ def step_source(layers: int, images: int) -> str:
         FakeTensorMode(allow_non_fake_inputs=True),
         patch.object(torch, "tensor", _tensor),
         patch.object(codes.CodeEmbedder, "_treats_alike", lambda *_: True),
-        patch.object(graph, "record", lambda call, state: lambda: call(state)),
+        patch.object(graph, "recorded", lambda call, *_: call),
     ):
         pretended(model, torch.bfloat16)
         try:

@@ -18,8 +18,9 @@ from janus_plugins.core.contracts import Draws
 from janus_plugins.inference.ahead import Ahead, Decoding
 from janus_plugins.inference.blocks import check_blocks, make_in_blocks
 from janus_plugins.inference.codes import CodeEmbedder
-from janus_plugins.inference.graph import CountedDraws, GraphStep, check_static, kept_step, roomy
+from janus_plugins.inference.graph import CountedDraws, GraphStep, check_static, kept, roomy
 from janus_plugins.inference.linears import Linears, fast_linears, when_compiled
+from janus_plugins.inference.prefill import RecordedPrompts
 from janus_plugins.inference.sampling import SeededDraws
 from janus_plugins.inference.stream import Stream, rows_within
 
@@ -141,7 +142,7 @@ def generate_items(
     def compiled(stream: Stream) -> GraphStep:
         key = (modality, guidance, temperature, facts.tokens, linears, *stream.shape)
         parts = [model.language_model, path.adapter, path.head]
-        return kept_step(
+        return kept(
             model,
             key,
             parts,
@@ -154,6 +155,7 @@ def generate_items(
         check_static(model.language_model)
         embedder.check_alike("compile")
         linears = when_compiled(linears)
+    recorded = _recorded_prompts(model) if compile else None
     loop = Loop(pick, embed, facts.tokens, compiled=compiled if compile else None)
     ahead = None if decoding == "steps" else Ahead(model.language_model, path.head, embedder, facts, window)
     if ahead is not None:
@@ -168,7 +170,7 @@ def generate_items(
                 model.language_model, path, rows, facts.tokens, embed_last, pick, draws
             ).cpu()
         room = facts.tokens - 1 if ahead is None else ahead.room
-        stream = _item_stream(model, batch, twice, room, compile)
+        stream = _item_stream(model, batch, twice, room, compile, recorded)
         if decoding == "jacobi":
             return cast(Ahead, ahead).jacobi(stream, guidance, temperature, draws).cpu()
         if decoding == "zigzag":
@@ -179,8 +181,22 @@ def generate_items(
         return torch.cat([make(batch) for batch in _item_batches(prompts, at_once)])
 
 
+def _recorded_prompts(model: UnifiedModel) -> RecordedPrompts | None:
+    """Return what runs prompts as recorded graphs, on a device where launching them takes their time."""
+    language_model = cast(Any, model.language_model)
+    if model.device.type == "cpu":
+        return None
+    language_model.new_cache(1, 1)  # after which its weights stay where they are
+    return kept(model, "prompts", [language_model], lambda: RecordedPrompts.of(language_model))
+
+
 def _item_stream(
-    model: UnifiedModel, batch: Sequence[ItemPrompt], twice: bool, room: int, compile: bool
+    model: UnifiedModel,
+    batch: Sequence[ItemPrompt],
+    twice: bool,
+    room: int,
+    compile: bool,
+    recorded: RecordedPrompts | None,
 ) -> Stream:
     """Run the prompts of a batch once each; continue with a row an item."""
     embeds, copies = _item_rows(model, batch, twice)
@@ -188,9 +204,8 @@ def _item_stream(
     given = max(map(len, embeds))
     if compile:
         room = roomy(given + room) - given
-    return Stream(
-        model.language_model, embeds, room, positions, None if len(copies) == len(embeds) else copies
-    )
+    once = None if len(copies) == len(embeds) else copies
+    return Stream(model.language_model, embeds, room, positions, once, recorded)
 
 
 def _item_rows(

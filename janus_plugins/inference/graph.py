@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from janus_plugins.core.contracts import Cached, Draws
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.inference.few_rows import few_rows
-from janus_plugins.inference.linears import Linears, state_of
+from janus_plugins.inference.linears import Linears, Unchanged
 from janus_plugins.inference.sampling import SeededDraws
 from janus_plugins.inference.stream import Stream
 
@@ -53,6 +53,9 @@ LOOK = 16
 
 REACH = 256
 """A step on a GPU looks back over a multiple of this many slots; each takes a recording of its own."""
+
+
+Made = TypeVar("Made")
 
 
 class SteppedDraws:
@@ -185,6 +188,8 @@ class GraphStep:
         Returns:
             All picks [N, T, ...], T being at most `steps`.
         """
+        if self.state is None:
+            stream.lengthen()
         state = _state(stream, first, draws.ahead(steps, counted.uniforms, counted.normals), steps)
         given = stream.given
         if self.state is None:
@@ -204,7 +209,7 @@ class GraphStep:
         """Take the next step, `filled` slots of the cache being in use before it."""
         assert self.state is not None
         most = self.state.visible.shape[1] - 1
-        reach = min(most, _rounded(filled + 1, GRAIN if self.on_cpu else REACH))
+        reach = min(most, rounded(filled + 1, GRAIN if self.on_cpu else REACH))
         if reach in self.recorded and self._again(self.recorded[reach]):
             return
         slots = torch.arange(reach, device=self.state.slot.device)
@@ -298,38 +303,49 @@ def record(call: Callable[[State], None], state: State) -> Callable[[], None]:
     if state.slot.device.type != "cuda":
         return lambda: call(state)
     before = [tensor.clone() for tensor in state.tensors()]
+
+    def undo() -> None:
+        for tensor, value in zip(state.tensors(), before, strict=True):
+            tensor.copy_(value)
+
+    return recorded(functools.partial(call, state), state.slot.device, undo)
+
+
+def recorded(
+    call: Callable[[], None], device: torch.device, undo: Callable[[], None] = lambda: None
+) -> Callable[[], None]:
+    """Return the same call, on a GPU as a recorded CUDA graph; `undo` takes back what a call has written."""
+    if device.type != "cuda":
+        return call
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(3):  # compiles, and lets libraries choose their kernels; what it wrote is undone
-            call(state)
-            for tensor, value in zip(state.tensors(), before, strict=True):
-                tensor.copy_(value)
+        for _ in range(3):  # compiles, and lets libraries choose their kernels
+            call()
+            undo()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        call(state)
+        call()
     return functools.partial(_replay, graph, call)
 
 
-def _replay(graph: torch.cuda.CUDAGraph, _read: Callable[[State], None]) -> None:
+def _replay(graph: torch.cuda.CUDAGraph, _read: Callable[[], None]) -> None:
     """Run what was recorded, which reads the memory of all that the recorded call holds."""
     graph.replay()
 
 
-_KEPT: WeakKeyDictionary[nn.Module, dict[Hashable, tuple[Hashable, GraphStep]]] = WeakKeyDictionary()
+_KEPT: WeakKeyDictionary[nn.Module, dict[Hashable, tuple[Unchanged, Any]]] = WeakKeyDictionary()
 
 
-def kept_step(
-    owner: nn.Module, key: Hashable, parts: list[nn.Module], make: Callable[[], GraphStep]
-) -> GraphStep:
-    """Return the step that was made for `key`, or make it; one whose weights have changed is made anew."""
-    weights = state_of(tensor for part in parts for tensor in [*part.parameters(), *part.buffers()])
-    steps = _KEPT.setdefault(owner, {})
-    known = steps.get(key)
-    if known is None or known[0] != weights:
-        steps[key] = known = (weights, make())
-    return known[1]
+def kept(owner: nn.Module, key: Hashable, parts: list[nn.Module], make: Callable[[], Made]) -> Made:
+    """Return what was made for `key`, or make it; what was made for other weights is made anew."""
+    weights = [tensor for part in parts for tensor in [*part.parameters(), *part.buffers()]]
+    known = _KEPT.setdefault(owner, {})
+    if key not in known or not known[key][0](weights):
+        known[key] = (Unchanged(weights), make())
+    made: Made = known[key][1]
+    return made
 
 
 def _own_code(method: Any) -> Any:
@@ -345,10 +361,11 @@ def roomy(slots: int) -> int:
     It is one more than a multiple of `GRAIN`: a step never looks back over all of it, so that one graph
     serves every length (one that may be all of it is another case to a compiler).
     """
-    return _rounded(slots, GRAIN) + 1
+    return rounded(slots, GRAIN) + 1
 
 
-def _rounded(value: int, grain: int) -> int:
+def rounded(value: int, grain: int) -> int:
+    """Return the least multiple of `grain` that is not below a value."""
     return -(-value // grain) * grain
 
 

@@ -315,25 +315,50 @@ _LOOKED_AT = 64
 
 
 def state_of(tensors: Iterable[Tensor]) -> Hashable:
-    """Return what differs once one of the tensors has been written to or replaced.
+    """Return what differs once one of the tensors has been written to or replaced; see `Unchanged`."""
+    now = Unchanged(tensors)
+    return now.counted, now.numbers
+
+
+class Unchanged:
+    """Answer whether tensors are still as they were.
 
     torch counts writes but for those through `.data`, under inference_mode and by its fused optimisers;
     these show in a few numbers of each tensor.
     """
-    kept = list(tensors)
-    counted = tuple((one.data_ptr(), 0 if one.is_inference() else one._version) for one in kept)
-    elsewhere: dict[Hashable, list[Tensor]] = {}
-    seen = []
-    for one in kept:
-        if type(one) not in (Tensor, nn.Parameter):  # such as a library's quantised weight
-            continue
-        flat = one.detach().reshape(-1)
-        some = flat[:: max(1, len(flat) // _LOOKED_AT)]
-        if one.device.type == "cpu":
-            seen.append(_hash(some))
-        else:  # so that one copy waits for the device
-            elsewhere.setdefault((some.device, some.dtype), []).append(some)
-    return counted, (*seen, *(_hash(torch.cat(some)) for some in elsewhere.values()))
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        kept = list(tensors)
+        self.counted = _counted(kept)
+        # A view each, made once: on a device's host making them takes longer than reading them.
+        self._some = [_some(one) if one.is_contiguous() else None for one in kept if _is_plain(one)]
+        self.numbers = self._numbers(kept)
+
+    def __call__(self, tensors: Iterable[Tensor]) -> bool:
+        """Answer for the same tensors, or those in their place."""
+        kept = list(tensors)
+        return _counted(kept) == self.counted and self._numbers(kept) == self.numbers
+
+    def _numbers(self, kept: list[Tensor]) -> Hashable:
+        plain = [one for one in kept if _is_plain(one)]
+        alike: dict[Hashable, list[Tensor]] = {}  # so that one copy of each kind waits for a device
+        for one, some in zip(plain, self._some, strict=True):
+            alike.setdefault((one.device, one.dtype), []).append(_some(one) if some is None else some)
+        return tuple(_hash(torch.cat(several)) for several in alike.values())
+
+
+def _counted(tensors: list[Tensor]) -> Hashable:
+    return tuple((one.data_ptr(), 0 if one.is_inference() else one._version) for one in tensors)
+
+
+def _is_plain(one: Tensor) -> bool:
+    """Answer whether its numbers can be looked at: not those of a library's quantised weight, say."""
+    return type(one) in (Tensor, nn.Parameter)
+
+
+def _some(one: Tensor) -> Tensor:
+    flat = one.detach().reshape(-1)
+    return flat[:: max(1, len(flat) // _LOOKED_AT)]
 
 
 def _hash(numbers: Tensor) -> int:

@@ -8,7 +8,7 @@ mates. What the rows mean, and what is chosen from their hidden states, is not k
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,18 @@ A constant, not a share of the free memory: the same call cuts the same batches 
 """
 
 
+class Prompts(Protocol):
+    """Run given rows some other way than slot by slot; see `inference.prefill`."""
+
+    def takes(self, rows: int, slots: int) -> bool:
+        """Answer whether it runs rows of so many slots."""
+        ...
+
+    def run(self, embeds: Tensor, positions: Tensor, visible: Tensor | None) -> tuple[Tensor, Any]:
+        """Return the last hidden state of each row [B, M], and a cache that holds their slots."""
+        ...
+
+
 class Stream:
     """Run left-padded rows: all their given slots once, then one slot at a time.
 
@@ -35,6 +47,8 @@ class Stream:
             others go on stays at the last one.
         copies: continue with these rows, by index: [B] (default: with each row once). What a row
             was given is computed once for all its copies, where the cache offers `select(rows)`.
+        recorded: what runs the given rows as a recorded graph, where they fit it; the cache may then be
+            theirs alone, until `lengthen`.
 
     Attributes:
         hidden: last hidden state of each row [B, M].
@@ -52,20 +66,33 @@ class Stream:
         room: int,
         max_positions: int,
         copies: Sequence[int] | None = None,
+        recorded: Prompts | None = None,
     ) -> None:
         self._model = cast(Any, language_model)
         self._max_positions = max_positions
         self.given = max(len(row) for row in embeds)
         self.first = self.given
         length = self.given + room
-        self.cache = self._model.new_cache(len(embeds), length)
-        if copies is not None and not hasattr(self.cache, "select"):
-            embeds, copies = [embeds[index] for index in copies], None
+        self._borrows = recorded is not None and recorded.takes(len(embeds), self.given)
+        if recorded is not None and self._borrows:
+            self._place(embeds, length)
+            visible = None if self._visible is None else self._visible[:, : self.given]
+            positions = self._positions[:, : self.given].expand(len(embeds), -1)
+            self.hidden, self.cache = recorded.run(pad_left(embeds, self.given), positions, visible)
+        else:
             self.cache = self._model.new_cache(len(embeds), length)
-        self._place(embeds, length)
-        self.hidden = self._run(pad_left(embeds, self.given), 0)
+            if copies is not None and not hasattr(self.cache, "select"):
+                embeds, copies = [embeds[index] for index in copies], None
+                self.cache = self._model.new_cache(len(embeds), length)
+            self._place(embeds, length)
+            self.hidden = self._run(pad_left(embeds, self.given), 0)
         if copies is not None:
             self._expand(torch.tensor(copies, device=self.hidden.device))
+
+    def lengthen(self) -> None:
+        """Give the rows a cache of their own for all slots there will be."""
+        if self._borrows:
+            self.cache, self._borrows = self.cache.longer(self.shape[1]), False
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from janus_plugins.core.choice import choose
 from janus_plugins.core.contracts import Draws
 from janus_plugins.inference.decode import Loop, row_embeds, rows_at_once
 from janus_plugins.inference.filling import Order, Watch, fill
-from janus_plugins.inference.graph import GraphStep, check_static, kept_step, roomy
+from janus_plugins.inference.graph import GraphStep, check_static, kept, roomy
 from janus_plugins.inference.linears import Linears, fast_linears, when_compiled
 from janus_plugins.inference.sampling import SeededDraws
 from janus_plugins.inference.stream import Stream
@@ -154,7 +154,7 @@ def _compiled(
         return bool(((made == order.stop).any(1) | (ends <= made.shape[1])).all())
 
     def compiled(stream: Stream) -> GraphStep:
-        return kept_step(
+        return kept(
             model,
             (*key, linears, *stream.shape),
             [model.language_model],

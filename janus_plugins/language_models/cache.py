@@ -47,14 +47,23 @@ class KeyValueCache:
                 chosen.layers[layer] = (keys[rows], values[rows])
         return chosen
 
+    def longer(self, length: int) -> KeyValueCache:
+        """Return a cache of so many slots, those of this one copied."""
+        grown = KeyValueCache(self.batch, length)
+        for layer, (keys, values) in self.layers.items():
+            grown._make(layer, keys, values)
+        grown.copy_(self)
+        return grown
+
     def _keep(self, layer: int, both: Tensor) -> None:
         self._both[layer], self.layers[layer] = both, _halves(both)
 
     def copy_(self, other: KeyValueCache) -> None:
-        """Take over the keys and values of a cache of as many rows and at most as many slots."""
+        """Take over the keys and values of a cache of as many rows, as many of its slots as there are."""
+        slots = min(self.length, other.length)
         for layer, pair in other.layers.items():
             for mine, theirs in zip(self.layers[layer], pair, strict=True):
-                mine[:, :, : theirs.shape[2]].copy_(theirs)
+                mine[:, :, :slots].copy_(theirs[:, :, :slots])
 
     def put(self, rows: Tensor, other: KeyValueCache, start: int, length: int) -> None:
         """Write the first `length` slots of another cache to the named rows [b], from slot `start` on."""

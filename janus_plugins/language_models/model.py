@@ -119,6 +119,11 @@ class CausalLanguageModel(nn.Module):
         kept = KeyValueCache(batch, slots) if cache is None else cache
         return CachedAttention(plan, kept, (batch, slots), embeds.device)
 
+    @property
+    def static_prompts(self) -> bool:
+        """Whether a prompt's pass can be recorded: nothing of it waits for the host."""
+        return can_step(self.model)
+
     def new_cache(self, batch: int, length: int) -> KeyValueCache:
         """Make a static key-value cache for `batch` rows of at most `length` slots."""
         # Before anybody notes where weights lie (`inference.graph.kept_step`).
