@@ -259,12 +259,14 @@ class Cached:
             `static_steps = True`.
         block: the step's last `block` slots see one another; 1 is causal. Only language models whose
             facts say `bidirectional` are given anything else.
+        padded: with `slot`, whether `visible` may be False before it, too: where not, it need not be read.
     """
 
     start: int
     visible: Tensor | None = None
     slot: Tensor | None = None
     block: int = 1
+    padded: bool = True
 
 
 AttentionPlan = Packed | Cached

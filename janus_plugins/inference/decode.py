@@ -140,7 +140,7 @@ def generate_items(
         return embed_last(made, 1)[:, 0]
 
     def compiled(stream: Stream) -> GraphStep:
-        key = (modality, guidance, temperature, facts.tokens, linears, *stream.shape)
+        key = (modality, guidance, temperature, facts.tokens, linears, *stream.shape, stream.padded)
         parts = [model.language_model, path.adapter, path.head]
         return kept(
             model,

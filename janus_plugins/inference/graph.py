@@ -116,6 +116,7 @@ class State:
         uniforms: numbers of every pick [N, steps, u].
         normals: the same, normal ones [N, steps, n].
         cache: the language model's.
+        padded: whether slots before `slot` may be hidden.
     """
 
     slot: Tensor
@@ -127,6 +128,7 @@ class State:
     uniforms: Tensor
     normals: Tensor
     cache: Any
+    padded: bool
 
     def tensors(self) -> list[Tensor]:
         """Return every tensor but the cache's."""
@@ -269,7 +271,8 @@ class GraphStep:
         visible = state.visible[:, :reach] & (slots <= state.slot)
         positions = state.positions.index_select(1, state.slot)
         embeds = self.embed(state.last)[:, None]
-        hidden = self.language_model(embeds, positions, Cached(reach - 1, visible, state.slot), state.cache)
+        plan = Cached(reach - 1, visible, state.slot, padded=state.padded)
+        hidden = self.language_model(embeds, positions, plan, state.cache)
         self._picked(state, hidden[:, -1])
 
     def _picked(self, state: State, hidden: Tensor) -> None:
@@ -295,6 +298,7 @@ def _state(stream: Stream, first: Tensor, numbers: tuple[Tensor, Tensor], steps:
         uniforms=numbers[0],
         normals=numbers[1],
         cache=stream.cache,
+        padded=stream.padded,
     )
 
 

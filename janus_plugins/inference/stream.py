@@ -99,6 +99,11 @@ class Stream:
         """Return rows and slots of the cache."""
         return len(self.hidden), self._positions.shape[1]
 
+    @property
+    def padded(self) -> bool:
+        """Answer whether any slot is hidden from those after it."""
+        return self._visible is not None
+
     def planned(self) -> tuple[Tensor, Tensor]:
         """Return the position [B, L] of every slot there will be, and which count [B, L] (bool)."""
         rows, length = len(self.hidden), self._positions.shape[1]

@@ -156,7 +156,7 @@ def _compiled(
     def compiled(stream: Stream) -> GraphStep:
         return kept(
             model,
-            (*key, linears, *stream.shape),
+            (*key, linears, *stream.shape, stream.padded),
             [model.language_model],
             lambda: GraphStep(model.language_model, order.embed, order.pick, linears),
         )

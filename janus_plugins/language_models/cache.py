@@ -130,6 +130,7 @@ class CachedAttention:
             )
         self.start = plan.start
         self.slot = plan.slot
+        self.padded = plan.padded
         self.cache = cache
         self.causal = plan.visible is None and plan.start == 0 and slots > 1 and plan.block == 1
         self.mask = None if self.causal else _mask(plan, slots, device)

@@ -186,13 +186,14 @@ class _OnGpu:
 
     def __call__(self, step: LlamaStep, stream: Tensor, at: Tensor, attend: CachedAttention) -> Tensor:
         """Return hidden states after the final norm [B, M] of a stream [B, M] at positions [B]."""
+        visible = attend.mask if attend.padded else None  # the kernels leave out by themselves what follows
         for index, layer in enumerate(step.layers):
             block, mlp = layer.self_attn, layer.mlp
             (qkv, gate_up), cache = self.shared[index], step.cache.both(index)
             later = self.later[index]
             mixed = self._product(stream, qkv, later[0], norm=layer.input_layernorm)
             seen = on_gpu.look(
-                mixed, step.cos, step.sin, at, cache, attend.slot, attend.mask, self.arrived, step.heads,
+                mixed, step.cos, step.sin, at, cache, attend.slot, visible, self.arrived, step.heads,
                 block.scaling, later[1],
             )  # fmt: skip
             stream = self._product(seen, block.o_proj.weight, later[2], added=stream)

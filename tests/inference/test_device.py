@@ -189,3 +189,22 @@ def test_the_host_looks_at_words_now_and_then(away: UnifiedModel) -> None:
         for number in (LOOK, 2 * LOOK)
     )
     assert long - short <= 2
+
+
+@pytest.mark.parametrize(("prompts", "seen"), [(["a seven", "a three"], 0), (["a seven", "a"], 1)])
+def test_kernels_read_what_is_visible_only_where_rows_are_padded(
+    prompts: list[str], seen: int, plain: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = set()
+    look = plain.look
+    monkeypatch.setattr(plain, "look", lambda *each: given.add(each[6] is not None) or look(*each))
+    here = small_model(WIDE)
+    with elsewhere():
+        away = copy.deepcopy(here).to(AWAY)
+
+    def way(model: UnifiedModel) -> Any:
+        return generate(model, prompts, compile=True, temperature=0.0, guidance=1.0, return_codes=True)
+
+    expected, (made, _) = way(here), counted(way, away)
+    assert torch.equal(made, expected)
+    assert given == {bool(seen)}
