@@ -18,7 +18,7 @@ from janus_plugins.core.contracts import Draws
 from janus_plugins.inference.ahead import Ahead, Decoding
 from janus_plugins.inference.blocks import check_blocks, make_in_blocks
 from janus_plugins.inference.codes import CodeEmbedder
-from janus_plugins.inference.graph import CountedDraws, GraphStep, check_static, kept, roomy
+from janus_plugins.inference.graph import CountedDraws, GraphStep, Kept, check_static, kept, roomy
 from janus_plugins.inference.linears import Linears, fast_linears, when_compiled
 from janus_plugins.inference.prefill import RecordedPrompts
 from janus_plugins.inference.sampling import SeededDraws
@@ -140,14 +140,11 @@ def generate_items(
         return embed_last(made, 1)[:, 0]
 
     def compiled(stream: Stream) -> GraphStep:
-        key = (modality, guidance, temperature, facts.tokens, linears, *stream.shape, stream.padded)
-        parts = [model.language_model, path.adapter, path.head]
-        return kept(
-            model,
-            key,
-            parts,
-            lambda: GraphStep(model.language_model, lambda last: embed(last[:, None]), pick, linears),
-        )
+        def make() -> GraphStep:
+            return GraphStep(model.language_model, lambda last: embed(last[:, None]), pick, linears)
+
+        key = (guidance, temperature, facts.tokens, linears, *stream.shape, stream.padded)
+        return cast(Kept, recorded).step(key, make)
 
     if path.blocks.size > 1:
         check_blocks(decoding, compile)
@@ -155,7 +152,7 @@ def generate_items(
         check_static(model.language_model)
         embedder.check_alike("compile")
         linears = when_compiled(linears)
-    recorded = _recorded_prompts(model) if compile else None
+    recorded = _recorded(model, modality) if compile else None
     loop = Loop(pick, embed, facts.tokens, compiled=compiled if compile else None)
     ahead = None if decoding == "steps" else Ahead(model.language_model, path.head, embedder, facts, window)
     if ahead is not None:
@@ -170,7 +167,7 @@ def generate_items(
                 model.language_model, path, rows, facts.tokens, embed_last, pick, draws
             ).cpu()
         room = facts.tokens - 1 if ahead is None else ahead.room
-        stream = _item_stream(model, batch, twice, room, compile, recorded)
+        stream = _item_stream(model, batch, twice, room, recorded)
         if decoding == "jacobi":
             return cast(Ahead, ahead).jacobi(stream, guidance, temperature, draws).cpu()
         if decoding == "zigzag":
@@ -181,31 +178,27 @@ def generate_items(
         return torch.cat([make(batch) for batch in _item_batches(prompts, at_once)])
 
 
-def _recorded_prompts(model: UnifiedModel) -> RecordedPrompts | None:
-    """Return what runs prompts as recorded graphs, on a device where launching them takes their time."""
-    language_model = cast(Any, model.language_model)
-    if model.device.type == "cpu":
-        return None
-    language_model.new_cache(1, 1)  # after which its weights stay where they are
-    return kept(model, "prompts", [language_model], lambda: RecordedPrompts.of(language_model))
+def _recorded(model: UnifiedModel, modality: str) -> Kept:
+    """Return what was recorded of a path; on a device prompts are, too: launching them takes their time."""
+    path = cast(Any, model.generation[modality])
+    made = kept(model, modality, [model.language_model, path.adapter, path.head])
+    if made.prompts is None and model.device.type != "cpu":
+        made.prompts = RecordedPrompts.of(model.language_model)
+    return made
 
 
 def _item_stream(
-    model: UnifiedModel,
-    batch: Sequence[ItemPrompt],
-    twice: bool,
-    room: int,
-    compile: bool,
-    recorded: RecordedPrompts | None,
+    model: UnifiedModel, batch: Sequence[ItemPrompt], twice: bool, room: int, recorded: Kept | None
 ) -> Stream:
     """Run the prompts of a batch once each; continue with a row an item."""
     embeds, copies = _item_rows(model, batch, twice)
     positions = model.plan.model.facts.max_positions
     given = max(map(len, embeds))
-    if compile:
+    if recorded is not None:
         room = roomy(given + room) - given
     once = None if len(copies) == len(embeds) else copies
-    return Stream(model.language_model, embeds, room, positions, once, recorded)
+    prompts = None if recorded is None else recorded.prompts
+    return Stream(model.language_model, embeds, room, positions, once, prompts)
 
 
 def _item_rows(

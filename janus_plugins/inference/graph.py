@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -53,9 +53,6 @@ LOOK = 16
 
 REACH = 256
 """A step on a GPU looks back over a multiple of this many slots; each takes a recording of its own."""
-
-
-Made = TypeVar("Made")
 
 
 class SteppedDraws:
@@ -339,17 +336,42 @@ def _replay(graph: torch.cuda.CUDAGraph, _read: Callable[[], None]) -> None:
     graph.replay()
 
 
-_KEPT: WeakKeyDictionary[nn.Module, dict[Hashable, tuple[Unchanged, Any]]] = WeakKeyDictionary()
+@dataclass
+class Kept:
+    """Hold what was recorded of a model, which serves later calls while its weights stay as they are.
+
+    Attributes:
+        unchanged: answers whether they have.
+        prompts: what runs prompts; None where it was not made or cannot be.
+        steps: by what they were made for.
+    """
+
+    unchanged: Unchanged
+    prompts: Any = None
+    steps: dict[Hashable, GraphStep] = field(default_factory=dict)
+
+    def step(self, key: Hashable, make: Callable[[], GraphStep]) -> GraphStep:
+        """Return the step that was made for `key`, or make it."""
+        if key not in self.steps:
+            self.steps[key] = make()
+        return self.steps[key]
 
 
-def kept(owner: nn.Module, key: Hashable, parts: list[nn.Module], make: Callable[[], Made]) -> Made:
-    """Return what was made for `key`, or make it; what was made for other weights is made anew."""
-    weights = [tensor for part in parts for tensor in [*part.parameters(), *part.buffers()]]
+_KEPT: WeakKeyDictionary[nn.Module, dict[Hashable, Kept]] = WeakKeyDictionary()
+
+
+def kept(owner: nn.Module, path: str, parts: list[nn.Module]) -> Kept:
+    """Return what was recorded of a model's parts for a path; of other weights nothing was yet."""
     known = _KEPT.setdefault(owner, {})
-    if key not in known or not known[key][0](weights):
-        known[key] = (Unchanged(weights), make())
-    made: Made = known[key][1]
-    return made
+    if path not in known or not known[path].unchanged(_weights(parts)):
+        language_model: Any = owner.language_model
+        language_model.new_cache(1, 1)  # after which its weights stay where they are
+        known[path] = Kept(Unchanged(_weights(parts)))
+    return known[path]
+
+
+def _weights(parts: list[nn.Module]) -> list[Tensor]:
+    return [tensor for part in parts for tensor in [*part.parameters(), *part.buffers()]]
 
 
 def _own_code(method: Any) -> Any:

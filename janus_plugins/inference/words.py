@@ -103,7 +103,7 @@ def generate_text(
         linears = when_compiled(linears)
     with fast_linears(linears, language_model):
         if compile:
-            key = ("text", temperature, top_p, max_new_tokens)
+            key = (temperature, top_p, max_new_tokens)
             made = [_compiled(model, key, order(rows), max_new_tokens, linears) for rows in batches]
             return [said for batch in made for said in batch]
         if hasattr(language_model.new_cache(1, 1), "put"):
@@ -154,12 +154,11 @@ def _compiled(
         return bool(((made == order.stop).any(1) | (ends <= made.shape[1])).all())
 
     def compiled(stream: Stream) -> GraphStep:
-        return kept(
-            model,
-            (*key, linears, *stream.shape, stream.padded),
-            [model.language_model],
-            lambda: GraphStep(model.language_model, order.embed, order.pick, linears),
-        )
+        def make() -> GraphStep:
+            return GraphStep(model.language_model, order.embed, order.pick, linears)
+
+        steps = kept(model, "text", [model.language_model])
+        return steps.step((*key, linears, *stream.shape, stream.padded), make)
 
     # As many slots for every batch of about this length, so that they share what was compiled.
     room = roomy(2 * longest + max_new_tokens) - longest

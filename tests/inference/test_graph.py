@@ -44,6 +44,10 @@ def codes(model, *prompts, **options):
     return generate(model, list(prompts), return_codes=True, num_per_prompt=2, seed=3, **options)
 
 
+def steps_of(model):
+    return [step for kept in graph._KEPT[model].values() for step in kept.steps.values()]
+
+
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_items_equal_those_of_the_eager_loop(model, guidance, temperature):
@@ -86,7 +90,7 @@ def test_one_graph_serves_every_length(model, monkeypatch):
     for _ in range(2):
         assert torch.equal(codes(model, "a seven", guidance=2.0, compile=True), expected)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    (kept,) = [step for _, step in graph._KEPT[model].values() if step.compiled and len(step.recorded) > 1]
+    (kept,) = [step for step in steps_of(model) if step.compiled and len(step.recorded) > 1]
     assert len(kept.recorded) >= 3
 
 
@@ -99,7 +103,7 @@ def test_one_graph_serves_every_length_of_a_device(model, monkeypatch):
     expected = codes(long, "a seven", guidance=2.0)
     assert torch.equal(codes(long, "a seven", guidance=2.0, compile=True), expected)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    (kept,) = [step for _, step in graph._KEPT[long].values()]
+    (kept,) = steps_of(long)
     assert len(kept.recorded) > torch._dynamo.config.recompile_limit
 
 
@@ -115,7 +119,7 @@ def test_weights_of_few_bits_are_compiled_as_they_are_kept(monkeypatch, linears)
     assert not torch.equal(rounded, whole)
     for _ in range(2):
         assert torch.equal(codes(wide, "a seven", compile=True, **settings), expected)
-        for _, step in graph._KEPT[wide].values():
+        for step in steps_of(wide):
             step.recorded.clear()  # as for a length that was not there: guards are asked again
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     said = [wide.ask("two one", max_new_tokens=9, linears=linears, compile=way) for way in (False, True)]
