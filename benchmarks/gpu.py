@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from benchmarks import harness, models
 from benchmarks.generation import GUIDANCE, PROMPT, official_loop, transformers_way
 from janus_plugins.core.devices import without_plans
 from janus_plugins.door import plan as read_plan
+from janus_plugins.inference.graph import GraphStep
 from janus_plugins.inference.prompts import item_prompt
 from janus_plugins.model.compose import compose_plan
 from janus_plugins.model.unified import UnifiedModel
@@ -73,6 +76,32 @@ def ours(model: UnifiedModel, device: str, graph: bool, images: int = 1) -> Call
     return waited_for(device, work)
 
 
+def pieces(device: str, work: Callable[[], Tensor], steps: int) -> dict[str, float]:
+    """Return what one run takes before its first recorded step, and for each of them."""
+    marks: list[float] = []
+    run = GraphStep.run
+
+    def timed(self: GraphStep, *given: Any) -> Tensor:
+        marks.append(_now(device))
+        made = run(self, *given)
+        marks.append(_now(device))
+        return made
+
+    begun = _now(device)
+    with patch.object(GraphStep, "run", timed):
+        work()
+    return {
+        "seconds before the steps": marks[0] - begun,
+        "us a step": (marks[-1] - marks[-2]) / (steps - 1) * 1e6,
+    }
+
+
+def _now(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def one_image(model: UnifiedModel, given: argparse.Namespace) -> tuple[list[harness.Comparison], bool]:
     """Compare the ways of making one image; also say whether their codes were equal in fp32."""
     steps = model.plan.model.generation["image"].facts.tokens
@@ -109,6 +138,7 @@ def one_image(model: UnifiedModel, given: argparse.Namespace) -> tuple[list[harn
         "different codes in fp32": first.unique().numel(),
         "seconds by the bandwidth roofline": least,
         "share of the roofline": least / alone.median(OURS),
+        **pieces(given.device, ways[OURS], steps),
     }
     print(harness.markdown(alone), flush=True)
     paired = harness.compare("the same, by turns", ways, given.paired, clock="wall", warm=False)
@@ -123,7 +153,7 @@ def batch(model: UnifiedModel, given: argparse.Namespace, images: int) -> harnes
     made = harness.compare(
         f"{images} images, {steps} codes each, bf16", {OURS: way}, given.rounds, clock="wall"
     )
-    made.counts = {"images/s": images / made.median(OURS)}
+    made.counts = {"images/s": images / made.median(OURS), **pieces(given.device, way, steps)}
     return made
 
 
