@@ -24,9 +24,9 @@ from benchmarks import harness
 from benchmarks.generation import GUIDANCE, PROMPT
 from benchmarks.gpu import OVERRIDES
 from janus_plugins.core.errors import RunFileError
+from janus_plugins.core.native import on_gpu
 from janus_plugins.door import plan as read_plan
 from janus_plugins.inference import codes, graph
-from janus_plugins.language_models import on_gpu
 from janus_plugins.model.compose import compose_plan
 from janus_plugins.model.unified import UnifiedModel
 

@@ -3,8 +3,8 @@
 Run `python -m benchmarks.layers [--rows 2] [--rows 32] [--search]`: 24 layers of Janus-1.3B's sizes with
 random weights in bf16, recorded as one graph, over a cache half filled by an image. Beside a layer's time
 stands what reading its weights and its cache takes at the bandwidth measured in the same run. With
-`--search` it tries other shapes of each product (`language_models.kernels.Shape`), other amounts of weights
-brought near (`language_models.on_gpu.Ahead`) and fewer parts of attention (`kernels.CUT`), one change at a
+`--search` it tries other shapes of each product (`core.native.kernels.Shape`), other amounts of weights
+brought near (`core.native.on_gpu.Ahead`) and fewer parts of attention (`kernels.CUT`), one change at a
 time, and keeps what gains more than half a percent in two runs by turns; what it prints at the end is what
 the constants there should say. Other processes compile what is to be tried, before it is.
 `--device cpu --layers 2 --width 64` tries the command in Triton's interpreter (TRITON_INTERPRET=1), and
@@ -34,9 +34,10 @@ from transformers import LlamaConfig, LlamaModel
 from benchmarks import harness
 from benchmarks.gpu import bandwidth
 from janus_plugins.core.contracts import Cached
-from janus_plugins.language_models import joining, on_gpu, step
+from janus_plugins.core.native import on_gpu
+from janus_plugins.core.native.kernels import CUT, Shape
+from janus_plugins.language_models import joining, step
 from janus_plugins.language_models.cache import CachedAttention, KeyValueCache
-from janus_plugins.language_models.kernels import CUT, Shape
 
 Work = Callable[[], object]
 Change = Callable[["Way"], "Way"]

@@ -29,7 +29,7 @@ from triton.runtime.jit import JITFunction
 from benchmarks import harness
 from benchmarks.launches import GPU, Driver
 from benchmarks.layers import Layers, Way
-from janus_plugins.language_models import kernels, on_gpu
+from janus_plugins.core.native import kernels, on_gpu
 
 PROGRAMS = 32
 """Programs that stand on a multiprocessor at most."""

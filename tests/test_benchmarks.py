@@ -12,9 +12,9 @@ import torch
 
 from benchmarks import growth, harness, plugins
 from benchmarks.training import padded, usual_loss
+from janus_plugins.core.native.on_gpu import AHEAD
 from janus_plugins.data.loader import StepLoader
 from janus_plugins.door import plan as read_plan
-from janus_plugins.language_models.on_gpu import AHEAD
 from janus_plugins.model.compose import build_tokenizer_for, compose_plan
 
 from .tiny import write_tiny

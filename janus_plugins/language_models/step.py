@@ -24,7 +24,7 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from janus_plugins.core.devices import without_plans
-from janus_plugins.language_models import on_gpu
+from janus_plugins.core.native import on_gpu
 from janus_plugins.language_models.cache import CachedAttention, KeyValueCache
 from janus_plugins.language_models.joining import lie_together, whole_of
 from janus_plugins.language_models.on_cpu import OnCpu

@@ -1,4 +1,4 @@
-"""What the kernels of `language_models.kernels` compute, in plain torch."""
+"""What the kernels of `core.native.kernels` compute, in plain torch."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from janus_plugins.language_models import on_gpu
+from janus_plugins.core.native import on_gpu
 
 from .interpreter import run_interpreted
 from .plain_kernels import look as plain_look

@@ -16,10 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from janus_plugins.core.native import on_gpu
 from janus_plugins.inference import graph
 from janus_plugins.inference.graph import LOOK
 from janus_plugins.inference.session import ask, generate
-from janus_plugins.language_models import on_gpu
 from janus_plugins.model.unified import UnifiedModel
 from janus_plugins.testing.elsewhere import AWAY, elsewhere
 from tests.components import plain_kernels

@@ -1,1 +1,1 @@
-"""Code in C for what decides how fast a CPU decodes, compiled where it runs."""
+"""What decides how fast a model decodes: code in C for a CPU, compiled where it runs, and in Triton for a GPU."""

@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from janus_plugins.language_models.on_gpu import FEW
+from janus_plugins.core.native.on_gpu import FEW
 
 PROGRAMS = 512
 """Attention is cut in as many parts as give so many programs: four for each multiprocessor of an H200."""

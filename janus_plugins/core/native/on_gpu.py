@@ -68,7 +68,7 @@ def has_kernels(device: torch.device) -> bool:
 @functools.cache
 def kernels() -> Any:
     """Return the module of kernels."""
-    from janus_plugins.language_models import kernels
+    from janus_plugins.core.native import kernels
 
     return kernels
 
