@@ -19,7 +19,7 @@ from janus_plugins.inference.ahead import Ahead, Decoding
 from janus_plugins.inference.blocks import check_blocks, make_in_blocks
 from janus_plugins.inference.codes import CodeEmbedder
 from janus_plugins.inference.graph import CountedDraws, GraphStep, Kept, check_static, kept, roomy
-from janus_plugins.inference.linears import Linears, fast_linears, when_compiled
+from janus_plugins.inference.linears import Linears, Way, fast_linears, when_compiled
 from janus_plugins.inference.prefill import RecordedPrompts
 from janus_plugins.inference.sampling import SeededDraws
 from janus_plugins.inference.stream import Stream, rows_within
@@ -141,17 +141,18 @@ def generate_items(
 
     def compiled(stream: Stream) -> GraphStep:
         def make() -> GraphStep:
-            return GraphStep(model.language_model, lambda last: embed(last[:, None]), pick, linears)
+            return GraphStep(model.language_model, lambda last: embed(last[:, None]), pick, way)
 
-        key = (guidance, temperature, facts.tokens, linears, *stream.shape, stream.padded)
+        key = (guidance, temperature, facts.tokens, way, *stream.shape, stream.padded)
         return cast(Kept, recorded).step(key, make)
 
+    way: Way = linears
     if path.blocks.size > 1:
         check_blocks(decoding, compile)
     if compile:
         check_static(model.language_model)
         embedder.check_alike("compile")
-        linears = when_compiled(linears)
+        way = when_compiled(linears, model.device)
     recorded = _recorded(model, modality) if compile else None
     loop = Loop(pick, embed, facts.tokens, compiled=compiled if compile else None)
     ahead = None if decoding == "steps" else Ahead(model.language_model, path.head, embedder, facts, window)
@@ -174,7 +175,9 @@ def generate_items(
             return cast(Ahead, ahead).zigzag(stream, guidance, lambda hidden: pick(hidden, draws)).cpu()
         return loop.run(stream, draws).cpu()
 
-    with fast_linears(linears, model.language_model, path.adapter, path.head):
+    # On a GPU a language model sees to its own products.
+    own = () if way == "kernels" else (model.language_model,)
+    with fast_linears(way, *own, path.adapter, path.head):
         return torch.cat([make(batch) for batch in _item_batches(prompts, at_once)])
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from janus_plugins.core.contracts import Cached, Draws
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.inference.few_rows import few_rows
-from janus_plugins.inference.linears import Linears, Unchanged
+from janus_plugins.inference.linears import Unchanged, Way
 from janus_plugins.inference.sampling import SeededDraws
 from janus_plugins.inference.stream import Stream
 
@@ -156,7 +156,7 @@ class GraphStep:
     language_model: nn.Module
     embed: Callable[[Tensor], Tensor]
     pick: Callable[[Tensor, Draws], Tensor]
-    linears: Linears = "plain"
+    linears: Way = "plain"
     on_cpu: bool = field(init=False)
     state: State | None = None
     compiled: Callable[..., None] | None = None

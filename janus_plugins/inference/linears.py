@@ -9,7 +9,10 @@ copies go when decoding ends. In 8 bits a weight is a quarter of its size, in 4 
 differ; those copies stay until the weights change. They pay for a few rows at once; for many they gain no
 time.
 
-Only layers with exactly `nn.Linear`'s own arithmetic, without hooks and in fp32 or bf16 on the CPU, are
+A compiled step on a GPU has kernels of its own for a few rows (`core.native.on_gpu`), which read a weight
+quicker than a library's, and begin before the kernel ahead has ended.
+
+Only layers with exactly `nn.Linear`'s own arithmetic and without hooks, on the CPU in fp32 or bf16, are
 touched; all others compute as they are. A class derived from `nn.Linear` says by `is_linear_alone = True`
 that it is one when called with its input alone.
 """
@@ -26,12 +29,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from janus_plugins.core.native import on_gpu
 from janus_plugins.core.native.build import can_run
 from janus_plugins.core.native.products import Products, Weight
 from janus_plugins.inference.halves import is_slow
 
 Linears = Literal["packed", "plain", "int8", "int4"]
 LINEARS: tuple[str, ...] = get_args(Linears)
+Way = Literal["packed", "plain", "int8", "int4", "kernels"]
+"""What may be chosen, and what compiled steps on a GPU do where "packed" is."""
+
 FEW_BITS = ("int8", "int4")
 """Choices that round the weights."""
 
@@ -47,19 +54,22 @@ _CALLS_BEFORE = 4
 """Plain calls before a weight is laid out anew; doing that takes as long as a few of them."""
 
 
-def when_compiled(choice: Linears) -> Linears:
+def when_compiled(choice: Linears, device: torch.device) -> Way:
     """Return how linear layers compute in a compiled step: a compiler lays whole weights out by itself."""
+    if choice == "packed" and on_gpu.has_kernels(device):
+        return "kernels"
     return choice if choice in FEW_BITS else "plain"
 
 
 @contextmanager
-def fast_linears(choice: Linears, *roots: nn.Module) -> Iterator[None]:
+def fast_linears(choice: Way, *roots: nn.Module) -> Iterator[None]:
     """Compute the linear layers below `roots` in the chosen way, and as before afterwards.
 
     Args:
         choice: "packed": the same numbers to rounding; "plain": nothing changes; "int8": weights in 8 bits,
             each output by a scale of its own; "int4": weights in 4 bits, every `_GROUP` of an output by a
-            scale and a zero of their own. Both take activations in bf16.
+            scale and a zero of their own. Both take activations in bf16. "kernels": a GPU's, in a compiled
+            step.
         roots: modules, of which layers may be shared.
     """
     idle = choice == "plain" or (choice == "packed" and not (_HAS_ONEDNN or can_run()))
@@ -69,7 +79,7 @@ def fast_linears(choice: Linears, *roots: nn.Module) -> Iterator[None]:
             del layer.forward
         for layer in [] if idle else _layers(roots, choice):
             touched.append(layer)
-            layer.forward = _stand_in((layer,), choice)  # type: ignore[method-assign, assignment]
+            layer.forward = _instead(layer, choice)  # type: ignore[method-assign]
         yield
     finally:
         for layer in touched:
@@ -84,25 +94,56 @@ def _outer(roots: tuple[nn.Module, ...]) -> dict[nn.Module, _Lazy]:
     return {layer: way for layer, way in ways if isinstance(way, _Lazy)}
 
 
-def _layers(roots: tuple[nn.Module, ...], choice: Linears) -> list[nn.Linear]:
+def _instead(layer: nn.Linear, choice: Way) -> Callable[..., Tensor]:
+    return _ByKernel(layer) if choice == "kernels" else _stand_in((layer,), choice)
+
+
+def _layers(roots: tuple[nn.Module, ...], choice: Way) -> list[nn.Linear]:
     found = dict.fromkeys(layer for root in roots for layer in root.modules())
     return [layer for layer in found if isinstance(layer, nn.Linear) and _fits(layer, choice)]
 
 
-def _fits(layer: nn.Linear, choice: Linears) -> bool:
+def _fits(layer: nn.Linear, choice: Way) -> bool:
     """Answer whether a layer computes what `nn.Linear` does and nothing hangs on its calls."""
-    weight = layer.weight
     touched = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
-    return (
-        (type(layer) is nn.Linear or getattr(layer, "is_linear_alone", False))
-        and not touched
-        and weight.device.type == "cpu"
-        and (weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and _takes_bf16(choice)))
-        and weight.numel() >= _SMALLEST
-    )
+    plain = type(layer) is nn.Linear or getattr(layer, "is_linear_alone", False)
+    if touched or not plain or layer.weight.numel() < _SMALLEST:
+        return False
+    if choice == "kernels":
+        return _ByKernel.fits(layer.weight)
+    return layer.weight.device.type == "cpu" and _takes(layer.weight.dtype, choice)
 
 
-def _takes_bf16(choice: Linears) -> bool:
+def _takes(dtype: torch.dtype, choice: Way) -> bool:
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and _takes_bf16(choice))
+
+
+class _ByKernel:
+    """Multiply a few rows by a layer's weight in a compiled step on a GPU; all else as the layer does."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        self.layer = layer
+
+    @staticmethod
+    def fits(weight: Tensor) -> bool:
+        """Answer whether there are kernels for a weight."""
+        floats = weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        return floats and weight.is_contiguous() and on_gpu.has_kernels(weight.device)
+
+    def __call__(self, source: Tensor, *others: Any, **named: Any) -> Tensor:
+        layer = self.layer
+        weight, rows = layer.weight, source.numel() // max(1, source.shape[-1])
+        fits = torch.compiler.is_compiling() and rows <= on_gpu.MOST and source.dtype == weight.dtype
+        if others or named or not fits:
+            answer: Tensor = type(layer).forward(layer, source, *others, **named)
+            return answer
+        arrived = on_gpu.counters(weight.device)
+        answer = on_gpu.product(source.reshape(rows, -1), weight, None, 0.0, None, False, None, arrived)
+        answer = answer.view(*source.shape[:-1], len(weight))
+        return answer if layer.bias is None else answer + layer.bias
+
+
+def _takes_bf16(choice: Way) -> bool:
     # With instructions for bf16 torch's own products are quick.
     return choice in FEW_BITS or (can_run() and is_slow(torch.bfloat16, torch.device("cpu")))
 
@@ -114,7 +155,7 @@ class _Lazy:
     whole step in C for the `weights`.
     """
 
-    def __init__(self, layers: Sequence[nn.Linear], choice: Linears) -> None:
+    def __init__(self, layers: Sequence[nn.Linear], choice: Way) -> None:
         self.weak, self.choice = [ref(layer) for layer in layers], choice
         self.left = 0 if choice in FEW_BITS else _CALLS_BEFORE
         self.fast: Product | None = None
@@ -299,7 +340,7 @@ def _few_bits(kind: type[In8Bits | _In4Bits]) -> Maker:
     return make
 
 
-_MAKERS: dict[Linears, Maker] = {
+_MAKERS: dict[Way, Maker] = {
     "packed": _pack,
     "int8": _few_bits(In8Bits),
     "int4": _few_bits(_In4Bits),
@@ -365,7 +406,7 @@ def _hash(numbers: Tensor) -> int:
     return hash(numbers.contiguous().view(torch.uint8).cpu().numpy().tobytes())
 
 
-def _stand_in(layers: Sequence[nn.Linear], choice: Linears) -> _Lazy:
+def _stand_in(layers: Sequence[nn.Linear], choice: Way) -> _Lazy:
     """Return what stands in for layers of one input; one of few bits is kept while the weights stay."""
     if choice not in FEW_BITS:
         return _Lazy(layers, choice)
@@ -377,7 +418,7 @@ def _stand_in(layers: Sequence[nn.Linear], choice: Linears) -> _Lazy:
     return known[1]
 
 
-def _made(choice: Linears, layers: Sequence[nn.Linear]) -> Product:
+def _made(choice: Way, layers: Sequence[nn.Linear]) -> Product:
     """Return the product of layers of one input."""
     weights = [layer.weight.detach() for layer in layers]
     biases = [layer.bias.detach() for layer in layers if layer.bias is not None]

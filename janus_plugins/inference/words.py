@@ -18,7 +18,7 @@ from janus_plugins.core.contracts import Draws
 from janus_plugins.inference.decode import Loop, row_embeds, rows_at_once
 from janus_plugins.inference.filling import Order, Watch, fill
 from janus_plugins.inference.graph import GraphStep, check_static, kept, roomy
-from janus_plugins.inference.linears import Linears, fast_linears, when_compiled
+from janus_plugins.inference.linears import Linears, Way, fast_linears, when_compiled
 from janus_plugins.inference.sampling import SeededDraws
 from janus_plugins.inference.stream import Stream
 
@@ -98,13 +98,15 @@ def generate_text(
         )
 
     batches = [range(first, min(first + at_once, len(prompts))) for first in range(0, len(prompts), at_once)]
+    way: Way = linears
     if compile:
         check_static(language_model)
-        linears = when_compiled(linears)
-    with fast_linears(linears, language_model):
+        way = when_compiled(linears, model.device)
+    # On a GPU a language model sees to its own products.
+    with fast_linears(way, language_model.text_head if way == "kernels" else language_model):
         if compile:
             key = (temperature, top_p, max_new_tokens)
-            made = [_compiled(model, key, order(rows), max_new_tokens, linears) for rows in batches]
+            made = [_compiled(model, key, order(rows), max_new_tokens, way) for rows in batches]
             return [said for batch in made for said in batch]
         if hasattr(language_model.new_cache(1, 1), "put"):
             return fill(order(range(len(prompts))), at_once, model.device)
@@ -142,7 +144,7 @@ def begin_text(model: UnifiedModel, prompts: Sequence[TextPrompt], room: int) ->
 
 
 def _compiled(
-    model: UnifiedModel, key: tuple[Any, ...], order: Order, max_new_tokens: int, linears: Linears
+    model: UnifiedModel, key: tuple[Any, ...], order: Order, max_new_tokens: int, way: Way
 ) -> list[list[int]]:
     """Answer one batch by compiled steps."""
     longest, ends = max(order.lengths), torch.tensor(order.limits, device=model.device)
@@ -155,10 +157,10 @@ def _compiled(
 
     def compiled(stream: Stream) -> GraphStep:
         def make() -> GraphStep:
-            return GraphStep(model.language_model, order.embed, order.pick, linears)
+            return GraphStep(model.language_model, order.embed, order.pick, way)
 
         steps = kept(model, "text", [model.language_model])
-        return steps.step((*key, linears, *stream.shape, stream.padded), make)
+        return steps.step((*key, way, *stream.shape, stream.padded), make)
 
     # As many slots for every batch of about this length, so that they share what was compiled.
     room = roomy(2 * longest + max_new_tokens) - longest

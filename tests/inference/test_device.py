@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from janus_plugins.core.native import on_gpu
-from janus_plugins.inference import graph
+from janus_plugins.inference import graph, linears
 from janus_plugins.inference.graph import LOOK
 from janus_plugins.inference.session import ask, generate
 from janus_plugins.model.unified import UnifiedModel
@@ -143,7 +143,7 @@ def test_kernels_bring_near_what_later_ones_read(plain: ModuleType, monkeypatch:
     model = small_model(WIDE)
     with elsewhere():
         model.to(AWAY)
-    counted(WAYS["compiled"], model)
+    counted(items(compile=True, linears="plain"), model)  # heads multiply as torch does
     kernels = 5 * model.plan.model.facts.num_layers
     assert len(ran) % kernels == 0
     step = ran[:kernels]
@@ -208,3 +208,28 @@ def test_kernels_read_what_is_visible_only_where_rows_are_padded(
     expected, (made, _) = way(here), counted(way, away)
     assert torch.equal(made, expected)
     assert given == {bool(seen)}
+
+
+def test_heads_multiply_by_kernels(plain: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    product = plain.product
+    monkeypatch.setattr(plain, "product", lambda source, weight, **options: asked.append(len(weight)) or product(
+        source, weight, **options
+    ))  # fmt: skip
+    monkeypatch.setattr(linears, "_SMALLEST", 1)
+    here = small_model(WIDE)
+    with elsewhere():
+        away = copy.deepcopy(here).to(AWAY)
+    head = here.generation["image"].head
+    widths = {len(layer.weight) for layer in head.modules() if isinstance(layer, torch.nn.Linear)}
+    for name, of in (
+        ("compiled", widths),
+        ("compiled words", {len(here.language_model.text_head.output.weight)}),
+    ):
+        asked.clear()
+        expected, (made, _) = WAYS[name](here), counted(WAYS[name], away)
+        assert torch.equal(made, expected) if isinstance(made, Tensor) else made == expected
+        assert of <= set(asked)
+    asked.clear()
+    counted(items(compile=True, linears="plain"), away)
+    assert 16 in widths - set(asked)

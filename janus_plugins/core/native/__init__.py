@@ -1,1 +1,1 @@
-"""What decides how fast a model decodes: code in C for a CPU, compiled where it runs, and in Triton for a GPU."""
+"""What decides how fast a model decodes: in C for a CPU, compiled where it runs, in Triton for a GPU."""
