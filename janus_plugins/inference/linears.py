@@ -123,6 +123,7 @@ class _ByKernel:
 
     def __init__(self, layer: nn.Linear) -> None:
         self.layer = layer
+        self.arrived = on_gpu.counters(layer.weight.device)
 
     @staticmethod
     def fits(weight: Tensor) -> bool:
@@ -137,8 +138,8 @@ class _ByKernel:
         if others or named or not fits:
             answer: Tensor = type(layer).forward(layer, source, *others, **named)
             return answer
-        arrived = on_gpu.counters(weight.device)
-        answer = on_gpu.product(source.reshape(rows, -1), weight, None, 0.0, None, False, None, arrived)
+        whole = source.reshape(rows, -1)
+        answer = on_gpu.product(whole, weight, None, 0.0, None, False, None, self.arrived)
         answer = answer.view(*source.shape[:-1], len(weight))
         return answer if layer.bias is None else answer + layer.bias
 
