@@ -26,7 +26,6 @@ from benchmarks.gpu import OVERRIDES
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.door import plan as read_plan
 from janus_plugins.inference import codes, graph
-from janus_plugins.language_models import on_gpu
 from janus_plugins.model.compose import compose_plan
 from janus_plugins.model.unified import UnifiedModel
 
@@ -160,13 +159,11 @@ def step_source(layers: int, images: int) -> str:
     return sources[-1]
 
 
-def counted(source: str, images: int) -> dict[str, int]:
-    """Count launches in Inductor's code of a step of so many images, two rows each."""
+def counted(source: str) -> dict[str, int]:
+    """Count launches in Inductor's code of a step."""
     body = source[source.index("def call(") :]
     body = "\n".join(line for line in body[: body.index("return (")].splitlines() if "assert_" not in line)
     ours = len(re.findall(r"torch\.ops\.janus_plugins\.", body))
-    if 2 * images > on_gpu.FEW:  # a norm before a product is a kernel then
-        ours += len(re.findall(r"janus_plugins\.product\.default\(\w+, \w+, (?!None)", body))
     return {
         "written by Inductor": len(re.findall(r"\.run\(", body)),
         "our own": ours,
@@ -187,9 +184,7 @@ def main() -> int:
     lines.append("|---|---|---|---|---|---|---|")
     kept = {}
     for images in given.images or [1, 16]:
-        fewer, more = (
-            counted(step_source(layers, images), images) for layers in (given.layers, given.layers + 1)
-        )
+        fewer, more = (counted(step_source(layers, images)) for layers in (given.layers, given.layers + 1))
         layer = {name: more[name] - fewer[name] for name in more}
         whole = {name: fewer[name] + (24 - given.layers) * layer[name] for name in fewer}
         kept[str(images)] = {"a layer": layer, "a step of 24 layers": whole}

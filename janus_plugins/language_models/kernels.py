@@ -51,9 +51,11 @@ NOT, AT_ONCE, LATE = 0, 1, 2
 class Shape(NamedTuple):
     """Say how a product is cut into programs: outputs and inputs at once, warps, loads under way.
 
-    With `registers`, a thread has so many at most, so that more programs stand beside one another. With more
-    `parts` than one the inputs are cut in so many, and the last program of some outputs to end sums them up
-    (products on the tensor cores alone): the rows, which every program reads, are then read less often.
+    With `registers`, a thread has so many at most, so that more programs stand beside one another. The others
+    are of products on the tensor cores. With more `parts` than one the inputs are cut in so many, and the
+    last program of some outputs to end sums them up: the rows, which every program reads, are then read less
+    often. A norm before is a kernel of its own where `apart` says so, always before inputs in parts, and of
+    numbers that its weight alone could make too large (fp16).
     """
 
     outputs: int
@@ -62,6 +64,7 @@ class Shape(NamedTuple):
     stages: int = 1
     registers: int | None = None
     parts: int = 1
+    apart: bool = False
 
 
 @triton.jit
@@ -213,11 +216,11 @@ def _finish(
 
 @triton.jit
 def _dots_kernel(
-    source, weight, added, later, result, summed, arrived, outputs, rows,
+    source, weight, norm, added, later, result, summed, arrived, outputs, rows, epsilon,
     INPUTS: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, STAGES: tl.constexpr,
-    PARTS: tl.constexpr, SPAN: tl.constexpr, OWN: tl.constexpr,
+    INNER: tl.constexpr, DOTTED: tl.constexpr, PARTS: tl.constexpr, SPAN: tl.constexpr, OWN: tl.constexpr,
     LATER: tl.constexpr, EACH: tl.constexpr, LINE: tl.constexpr,
-    GATED: tl.constexpr, ADDED: tl.constexpr, EARLY: tl.constexpr,
+    NORMED: tl.constexpr, GATED: tl.constexpr, ADDED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Multiply some rows with a weight on the tensor cores, the weight in the place of the many rows."""
     _begin(EARLY)
@@ -236,6 +239,8 @@ def _dots_kernel(
     _wait(EARLY)
     sums = tl.zeros((N, ROWS), tl.float32)
     ups = sums
+    squares = sums if DOTTED else tl.zeros((K // INNER, ROWS), tl.float32)
+    ones = tl.full((N, K), 1.0, weight.dtype.element_ty)
     for start in tl.range(0, SPAN, K, num_stages=STAGES):
         k = part * SPAN + start + tl.arange(0, K)
         inside = k < INPUTS
@@ -243,12 +248,27 @@ def _dots_kernel(
         some = tl.load(place + k[None, :], both, 0.0, eviction_policy="evict_first")
         given = (m[None, :] < rows) & inside[:, None]
         row = tl.load(source + m[None, :] * INPUTS + k[:, None], given, 0.0)
+        if NORMED:
+            if DOTTED:  # of 16 bits a square is the sum of two numbers
+                square = row * row
+                squares = tl.dot(ones, square, squares, input_precision="ieee")
+                squares = tl.dot(ones, tl.fma(row, row, -square), squares, input_precision="ieee")
+            else:
+                wide = row.to(tl.float32)
+                squares += tl.sum(tl.reshape(wide * wide, (K // INNER, INNER, ROWS)), 1)
+            row = row * tl.load(norm + k, inside, 0.0)[:, None]
         sums = tl.dot(some, row, sums, input_precision="ieee")
         if GATED:
             above = place + outputs.to(tl.int64) * INPUTS + k[None, :]
             more = tl.load(above, both, 0.0, eviction_policy="evict_first")
             ups = tl.dot(more, row, ups, input_precision="ieee")
     _summed(EARLY)
+    if NORMED:
+        if not DOTTED:
+            squares = tl.sum(squares, 0)[None, :]
+        short = tl.rsqrt(squares / INPUTS + epsilon)
+        sums *= short
+        ups *= short
     at = m[None, :] * outputs + n[:, None]
     written = fits[:, None] & (m[None, :] < rows)
     if PARTS == 1:
@@ -529,40 +549,45 @@ def product(
     rows, inputs = source.shape
     outputs = len(weight) // 2 if gated else len(weight)
     early = _early(source.device, rows)
-    if norm is not None and rows > FEW:
-        normed = torch.empty_like(source)
-        whole = triton.next_power_of_2(inputs)
-        _norm_kernel[rows,](
-            source, norm, normed, epsilon, inputs, whole, early, num_warps=4, **_launch(early)
-        )
-        source, norm = normed, None
     result = source.new_empty(rows, outputs)
-    cut = shape or _shape(rows, outputs, inputs, gated, weight.element_size())
+    size = weight.element_size()
+    cut = shape or _shape(rows, outputs, inputs, gated, size)
+    parts = cut.parts if rows > FEW and arrived is not None else 1
+    if norm is not None and rows > FEW and (cut.apart or parts > 1 or source.dtype == torch.float16):
+        source, norm = _normed(source, norm, epsilon, early), None
     grid = (triton.cdiv(outputs, cut.outputs),)
     options = {
-        "GATED": gated, "ADDED": added is not None, "EARLY": early, "num_warps": cut.warps,
-        **_launch(early, cut),
+        "NORMED": norm is not None, "GATED": gated, "ADDED": added is not None, "EARLY": early,
+        "num_warps": cut.warps, **_launch(early, cut),
     }  # fmt: skip
-    parts = cut.parts if rows > FEW and arrived is not None else 1
+    inner = min(cut.inputs, VECTOR // size)
     more = _brought(later, early, grid[0] * parts)
     if rows <= FEW:
         _rows_kernel[grid](
             source, weight, norm, added, later, result, outputs, epsilon,
-            inputs, rows, cut.outputs, cut.inputs, min(cut.inputs, VECTOR // weight.element_size()), *more,
-            NORMED=norm is not None, **options,
+            inputs, rows, cut.outputs, cut.inputs, inner, *more, **options,
         )  # fmt: skip
     else:
         padded = max(16, triton.next_power_of_2(rows))
         summed = None
         if parts > 1:
-            size = parts * (1 + gated) * padded * outputs
-            summed = torch.empty(size, dtype=torch.float32, device=source.device)
+            numbers = parts * (1 + gated) * padded * outputs
+            summed = torch.empty(numbers, dtype=torch.float32, device=source.device)
         _dots_kernel[(*grid, parts)](
-            source, weight, added, later, result, summed, arrived, outputs, rows,
-            inputs, padded, cut.outputs, cut.inputs, cut.stages,
+            source, weight, norm, added, later, result, summed, arrived, outputs, rows, epsilon,
+            inputs, padded, cut.outputs, cut.inputs, cut.stages, inner, cut.outputs < 64 or cut.warps % 4 > 0,
             parts, triton.cdiv(triton.cdiv(inputs, parts), cut.inputs) * cut.inputs,
             max(1, NEAR // (cut.outputs * LINE * (1 + gated))), *more, **options,
         )  # fmt: skip
+    return result
+
+
+def _normed(source: Tensor, norm: Tensor, epsilon: float, early: int) -> Tensor:
+    """Return rows normed by a kernel of its own."""
+    result = torch.empty_like(source)
+    rows, inputs = source.shape
+    whole = triton.next_power_of_2(inputs)
+    _norm_kernel[rows,](source, norm, result, epsilon, inputs, whole, early, num_warps=4, **_launch(early))
     return result
 
 
@@ -605,6 +630,7 @@ def _shape(rows: int, outputs: int, inputs: int, gated: bool, size: int) -> Shap
         return cut._replace(inputs=min(cut.inputs, triton.next_power_of_2(inputs)))
     plain = Shape(16, 512, 4, 3) if inputs > 4096 else Shape(16, 256, 2, 4)
     cut = Shape(64, 64, 4, 5) if gated else plain
+    cut = cut._replace(apart=size > 2)  # its squares would take as long as the product itself
     lines = cut.outputs * (1 + gated) + triton.next_power_of_2(rows)
     while lines * cut.inputs * cut.stages * size > SHARED:
         cut = cut._replace(inputs=cut.inputs // 2)

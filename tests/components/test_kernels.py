@@ -101,10 +101,28 @@ if knobs.runtime.interpret:
     def test_products_of_a_few_rows(rows, dtype, ways):
         check_product(on_gpu.kernels(), "cpu", dtype, rows, (10, 80), ways, (4, 64, 4))
 
-    @pytest.mark.parametrize("parts", [1, 3])
-    def test_products_of_some_rows(parts):
-        cut = (16, 16, 4, 3, None, parts)
+    @pytest.mark.parametrize("apart", [False, True], ids=["norm within", "norm apart"])
+    @pytest.mark.parametrize(("outputs", "parts"), [(16, 1), (64, 1), (16, 3)])
+    def test_products_of_some_rows(outputs, parts, apart):
+        cut = (outputs, 16, 4, 3, None, parts, apart)
         check_product(on_gpu.kernels(), "cpu", torch.float32, 6, (10, 80), IN_USE, cut)
+
+    @pytest.mark.parametrize(
+        ("dtype", "parts", "apart", "before"),
+        [
+            (torch.float32, 1, False, 0),
+            (torch.float32, 1, True, 1),
+            (torch.float32, 3, False, 1),
+            (torch.float16, 1, False, 1),
+        ],
+    )
+    def test_a_norm_within_a_product_is_no_kernel_of_its_own(dtype, parts, apart, before, monkeypatch):
+        kernels, ran = on_gpu.kernels(), []
+        normed = kernels._normed
+        monkeypatch.setattr(kernels, "_normed", lambda *given: ran.append(1) or normed(*given))
+        cut = (16, 16, 4, 3, None, parts, apart)
+        check_product(kernels, "cpu", dtype, 6, (10, 80), [(True, False, False)], cut)
+        assert len(ran) == before
 
     @pytest.mark.parametrize("heads", [4, 2], ids=["shared keys", "own keys"])
     @pytest.mark.parametrize(("slot", "cuts"), [(0, 4), (1, 1), (70, 1), (70, 4)])
@@ -146,14 +164,15 @@ if knobs.runtime.interpret:
 else:
 
     def test_in_the_interpreter():
-        run_interpreted(__file__, passing=18)
+        run_interpreted(__file__, passing=26)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 2, 4, 5, 32, 64])
 def test_products_on_a_gpu(rows, dtype):
-    for sizes, cut in (((520, 1408), None), ((512, 1024), None), ((520, 1408), (32, 64, 4, 3, None, 4))):
+    cuts = [None, (32, 64, 4, 3, None, 4), (16, 32, 2, 4), (64, 32, 4, 4), (32, 64, 4, 3, None, 1, True)]
+    for sizes, cut in (((512, 1024), None), *(((520, 1408), cut) for cut in cuts)):
         check_product(on_gpu.kernels(), "cuda", dtype, rows, sizes, IN_USE, cut)
 
 
