@@ -29,7 +29,7 @@ from triton.runtime.jit import JITFunction
 from benchmarks import harness
 from benchmarks.launches import GPU, Driver
 from benchmarks.layers import Layers, Way
-from janus_plugins.language_models import kernels, on_gpu
+from janus_plugins.language_models import kernels
 
 PROGRAMS = 32
 """Programs that stand on a multiprocessor at most."""
@@ -116,7 +116,7 @@ def layer(rows: int) -> list[Made]:
     """Return what became of the kernels of one layer of a step of so many rows."""
     layers = Layers("cpu", rows, 1, 2048, torch.bfloat16)
     with torch.inference_mode(), compiled_only() as found:
-        layers.work(Way((None,) * 4, on_gpu.ahead_of(rows), kernels.CUT))
+        layers.work(Way())
     return [described(kernel, programs) for kernel, programs in found]
 
 

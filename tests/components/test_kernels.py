@@ -66,11 +66,12 @@ def check_look(
     dtype: torch.dtype,
     heads: int,
     slot: int,
-    cuts: int | None,
+    way: tuple[bool | int, ...] | None,
     later: Tensor | None = None,
+    rows: int = 3,
 ) -> None:
     torch.manual_seed(slot)
-    rows, groups, width, length = 3, 2, 16, 80
+    groups, width, length = 2, 16, 80
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, device=device).to(dtype)
@@ -85,8 +86,9 @@ def check_look(
         given = (mixed, cosines, sines, at)
         further = (torch.tensor([slot], device=device), seen, arrived, heads, 0.25)
         found = kernels.look(
-            *given, cache, *further, cosines.view(-1)[8:] if later is None else later, some=16, cuts=cuts
-        )
+            *given, cache, *further, cosines.view(-1)[8:] if later is None else later,
+            way=way and kernels.Look(*way),
+        )  # fmt: skip
         assert close(found, plain_look(*given, theirs, *further))
         assert close(cache, theirs)
         assert not arrived.any()
@@ -127,11 +129,17 @@ if knobs.runtime.interpret:
     @pytest.mark.parametrize("heads", [4, 2], ids=["shared keys", "own keys"])
     @pytest.mark.parametrize(("slot", "cuts"), [(0, 4), (1, 1), (70, 1), (70, 4)])
     def test_attention_from_one_slot(heads, slot, cuts):
-        check_look(on_gpu.kernels(), "cpu", torch.float32, heads, slot, cuts)
+        way = (heads == 2, 16, cuts, 1, 3)
+        check_look(on_gpu.kernels(), "cpu", torch.float32, heads, slot, way)
 
     @pytest.mark.parametrize("heads", [4, 2])
     def test_attention_in_16_bits(heads):
-        check_look(on_gpu.kernels(), "cpu", torch.float16, heads, 40, 2)  # it has no products of bf16
+        way = (heads == 2, 16, 2, 1)  # it has no products of bf16
+        check_look(on_gpu.kernels(), "cpu", torch.float16, heads, 40, way)
+
+    @pytest.mark.parametrize("way", [None, (True, 16, 4, 2), (False, 32, 2, 4, 2)])
+    def test_attention_of_more_rows(way):
+        check_look(on_gpu.kernels(), "cpu", torch.float32, 2, 70, way, rows=6)
 
     @pytest.mark.parametrize(("rows", "numbers"), [(2, 10), (2, 64 * 300 + 2), (6, 64)])
     def test_what_later_kernels_read_is_brought_near(rows, numbers, monkeypatch):
@@ -153,7 +161,7 @@ if knobs.runtime.interpret:
         later = torch.zeros(numbers + 64).half()[64:]
         seen = [
             lambda: kernels.product(source, weight, later=later, shape=kernels.Shape(16, 64, 4, 3)),
-            lambda: check_look(kernels, "cpu", torch.float16, 4, 40, 2, later),
+            lambda: check_look(kernels, "cpu", torch.float16, 4, 40, (False, 16, 2, 4), later),
         ]
         for call in seen:
             asked.clear()
@@ -164,7 +172,7 @@ if knobs.runtime.interpret:
 else:
 
     def test_in_the_interpreter():
-        run_interpreted(__file__, passing=26)
+        run_interpreted(__file__, passing=29)
 
 
 @pytest.mark.gpu
@@ -180,6 +188,7 @@ def test_products_on_a_gpu(rows, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("heads", [2, 4])
 def test_attention_on_a_gpu(heads, dtype):
-    for slot, cuts in itertools.product((0, 1, 31, 70), (None, 1)):
+    ways = [None, (False, 32, 1, 4, 3), *([(True, 16, 4, 1), (True, 32, 2, 4)] if heads == 2 else [])]
+    for slot, way, rows in itertools.product((0, 1, 31, 70), ways, (3, 32)):
         for _ in range(3):
-            check_look(on_gpu.kernels(), "cuda", dtype, heads, slot, cuts)
+            check_look(on_gpu.kernels(), "cuda", dtype, heads, slot, way, rows=rows)
