@@ -3,18 +3,21 @@
 Run `python -m benchmarks.layers [--rows 2] [--rows 32] [--search]`: 24 layers of Janus-1.3B's sizes with
 random weights in bf16, recorded as one graph, over a cache half filled by an image. Beside a layer's time
 stands what reading its weights and its cache takes at the bandwidth measured in the same run. With
-`--search` it tries other shapes of each product (`core.native.kernels.Shape`), other amounts of weights
-brought near (`core.native.on_gpu.Ahead`) and fewer parts of attention (`kernels.CUT`), one change at a
-time, and keeps what gains more than half a percent in two runs by turns; what it prints at the end is what
-the constants there should say. Other processes compile what is to be tried, before it is.
-`--device cpu --layers 2 --width 64` tries the command in Triton's interpreter (TRITON_INTERPRET=1), and
-keeps nothing.
+`--search` it tries other ways of attention (`core.native.kernels.Look`), when a kernel may begin
+(`kernels._early`), other shapes of each product (`kernels.Shape`) and other amounts of weights brought near
+(`core.native.on_gpu.Ahead`), one change at a time and, while time is left, all over again; it keeps what
+gains more than half a percent in two runs by turns. What it prints at the end is what the constants there
+should say. Other processes compile what is to be tried, before it is. Of the best way torch's profiler tells
+what each kernel of a layer takes.
+`--device cpu --layers 2 --width 64` tries the command in Triton's interpreter (TRITON_INTERPRET=1), runs
+everything once and keeps nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import multiprocessing
 import os
 import statistics
@@ -22,7 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from multiprocessing.pool import Pool
 from typing import Any
 from unittest.mock import patch
@@ -35,65 +38,108 @@ from benchmarks import harness
 from benchmarks.gpu import bandwidth
 from janus_plugins.core.contracts import Cached
 from janus_plugins.core.native import on_gpu
-from janus_plugins.core.native.kernels import CUT, Shape
+from janus_plugins.core.native.kernels import AT_ONCE, LATE, NOT, Look, Shape
 from janus_plugins.language_models import joining, step
 from janus_plugins.language_models.cache import CachedAttention, KeyValueCache
 
 Work = Callable[[], object]
 Change = Callable[["Way"], "Way"]
 PRODUCTS = ("qkv", "out", "gate_up", "down")
+OURS = [f"_{name}_kernel" for name in ("rows", "dots", "norm", "look", "look_alone")]
 MIB = 1 << 20
 
 SHAPES = {
     "few": [
         Shape(outputs, inputs, warps, 1, registers)
         for outputs, inputs, warps, registers in (
-            (1, 512, 1, None), (1, 1024, 1, None), (1, 1024, 1, 96), (1, 2048, 1, None), (1, 2048, 2, None),
-            (2, 512, 1, None), (2, 512, 2, None), (2, 1024, 1, None), (2, 1024, 1, 128), (2, 1024, 2, None),
-            (2, 1024, 2, 96), (2, 2048, 2, None), (2, 2048, 4, None), (4, 512, 1, None), (4, 512, 1, 96),
-            (4, 512, 2, None), (4, 512, 4, None), (4, 1024, 4, None), (4, 1024, 4, 96), (4, 1024, 4, 128),
-            (8, 512, 4, None),
+            (2, 2048, 4, None), (2, 1024, 1, None), (2, 2048, 2, None), (4, 1024, 4, None),
+            (1, 2048, 2, None), (2, 2048, 1, None), (4, 2048, 4, None), (4, 2048, 8, None),
+            (2, 4096, 4, None), (4, 1024, 2, None), (1, 1024, 1, None), (1, 2048, 1, None),
+            (2, 1024, 2, None), (2, 512, 1, None), (4, 512, 2, None), (4, 1024, 4, 96), (4, 1024, 4, 128),
+            (2, 1024, 1, 128), (2, 512, 2, None), (4, 512, 4, None), (8, 512, 4, None),
         )
     ],
     "many": [
+        Shape(outputs, inputs, warps, stages)
+        for outputs, inputs, warps, stages in (
+            (64, 64, 4, 5), (16, 256, 2, 4), (16, 512, 4, 3), (32, 128, 4, 4), (32, 64, 2, 6),
+            (16, 128, 2, 6), (64, 64, 8, 5), (64, 128, 4, 3), (32, 256, 4, 3), (16, 512, 4, 2),
+            (32, 128, 2, 5), (32, 128, 4, 6), (16, 256, 4, 4), (64, 64, 4, 7), (64, 32, 4, 8),
+            (128, 64, 8, 4), (16, 256, 2, 3), (16, 128, 2, 8),
+        )
+    ],
+    "parts": [
         Shape(outputs, inputs, warps, stages, None, parts)
         for outputs, inputs, warps, stages, parts in (
-            (16, 256, 2, 4, 1), (16, 512, 4, 3, 1), (16, 256, 4, 4, 2), (32, 128, 2, 5, 1),
-            (32, 128, 4, 4, 1), (32, 128, 4, 4, 2), (32, 128, 4, 5, 4), (32, 256, 4, 3, 2),
-            (64, 64, 4, 5, 1), (64, 64, 4, 5, 2), (64, 128, 4, 3, 2), (64, 128, 4, 4, 4),
-            (64, 128, 4, 4, 8), (64, 128, 8, 4, 4), (128, 64, 8, 4, 1), (128, 64, 8, 4, 2),
-            (128, 64, 8, 4, 8),
+            (32, 128, 4, 4, 2), (32, 256, 4, 3, 2), (64, 128, 4, 3, 2), (16, 256, 4, 4, 2),
+            (64, 64, 4, 5, 4), (64, 128, 4, 4, 4), (32, 128, 4, 5, 4), (64, 128, 8, 4, 4),
         )
     ],
 }  # fmt: skip
+"""The most promising first; inputs in parts, of many rows, for the last product alone."""
+
+LOOKS = {
+    "few": [
+        Look(*way)
+        for way in (
+            (True, 16, 32, 1), (True, 32, 16, 2), (True, 32, 8, 2), (True, 64, 8, 4), (True, 16, 8, 1),
+            (True, 16, 16, 2), (True, 32, 16, 4), (True, 64, 4, 4), (True, 32, 32, 2), (False, 32, 16, 2, 2),
+            (False, 16, 32, 1, 2), (False, 32, 16, 1, 2), (False, 32, 8, 4, 3), (True, 16, 16, 1),
+        )
+    ],
+    "many": [
+        Look(*way)
+        for way in (
+            (False, 16, 1, 1, 4), (False, 32, 1, 1, 3), (False, 32, 2, 2, 3), (False, 64, 1, 4, 3),
+            (False, 32, 1, 2, 4), (True, 16, 2, 1), (True, 16, 4, 1), (True, 32, 2, 2), (False, 32, 1, 4, 4),
+            (False, 32, 2, 1, 3), (False, 16, 2, 1, 4), (False, 32, 2, 4, 3), (False, 64, 1, 4, 2),
+            (True, 32, 2, 4), (True, 64, 1, 4), (False, 32, 1, 4, 3),
+        )
+    ],
+}  # fmt: skip
+
 AHEAD = {
-    "qkv": (0, 4, 8),
-    "look": (0, 8, 12, 16, 24),
-    "out": (0, 4, 8, 12),
-    "gate_up": (0, 4, 8, 12),
-    "down": (0, 4, 8, 12),
+    "qkv": (0, 2, 4, 6),
+    "look": (0, 2, 4),
+    "out": (0, 2, 4),
+    "gate_up": (0, 8, 12, 16),
+    "down": (0, 2, 4, 6),
 }
 """MiB brought near by each kernel."""
 
-CUTS = (4, 8, 16)
-"""Parts that attention cuts its slots in, at most."""
+EARLY = {NOT: "has ended", AT_ONCE: "has begun", LATE: "has its sums"}
 
 
 @dataclass(frozen=True)
 class Way:
-    """Say how each product is cut (None: as the kernels do), what is brought near, attention's most parts."""
+    """Say how kernels run; None, of each: as they do.
 
-    shapes: tuple[Shape | None, ...]
-    ahead: on_gpu.Ahead
-    cuts: int
+    Attributes:
+        shapes: how each product is cut.
+        ahead: what is brought near.
+        look: how attention is cut.
+        early: when the next kernel may begin.
+    """
+
+    shapes: tuple[Shape | None, ...] = (None,) * len(PRODUCTS)
+    ahead: on_gpu.Ahead | None = None
+    look: Look | None = None
+    early: int | None = None
+
+    def told(self) -> dict[str, Any]:
+        """Return all of it by name."""
+        parts = {**dict(zip(PRODUCTS, self.shapes, strict=True)), "ahead": self.ahead, "look": self.look}
+        named = {name: None if part is None else part._asdict() for name, part in parts.items()}
+        return {**named, "early": None if self.early is None else EARLY[self.early]}
 
     def __str__(self) -> str:
         cuts = [
             f"{name} {'as it is' if cut is None else tuple(cut)}"
-            for name, cut in zip(PRODUCTS, self.shapes, strict=True)
+            for name, cut in zip((*PRODUCTS, "look"), (*self.shapes, self.look), strict=True)
         ]
-        near = [f"{name} {size / MIB:g}" for name, size in self.ahead._asdict().items()]
-        return f"{'; '.join(cuts)}; MiB near: {', '.join(near)}; attention in {self.cuts} parts"
+        near = [f"{name} {size / MIB:g}" for name, size in self.ahead._asdict().items()] if self.ahead else []
+        next_one = "as it does" if self.early is None else f"once one {EARLY[self.early]}"
+        return f"{'; '.join(cuts)}; MiB near: {', '.join(near) or 'as it is'}; the next begins {next_one}"
 
 
 class Layers:
@@ -108,7 +154,7 @@ class Layers:
     """
 
     def __init__(self, device: str, rows: int, layers: int, width: int, kind: torch.dtype) -> None:
-        heads = max(2, width // 128)
+        self.heads = heads = max(2, width // 128)
         self.sizes = (width, width * 11 // 4)
         config = LlamaConfig(
             vocab_size=8, hidden_size=width, intermediate_size=self.sizes[1], num_hidden_layers=layers,
@@ -131,9 +177,31 @@ class Layers:
     @property
     def bytes_a_layer(self) -> int:
         """Return the bytes that a layer of a step must read: its weights, and keys and values so far."""
+        return sum(self.bytes_by_kernel.values())
+
+    @property
+    def bytes_by_kernel(self) -> dict[str, int]:
+        """Return the bytes that each kernel of a layer must read."""
         width, inner = self.sizes
-        numbers = 4 * width * width + 3 * width * inner + 2 * self.rows * width * int(self.slot)
-        return numbers * self.kind.itemsize
+        numbers = {
+            "qkv": 3 * width * width,
+            "look": 2 * self.rows * width * int(self.slot),
+            "out": width * width,
+            "gate_up": 2 * width * inner,
+            "down": width * inner,
+        }
+        return {name: number * self.kind.itemsize for name, number in numbers.items()}
+
+    @property
+    def as_they_are(self) -> Way:
+        """Return how the kernels run by themselves."""
+        kernels, size = on_gpu.kernels(), self.kind.itemsize
+        shapes = tuple(
+            kernels._shape(self.rows, *product, name == "gate_up", size)
+            for name, product in zip(PRODUCTS, products(self.sizes), strict=True)
+        )
+        look = kernels._look_way(self.rows, self.heads, self.heads, self.sizes[0] // self.heads, size)
+        return Way(shapes, on_gpu.ahead_of(self.rows), look, kernels._early(self.device, self.rows))
 
     def work(self, way: Way, recorded: bool = True) -> Work:
         """Return one step of all layers in a way, run once and then, on a GPU, recorded."""
@@ -141,7 +209,7 @@ class Layers:
             made = step.LlamaStep(self.body, self.cache)
             assert made.on_gpu is not None
             visible = torch.ones(self.rows, 640, dtype=torch.bool, device=self.device)
-            plan = Cached(639, visible, self.slot)
+            plan = Cached(639, visible, self.slot, padded=False)
             attend = CachedAttention(plan, self.cache, (self.rows, 1), self.device)
 
             def run() -> Tensor:
@@ -158,23 +226,31 @@ class Layers:
         return lambda: (graph.replay(), kept)
 
 
+def products(sizes: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return outputs and inputs of a layer's products."""
+    width, inner = sizes
+    return [(3 * width, width), (width, width), (inner, width), (width, inner)]
+
+
 @contextmanager
 def chosen(way: Way, sizes: tuple[int, int]) -> Iterator[None]:
-    """Let kernels be cut in a way."""
+    """Let kernels run in a way."""
     kernels = on_gpu.kernels()
-    plain, (width, inner) = kernels._shape, sizes
-    known = dict(
-        zip([(3 * width, width), (width, width), (inner, width), (width, inner)], way.shapes, strict=True)
-    )
+    cut, look, early, ahead = kernels._shape, kernels._look_way, kernels._early, on_gpu.ahead_of
+    known = dict(zip(products(sizes), way.shapes, strict=True))
 
     def shape(rows: int, outputs: int, inputs: int, gated: bool, size: int) -> Shape:
-        cut = known.get((outputs, inputs))
-        return plain(rows, outputs, inputs, gated, size) if cut is None else cut
+        return known.get((outputs, inputs)) or cut(rows, outputs, inputs, gated, size)
+
+    def begins(device: torch.device, rows: int) -> int:
+        can = early(device, rows)
+        return can and (can if way.early is None else way.early)
 
     with (
         patch.object(kernels, "_shape", shape),
-        patch.object(kernels, "CUT", way.cuts),
-        patch.object(on_gpu, "ahead_of", lambda rows: way.ahead),
+        patch.object(kernels, "_look_way", lambda *given: way.look or look(*given)),
+        patch.object(kernels, "_early", begins),
+        patch.object(on_gpu, "ahead_of", lambda rows: way.ahead or ahead(rows)),
         patch.object(on_gpu, "has_kernels", lambda device: True),
     ):
         yield
@@ -198,34 +274,52 @@ def seconds(work: Work, device: torch.device, times: int = 40) -> float:
 
 def tried(layers: Layers, best: Work, other: Work, gain: float = 0.005) -> tuple[bool, float, float]:
     """Return whether another way is quicker, and the seconds of both: runs by turns, the median of five."""
-    taken = [[seconds(work, layers.device) for work in (best, other)] for _ in range(5)]
+    times = 1 if layers.device.type == "cpu" else 5
+    taken = [[seconds(work, layers.device) for work in (best, other)] for _ in range(times)]
     ours, theirs = (statistics.median(column) for column in zip(*taken, strict=True))
     return theirs < ours * (1 - gain), ours, theirs
 
 
-def others(way: Way, rows: int) -> Iterator[list[Change]]:
-    """Yield changes of one part of a way: of what is brought near and of attention, then of products."""
+def others(rows: int, sizes: tuple[int, int]) -> Iterator[list[Change]]:
+    """Yield changes of one part of a way: attention and when kernels begin, products, what is near."""
 
-    def cut(index: int, shape: Shape) -> Change:
+    def shaped(index: int, change: Callable[[Shape | None], Shape | None]) -> Change:
         return lambda old: replace(
-            old, shapes=tuple(shape if i == index else kept for i, kept in enumerate(old.shapes))
+            old, shapes=tuple(change(cut) if i == index else cut for i, cut in enumerate(old.shapes))
         )
 
-    def near(name: str, size: int) -> Change:
-        return lambda old: replace(old, ahead=old.ahead._replace(**{name: size * MIB}))
+    def cut(index: int, shape: Shape) -> Change:
+        fitting = 1 << (products(sizes)[index][1] - 1).bit_length()
+        shape = shape._replace(inputs=min(shape.inputs, fitting))
+        return shaped(index, lambda old: shape._replace(apart=old is not None and old.apart))
 
-    brought = [near(name, size) for name, sizes in AHEAD.items() for size in sizes]
-    yield brought + [functools.partial(replace, cuts=number) for number in CUTS]
-    shapes = SHAPES["few" if rows <= on_gpu.FEW else "many"]
-    yield [cut(index, shape) for index in range(len(way.shapes)) for shape in shapes]
+    def norm(index: int) -> Change:
+        return shaped(index, lambda old: old and old._replace(apart=not old.apart))
+
+    def begins(early: int) -> Change:
+        return lambda old: replace(old, early=early) if old.early else old
+
+    def near(name: str, size: int) -> Change:
+        return lambda old: replace(old, ahead=old.ahead and old.ahead._replace(**{name: size * MIB}))
+
+    few = rows <= on_gpu.FEW
+    kind = "few" if few else "many"
+    looks: list[Change] = [functools.partial(replace, look=look) for look in LOOKS[kind]]
+    yield [begins(AT_ONCE), begins(LATE), *looks]
+    largest = [PRODUCTS.index(name) for name in ("gate_up", "qkv", "down", "out")]
+    apart = [] if few else [norm(PRODUCTS.index(name)) for name in ("qkv", "gate_up")]
+    parts = [] if few else [cut(PRODUCTS.index("down"), shape) for shape in SHAPES["parts"]]
+    yield apart + [cut(index, shape) for shape in SHAPES[kind] for index in largest] + parts
+    yield [near(name, size) for name, sizes in AHEAD.items() for size in sizes]
 
 
 def searched(layers: Layers, best: Way, until: float, pool: Pool | None = None) -> Way:
     """Return the quickest way found, one change at a time, before a time."""
-    work = layers.work(best)
-    for changes in others(best, layers.rows):
-        if pool is not None:
-            ways = {change(best) for change in changes}
+    work, known = layers.work(best), {best}  # ways tried against the best one
+    for changes in itertools.cycle(passes := list(others(layers.rows, layers.sizes))):
+        if changes is passes[0] and all(change(best) in known for each in passes for change in each):
+            return best
+        if pool is not None and (ways := {change(best) for change in changes} - known):
             tasks = [(layers.device.type, layers.sizes[0], layers.rows, way) for way in ways]
             with suppress(multiprocessing.TimeoutError):  # what is missing is compiled when it is tried
                 pool.starmap_async(_compiled, tasks, 1).get(timeout=60)
@@ -233,8 +327,9 @@ def searched(layers: Layers, best: Way, until: float, pool: Pool | None = None) 
             if time.perf_counter() > until:
                 return best
             other = change(best)
-            if other == best:
+            if other in known:
                 continue
+            known.add(other)
             try:
                 candidate = layers.work(other)
             except Exception as error:  # a shape that does not fit the device
@@ -243,7 +338,7 @@ def searched(layers: Layers, best: Way, until: float, pool: Pool | None = None) 
             quicker, ours, theirs = tried(layers, work, candidate)
             print(f"  {theirs * 1e6:8.1f} us, best {ours * 1e6:8.1f}: {other}", flush=True)
             if quicker and tried(layers, work, candidate)[0]:
-                best, work = other, candidate
+                best, work, known = other, candidate, {best, other}
     return best
 
 
@@ -271,10 +366,14 @@ def _compiled(device: str, width: int, rows: int, way: Way) -> None:
 
 def measured(
     layers: Layers, given: argparse.Namespace, speed: float, pool: Pool | None
-) -> tuple[list[str], dict[str, Any]]:
-    """Time the layers as they are, without anything brought near for later, and the best way found."""
+) -> tuple[list[str], list[str], dict[str, Any]]:
+    """Time the layers as they are, without anything brought near for later, and the best way found.
+
+    Returns:
+        Lines of the ways, lines of the last one's kernels, and what is kept.
+    """
     number, least = given.layers, layers.bytes_a_layer / speed
-    now = Way((None,) * 4, on_gpu.ahead_of(layers.rows), CUT)
+    now = layers.as_they_are
     ways = {
         "as they are": now,
         "nothing brought near for later": replace(now, ahead=on_gpu.Ahead(0, 0, 0, 0, 0)),
@@ -283,7 +382,7 @@ def measured(
         ways["the best found"] = searched(layers, now, time.perf_counter() + given.seconds, pool)
     works = {name: layers.work(way) for name, way in ways.items()}
     taken: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(given.rounds):
+    for _ in range(1 if given.device == "cpu" else given.rounds):
         for name, work in works.items():
             taken[name].append(seconds(work, layers.device) / number)
     lines, kept = [], {}
@@ -292,8 +391,72 @@ def measured(
         lines.append(
             f"| {layers.rows} | {name} | {middle * 1e6:.1f} | {least * 1e6:.1f} | {least / middle:.0%} |"
         )
-        kept[name] = {"seconds a layer": each, "way": str(ways[name]), "least": least, **asdict(ways[name])}
-    return lines, kept
+        kept[name] = {
+            "seconds a layer": each, "way": str(ways[name]), "least": least, **ways[name].told(),
+        }  # fmt: skip
+    name = "the best found" if given.search else "as they are"
+    each_kernel = by_kernel(layers, works[name], number)
+    kept[name]["kernels"] = each_kernel
+    least_of = {kernel: size / speed for kernel, size in layers.bytes_by_kernel.items()}
+    table = [
+        f"| {layers.rows} | {kernel} | {length * 1e6:.1f} | {after * 1e6:.1f} "
+        f"| {least_of.get(kernel, 0.0) * 1e6:.1f} |"
+        for kernel, length, after in each_kernel
+    ]
+    return lines, table, kept
+
+
+def by_kernel(layers: Layers, work: Work, number: int, times: int = 5) -> list[tuple[str, float, float]]:
+    """Return each kernel of a layer, the seconds it takes, and those from the end of the one ahead of it.
+
+    The second are less where a kernel begins early. On a CPU, or where the profiler fails, there is none.
+    """
+    if layers.device.type == "cpu":
+        return []
+    try:
+        return grouped(profiled(work, times), number, times)
+    except Exception as error:
+        print(f"kernels of {layers.rows} rows not told apart: {error!r}", file=sys.stderr)
+        return []
+
+
+def profiled(work: Work, times: int) -> list[tuple[str, float, float]]:
+    """Return name, start and end in seconds of our kernels in so many runs."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    work()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        for _ in range(times):
+            work()
+        torch.cuda.synchronize()
+    return [
+        (event.name, event.time_range.start / 1e6, event.time_range.end / 1e6)
+        for event in seen.events()
+        if event.device_type == DeviceType.CUDA and event.name.split("(")[0] in OURS
+    ]
+
+
+def grouped(ran: list[tuple[str, float, float]], number: int, times: int) -> list[tuple[str, float, float]]:
+    """Return kernels by their place in one of so many layers, each of which ran so many times: medians."""
+    run, odd = divmod(len(ran), times)
+    each, left = divmod(run - 1, number)
+    if odd or left or each < 1:
+        raise ValueError(f"{len(ran)} kernels of {number} layers, {times} times")
+    ran = sorted(ran, key=lambda one: one[1])
+    ran = [
+        one for place, one in enumerate(ran, 1) if place % run
+    ]  # the last one is the norm after all layers
+    places, order = [], iter(("qkv", "look", "out", "gate_up", "down"))
+    for place in range(each):
+        own = ran[place::each]
+        name = "norm" if own[0][0].startswith("_norm") else next(order)
+        length = statistics.median(end - start for _, start, end in own)
+        pairs = [(i, i - 1) for i in range(place, len(ran), each) if i % (each * number)]
+        after = statistics.median(ran[i][2] - ran[before][2] for i, before in pairs)
+        places.append((name, length, after))
+    return places
 
 
 def main() -> int:
@@ -316,20 +479,25 @@ def run(given: argparse.Namespace, pool: Pool | None) -> int:
         print("there is no GPU here; run this where torch.cuda.is_available()", file=sys.stderr)
         return 1
     lines = ["| rows | kernels | us a layer | memory alone | share |", "|---|---|---|---|---|"]
+    table = [
+        "| rows | kernel | us | us after the one ahead | bytes it must read at the measured bandwidth, us |",
+        "|---|---|---|---|---|",
+    ]
     kept: dict[str, Any] = {}
     speed = bandwidth(given.device)
     with torch.no_grad(), harness.turn():  # weights made under inference mode could not be joined
         for rows in given.rows or [2, 32]:
-            kind = torch.bfloat16 if given.device == "cuda" else torch.float16  # which the interpreter has
+            kind = torch.bfloat16 if given.device == "cuda" else torch.float32  # which the interpreter has
             layers = Layers(given.device, rows, given.layers, given.width, kind)
-            some, kept[str(rows)] = measured(layers, given, speed, pool)
+            some, more, kept[str(rows)] = measured(layers, given, speed, pool)
             lines += some
+            table += more
     if given.device == "cpu":
         print("\n".join(lines))
         return 0
     name = torch.cuda.get_device_name()
     ways = [f"- {rows} rows, {way}: {each['way']}" for rows, of in kept.items() for way, each in of.items()]
-    text = "\n".join([*lines, "", *ways, "", f"{name}; {speed / 1e12:.2f} TB/s"])
+    text = "\n".join([*lines, "", *table, "", *ways, "", f"{name}; {speed / 1e12:.2f} TB/s"])
     harness.keep("layers", text, {"device": name, "rows": kept})
     return 0
 

@@ -1,7 +1,7 @@
 """Tell what the compiler makes of a decoding layer's kernels for a Hopper GPU, on a machine without one.
 
 Run `python -m benchmarks.registers [--rows 2] [--rows 32]`: the kernels of a layer of Janus-1.3B's sizes in
-bf16, as a step launches them, are compiled for compute capability 9.0 with Triton's own tools. Told are a
+bf16, and of the norm after all layers, as a step launches them, are compiled for compute capability 9.0 with Triton's own tools. Told are a
 thread's registers, how many programs of a kernel therefore stand on a multiprocessor beside one another, on
 an H200's 132 how often those are filled, and barriers within a program. Times come from a GPU alone
 (`benchmarks.layers`). How Triton is kept from asking for a device is its own affair: written for 3.6 to 3.9.
@@ -29,7 +29,7 @@ from triton.runtime.jit import JITFunction
 from benchmarks import harness
 from benchmarks.launches import GPU, Driver
 from benchmarks.layers import Layers, Way
-from janus_plugins.core.native import kernels, on_gpu
+from janus_plugins.core.native import kernels
 
 PROGRAMS = 32
 """Programs that stand on a multiprocessor at most."""
@@ -116,7 +116,7 @@ def layer(rows: int) -> list[Made]:
     """Return what became of the kernels of one layer of a step of so many rows."""
     layers = Layers("cpu", rows, 1, 2048, torch.bfloat16)
     with torch.inference_mode(), compiled_only() as found:
-        layers.work(Way((None,) * 4, on_gpu.ahead_of(rows), kernels.CUT))
+        layers.work(Way())
     return [described(kernel, programs) for kernel, programs in found]
 
 

@@ -12,7 +12,6 @@ import torch
 
 from benchmarks import growth, harness, plugins
 from benchmarks.training import padded, usual_loss
-from janus_plugins.core.native.on_gpu import AHEAD
 from janus_plugins.data.loader import StepLoader
 from janus_plugins.door import plan as read_plan
 from janus_plugins.model.compose import build_tokenizer_for, compose_plan
@@ -80,22 +79,41 @@ def test_listing_plugins_finds_every_one_and_costs_little_for_each(tmp_path):
 
 def test_a_search_keeps_every_change_that_gains(monkeypatch, capsys):
     layers = pytest.importorskip("benchmarks.layers")  # needs Triton
-    best = layers.Shape(4, 1024, 4)
+    best, look, tries = layers.Shape(32, 64, 2, 6), layers.Look(False, 64, 1, 4, 3), []
+
+    def gains(way):
+        # The norm apart gains only once something is brought near, which is tried after it.
+        near = way.ahead.gate_up == 8 << 20
+        return (way.shapes[1] == best) + (way.look == look) + near + (near and way.shapes[2].apart)
 
     def tried(of, old, new):
-        taken = [
-            5.0 - sum((way.shapes[1] == best, way.ahead.look == 16 << 20, way.ahead.down == 0, way.cuts == 8))
-            for way in (old, new)
-        ]
-        return taken[1] < taken[0], *taken
+        tries.append(new)
+        return gains(new) > gains(old), 5.0 - gains(old), 5.0 - gains(new)
 
     monkeypatch.setattr(layers, "tried", tried)
-    now = layers.Way((None,) * 4, AHEAD, 16)
-    asked = SimpleNamespace(rows=2, work=lambda way: way)
+    cut = layers.Shape(64, 64, 4, 5)
+    now = layers.Way((cut,) * 4, layers.on_gpu.AHEAD_OF_MANY, layers.Look(False, 32, 1, 4, 3), layers.LATE)
+    asked = SimpleNamespace(rows=32, sizes=(2048, 5632), work=lambda way: way)
     found = layers.searched(asked, now, time.perf_counter() + 100)
-    assert found == layers.Way((None, best, None, None), AHEAD._replace(look=16 << 20, down=0), 8)
+    near = layers.on_gpu.AHEAD_OF_MANY._replace(gate_up=8 << 20)
+    assert found == layers.Way((cut, best, cut._replace(apart=True), cut), near, look, layers.LATE)
+    assert found.told()["gate_up"]["apart"]
+    assert layers.AT_ONCE in {way.early for way in tries}
     assert layers.searched(asked, now, 0.0) == now
     assert f"out {tuple(best)}" in str(found)
+
+
+def test_kernels_are_told_apart_by_their_place_in_a_layer():
+    layers = pytest.importorskip("benchmarks.layers")  # needs Triton
+    names = ["_dots", "_look_alone", "_dots", "_norm", "_dots", "_dots"]
+    runs = [*names * 3, "_norm"] * 2  # the last norm follows all layers
+    ran = [(f"{name}_kernel", 10.0 * i, 10.0 * i + 4 + i % 19 % 6) for i, name in enumerate(runs)]
+    told = layers.grouped(ran[::-1], 3, 2)
+    assert [name for name, *_ in told] == ["qkv", "look", "out", "norm", "gate_up", "down"]
+    assert [length for _, length, _ in told] == [4, 5, 6, 7, 8, 9]
+    assert [after for *_, after in told] == [5, 11, 11, 11, 11, 11]
+    with pytest.raises(ValueError, match="37 kernels"):
+        layers.grouped(ran[1:], 3, 2)
 
 
 def test_kernels_of_a_layer_compile_for_a_gpu_that_is_not_there():
@@ -105,8 +123,8 @@ def test_kernels_of_a_layer_compile_for_a_gpu_that_is_not_there():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    few = ["rows", "look_alone", "rows", "rows", "rows"]
-    more = ["norm", "dots", "look", "dots", "norm", "dots", "dots"]
+    few = ["rows", "look_alone", "rows", "rows", "rows", "norm"]
+    more = ["norm", "dots", "look", "dots", "norm", "dots", "dots", "norm"]
     assert done.stdout.splitlines()[-1] == str([f"{name}_kernel" for name in (*few, *more)])
 
 

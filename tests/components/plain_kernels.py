@@ -28,6 +28,12 @@ def product(
     return answer.to(source.dtype) if added is None else (answer + added.float()).to(source.dtype)
 
 
+def normed(source: Tensor, norm: Tensor, epsilon: float) -> Tensor:
+    rows = source.float()
+    rows = rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + epsilon)
+    return rows.to(source.dtype) * norm
+
+
 def look(
     mixed: Tensor,
     cosines: Tensor,

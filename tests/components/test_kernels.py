@@ -13,6 +13,7 @@ from janus_plugins.core.native import on_gpu
 
 from .interpreter import run_interpreted
 from .plain_kernels import look as plain_look
+from .plain_kernels import normed as plain_normed
 from .plain_kernels import product as plain_product
 
 knobs = pytest.importorskip("triton").knobs
@@ -66,11 +67,12 @@ def check_look(
     dtype: torch.dtype,
     heads: int,
     slot: int,
-    cuts: int | None,
+    way: tuple[bool | int, ...] | None,
     later: Tensor | None = None,
+    rows: int = 3,
 ) -> None:
     torch.manual_seed(slot)
-    rows, groups, width, length = 3, 2, 16, 80
+    groups, width, length = 2, 16, 80
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, device=device).to(dtype)
@@ -85,8 +87,9 @@ def check_look(
         given = (mixed, cosines, sines, at)
         further = (torch.tensor([slot], device=device), seen, arrived, heads, 0.25)
         found = kernels.look(
-            *given, cache, *further, cosines.view(-1)[8:] if later is None else later, some=16, cuts=cuts
-        )
+            *given, cache, *further, cosines.view(-1)[8:] if later is None else later,
+            way=way and kernels.Look(*way),
+        )  # fmt: skip
         assert close(found, plain_look(*given, theirs, *further))
         assert close(cache, theirs)
         assert not arrived.any()
@@ -101,19 +104,48 @@ if knobs.runtime.interpret:
     def test_products_of_a_few_rows(rows, dtype, ways):
         check_product(on_gpu.kernels(), "cpu", dtype, rows, (10, 80), ways, (4, 64, 4))
 
-    @pytest.mark.parametrize("parts", [1, 3])
-    def test_products_of_some_rows(parts):
-        cut = (16, 16, 4, 3, None, parts)
+    @pytest.mark.parametrize("rows", [2, 6])
+    def test_a_norm_alone(rows):
+        source, norm = torch.randn(rows, 80), torch.randn(80)
+        assert close(on_gpu.kernels().normed(source, norm, 1e-6), plain_normed(source, norm, 1e-6))
+
+    @pytest.mark.parametrize("apart", [False, True], ids=["norm within", "norm apart"])
+    @pytest.mark.parametrize(("outputs", "parts"), [(16, 1), (64, 1), (16, 3)])
+    def test_products_of_some_rows(outputs, parts, apart):
+        cut = (outputs, 16, 4, 3, None, parts, apart)
         check_product(on_gpu.kernels(), "cpu", torch.float32, 6, (10, 80), IN_USE, cut)
+
+    @pytest.mark.parametrize(
+        ("dtype", "parts", "apart", "before"),
+        [
+            (torch.float32, 1, False, 0),
+            (torch.float32, 1, True, 1),
+            (torch.float32, 3, False, 1),
+            (torch.float16, 1, False, 1),
+        ],
+    )
+    def test_a_norm_within_a_product_is_no_kernel_of_its_own(dtype, parts, apart, before, monkeypatch):
+        kernels, ran = on_gpu.kernels(), []
+        normed = kernels.normed
+        monkeypatch.setattr(kernels, "normed", lambda *given: ran.append(1) or normed(*given))
+        cut = (16, 16, 4, 3, None, parts, apart)
+        check_product(kernels, "cpu", dtype, 6, (10, 80), [(True, False, False)], cut)
+        assert len(ran) == before
 
     @pytest.mark.parametrize("heads", [4, 2], ids=["shared keys", "own keys"])
     @pytest.mark.parametrize(("slot", "cuts"), [(0, 4), (1, 1), (70, 1), (70, 4)])
     def test_attention_from_one_slot(heads, slot, cuts):
-        check_look(on_gpu.kernels(), "cpu", torch.float32, heads, slot, cuts)
+        way = (heads == 2, 16, cuts, 1, 3)
+        check_look(on_gpu.kernels(), "cpu", torch.float32, heads, slot, way)
 
     @pytest.mark.parametrize("heads", [4, 2])
     def test_attention_in_16_bits(heads):
-        check_look(on_gpu.kernels(), "cpu", torch.float16, heads, 40, 2)  # it has no products of bf16
+        way = (heads == 2, 16, 2, 1)  # it has no products of bf16
+        check_look(on_gpu.kernels(), "cpu", torch.float16, heads, 40, way)
+
+    @pytest.mark.parametrize("way", [None, (True, 16, 4, 2), (False, 32, 2, 4, 2)])
+    def test_attention_of_more_rows(way):
+        check_look(on_gpu.kernels(), "cpu", torch.float32, 2, 70, way, rows=6)
 
     @pytest.mark.parametrize(("rows", "numbers"), [(2, 10), (2, 64 * 300 + 2), (6, 64)])
     def test_what_later_kernels_read_is_brought_near(rows, numbers, monkeypatch):
@@ -135,7 +167,7 @@ if knobs.runtime.interpret:
         later = torch.zeros(numbers + 64).half()[64:]
         seen = [
             lambda: kernels.product(source, weight, later=later, shape=kernels.Shape(16, 64, 4, 3)),
-            lambda: check_look(kernels, "cpu", torch.float16, 4, 40, 2, later),
+            lambda: check_look(kernels, "cpu", torch.float16, 4, 40, (False, 16, 2, 4), later),
         ]
         for call in seen:
             asked.clear()
@@ -146,14 +178,15 @@ if knobs.runtime.interpret:
 else:
 
     def test_in_the_interpreter():
-        run_interpreted(__file__, passing=18)
+        run_interpreted(__file__, passing=31)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 2, 4, 5, 32, 64])
 def test_products_on_a_gpu(rows, dtype):
-    for sizes, cut in (((520, 1408), None), ((512, 1024), None), ((520, 1408), (32, 64, 4, 3, None, 4))):
+    cuts = [None, (32, 64, 4, 3, None, 4), (16, 32, 2, 4), (64, 32, 4, 4), (32, 64, 4, 3, None, 1, True)]
+    for sizes, cut in (((512, 1024), None), *(((520, 1408), cut) for cut in cuts)):
         check_product(on_gpu.kernels(), "cuda", dtype, rows, sizes, IN_USE, cut)
 
 
@@ -161,6 +194,7 @@ def test_products_on_a_gpu(rows, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("heads", [2, 4])
 def test_attention_on_a_gpu(heads, dtype):
-    for slot, cuts in itertools.product((0, 1, 31, 70), (None, 1)):
+    ways = [None, (False, 32, 1, 4, 3), *([(True, 16, 4, 1), (True, 32, 2, 4)] if heads == 2 else [])]
+    for slot, way, rows in itertools.product((0, 1, 31, 70), ways, (3, 32)):
         for _ in range(3):
-            check_look(on_gpu.kernels(), "cuda", dtype, heads, slot, cuts)
+            check_look(on_gpu.kernels(), "cuda", dtype, heads, slot, way, rows=rows)

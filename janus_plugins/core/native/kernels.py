@@ -51,9 +51,11 @@ NOT, AT_ONCE, LATE = 0, 1, 2
 class Shape(NamedTuple):
     """Say how a product is cut into programs: outputs and inputs at once, warps, loads under way.
 
-    With `registers`, a thread has so many at most, so that more programs stand beside one another. With more
-    `parts` than one the inputs are cut in so many, and the last program of some outputs to end sums them up
-    (products on the tensor cores alone): the rows, which every program reads, are then read less often.
+    With `registers`, a thread has so many at most, so that more programs stand beside one another. The others
+    are of products on the tensor cores. With more `parts` than one the inputs are cut in so many, and the
+    last program of some outputs to end sums them up: the rows, which every program reads, are then read less
+    often. A norm before is a kernel of its own where `apart` says so, always before inputs in parts, and of
+    numbers that its weight alone could make too large (fp16).
     """
 
     outputs: int
@@ -62,6 +64,21 @@ class Shape(NamedTuple):
     stages: int = 1
     registers: int | None = None
     parts: int = 1
+    apart: bool = False
+
+
+class Look(NamedTuple):
+    """Say how attention is cut into programs: slots at once, parts of all slots, warps, loads under way.
+
+    With `alone` every head takes plain arithmetic, for heads with keys of their own only, and its next slots
+    are under way in registers; else the heads that share keys take the tensor cores.
+    """
+
+    alone: bool
+    some: int
+    cuts: int
+    warps: int
+    stages: int = 1
 
 
 @triton.jit
@@ -213,11 +230,11 @@ def _finish(
 
 @triton.jit
 def _dots_kernel(
-    source, weight, added, later, result, summed, arrived, outputs, rows,
+    source, weight, norm, added, later, result, summed, arrived, outputs, rows, epsilon,
     INPUTS: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, STAGES: tl.constexpr,
-    PARTS: tl.constexpr, SPAN: tl.constexpr, OWN: tl.constexpr,
+    INNER: tl.constexpr, DOTTED: tl.constexpr, PARTS: tl.constexpr, SPAN: tl.constexpr, OWN: tl.constexpr,
     LATER: tl.constexpr, EACH: tl.constexpr, LINE: tl.constexpr,
-    GATED: tl.constexpr, ADDED: tl.constexpr, EARLY: tl.constexpr,
+    NORMED: tl.constexpr, GATED: tl.constexpr, ADDED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Multiply some rows with a weight on the tensor cores, the weight in the place of the many rows."""
     _begin(EARLY)
@@ -236,6 +253,8 @@ def _dots_kernel(
     _wait(EARLY)
     sums = tl.zeros((N, ROWS), tl.float32)
     ups = sums
+    squares = sums if DOTTED else tl.zeros((K // INNER, ROWS), tl.float32)
+    ones = tl.full((N, K), 1.0, weight.dtype.element_ty)
     for start in tl.range(0, SPAN, K, num_stages=STAGES):
         k = part * SPAN + start + tl.arange(0, K)
         inside = k < INPUTS
@@ -243,12 +262,27 @@ def _dots_kernel(
         some = tl.load(place + k[None, :], both, 0.0, eviction_policy="evict_first")
         given = (m[None, :] < rows) & inside[:, None]
         row = tl.load(source + m[None, :] * INPUTS + k[:, None], given, 0.0)
+        if NORMED:
+            if DOTTED:  # of 16 bits a square is the sum of two numbers
+                square = row * row
+                squares = tl.dot(ones, square, squares, input_precision="ieee")
+                squares = tl.dot(ones, tl.fma(row, row, -square), squares, input_precision="ieee")
+            else:
+                wide = row.to(tl.float32)
+                squares += tl.sum(tl.reshape(wide * wide, (K // INNER, INNER, ROWS)), 1)
+            row = row * tl.load(norm + k, inside, 0.0)[:, None]
         sums = tl.dot(some, row, sums, input_precision="ieee")
         if GATED:
             above = place + outputs.to(tl.int64) * INPUTS + k[None, :]
             more = tl.load(above, both, 0.0, eviction_policy="evict_first")
             ups = tl.dot(more, row, ups, input_precision="ieee")
     _summed(EARLY)
+    if NORMED:
+        if not DOTTED:
+            squares = tl.sum(squares, 0)[None, :]
+        short = tl.rsqrt(squares / INPUTS + epsilon)
+        sums *= short
+        ups *= short
     at = m[None, :] * outputs + n[:, None]
     written = fits[:, None] & (m[None, :] < rows)
     if PARTS == 1:
@@ -307,7 +341,7 @@ def _look_kernel(
     mixed, cosines, sines, at, cache, slot, seen, parts, shares, arrived, later, result,
     heads, groups, length, seen_stride, scale,
     EACH: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr, SOME: tl.constexpr, CUTS: tl.constexpr,
-    LATER: tl.constexpr, EACH_LATER: tl.constexpr, LINE: tl.constexpr,
+    STAGES: tl.constexpr, LATER: tl.constexpr, EACH_LATER: tl.constexpr, LINE: tl.constexpr,
     MASKED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Attend for the heads of a group of a row, over one part of the slots; the last to end joins them."""
@@ -351,7 +385,7 @@ def _look_kernel(
         whole += 1.0
         answer += value.to(tl.float32)[None, :]
 
-    for start in tl.range(first, last, SOME, num_stages=3):
+    for start in tl.range(first, last, SOME, num_stages=STAGES):
         s = start + tl.arange(0, SOME)
         here = s < last
         place = s[:, None] * WIDTH + d[None, :]
@@ -394,7 +428,7 @@ def _look_alone_kernel(
     LATER: tl.constexpr, EACH_LATER: tl.constexpr, LINE: tl.constexpr,
     MASKED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """Do the same for a head with keys of its own, by plain arithmetic in one warp, which waits for none."""
+    """Do the same for a head with keys of its own, by plain arithmetic; one warp waits for none."""
     _begin(EARLY)
     index, part = tl.program_id(0), tl.program_id(1)
     row, head = index // heads, index % heads
@@ -529,40 +563,46 @@ def product(
     rows, inputs = source.shape
     outputs = len(weight) // 2 if gated else len(weight)
     early = _early(source.device, rows)
-    if norm is not None and rows > FEW:
-        normed = torch.empty_like(source)
-        whole = triton.next_power_of_2(inputs)
-        _norm_kernel[rows,](
-            source, norm, normed, epsilon, inputs, whole, early, num_warps=4, **_launch(early)
-        )
-        source, norm = normed, None
     result = source.new_empty(rows, outputs)
-    cut = shape or _shape(rows, outputs, inputs, gated, weight.element_size())
+    size = weight.element_size()
+    cut = shape or _shape(rows, outputs, inputs, gated, size)
+    parts = cut.parts if rows > FEW and arrived is not None else 1
+    if norm is not None and rows > FEW and (cut.apart or parts > 1 or source.dtype == torch.float16):
+        source, norm = normed(source, norm, epsilon), None
     grid = (triton.cdiv(outputs, cut.outputs),)
     options = {
-        "GATED": gated, "ADDED": added is not None, "EARLY": early, "num_warps": cut.warps,
-        **_launch(early, cut),
+        "NORMED": norm is not None, "GATED": gated, "ADDED": added is not None, "EARLY": early,
+        "num_warps": cut.warps, **_launch(early, cut),
     }  # fmt: skip
-    parts = cut.parts if rows > FEW and arrived is not None else 1
+    inner = min(cut.inputs, VECTOR // size)
     more = _brought(later, early, grid[0] * parts)
     if rows <= FEW:
         _rows_kernel[grid](
             source, weight, norm, added, later, result, outputs, epsilon,
-            inputs, rows, cut.outputs, cut.inputs, min(cut.inputs, VECTOR // weight.element_size()), *more,
-            NORMED=norm is not None, **options,
+            inputs, rows, cut.outputs, cut.inputs, inner, *more, **options,
         )  # fmt: skip
     else:
         padded = max(16, triton.next_power_of_2(rows))
         summed = None
         if parts > 1:
-            size = parts * (1 + gated) * padded * outputs
-            summed = torch.empty(size, dtype=torch.float32, device=source.device)
+            numbers = parts * (1 + gated) * padded * outputs
+            summed = torch.empty(numbers, dtype=torch.float32, device=source.device)
         _dots_kernel[(*grid, parts)](
-            source, weight, added, later, result, summed, arrived, outputs, rows,
-            inputs, padded, cut.outputs, cut.inputs, cut.stages,
+            source, weight, norm, added, later, result, summed, arrived, outputs, rows, epsilon,
+            inputs, padded, cut.outputs, cut.inputs, cut.stages, inner, cut.outputs < 64 or cut.warps % 4 > 0,
             parts, triton.cdiv(triton.cdiv(inputs, parts), cut.inputs) * cut.inputs,
             max(1, NEAR // (cut.outputs * LINE * (1 + gated))), *more, **options,
         )  # fmt: skip
+    return result
+
+
+def normed(source: Tensor, norm: Tensor, epsilon: float) -> Tensor:
+    """Return rows [B, K] normed by their root mean square, and times a weight [K]."""
+    source = source.contiguous()
+    result = torch.empty_like(source)
+    rows, inputs = source.shape
+    whole, early = triton.next_power_of_2(inputs), _early(source.device, rows)
+    _norm_kernel[rows,](source, norm, result, epsilon, inputs, whole, early, num_warps=4, **_launch(early))
     return result
 
 
@@ -604,7 +644,7 @@ def _shape(rows: int, outputs: int, inputs: int, gated: bool, size: int) -> Shap
             cut = Shape(4, 1024, 4) if outputs > 4096 else Shape(2, 1024, 1)
         return cut._replace(inputs=min(cut.inputs, triton.next_power_of_2(inputs)))
     plain = Shape(16, 512, 4, 3) if inputs > 4096 else Shape(16, 256, 2, 4)
-    cut = Shape(64, 64, 4, 5) if gated else plain
+    cut = (Shape(64, 64, 4, 5) if gated else plain)._replace(apart=True)  # within has not been timed
     lines = cut.outputs * (1 + gated) + triton.next_power_of_2(rows)
     while lines * cut.inputs * cut.stages * size > SHARED:
         cut = cut._replace(inputs=cut.inputs // 2)
@@ -623,8 +663,7 @@ def look(
     heads: int,
     scale: float,
     later: Tensor | None = None,
-    some: int | None = None,
-    cuts: int | None = None,
+    way: Look | None = None,
 ) -> Tensor:
     """Return what one new slot a row sees [B, H * D]; writes its key and value to the cache.
 
@@ -639,34 +678,39 @@ def look(
         heads: H.
         scale: factor of the scores.
         later: see `product`.
-        some: slots at once; None for a good number.
-        cuts: parts of the slots; None for a good number.
+        way: how to cut it; None for the measured way.
     """
     mixed = mixed.contiguous()
     rows, both, length, width = cache.shape
     groups = both // 2
     each, programs = heads // groups, rows * groups
-    alone = each == 1 and rows <= FEW
-    some = some or (32 if width * cache.element_size() <= 512 and not alone else 16)
-    if cuts is None:
-        cuts = min(CUT, max(1, triton.next_power_of_2(PROGRAMS // programs)))
+    cut = way or _look_way(rows, heads, groups, width, cache.element_size())
     result = mixed.new_empty(rows, heads * width)
+    numbers = rows * heads * cut.cuts if cut.cuts > 1 else 0
     parts, shares = (
-        torch.empty(rows * heads * cuts * size if cuts > 1 else 0, dtype=torch.float32, device=mixed.device)
-        for size in (width, 2)
+        torch.empty(numbers * size, dtype=torch.float32, device=mixed.device) for size in (width, 2)
     )
     early = _early(mixed.device, rows)
     tensors = (mixed, cosines, sines, at, cache, slot, seen, parts, shares, arrived, later, result)
     strides = (length, 0 if seen is None else seen.stride(0), scale)
-    more = (*_brought(later, early, programs * cuts), seen is not None, early)
-    if alone:
-        _look_alone_kernel[programs, cuts](
-            *tensors, heads, *strides, width, some, cuts, *more, num_warps=1, **_launch(early)
+    more = (*_brought(later, early, programs * cut.cuts), seen is not None, early)
+    options = {"num_warps": cut.warps, **_launch(early)}
+    if cut.alone:
+        _look_alone_kernel[programs, cut.cuts](
+            *tensors, heads, *strides, width, cut.some, cut.cuts, *more, **options
         )
     else:
         tile = max(16, triton.next_power_of_2(each))
-        _look_kernel[programs, cuts](
-            *tensors, heads, groups, *strides, each, tile, width, some, cuts, *more, num_warps=4,
-            **_launch(early),
+        _look_kernel[programs, cut.cuts](
+            *tensors, heads, groups, *strides, each, tile, width, cut.some, cut.cuts, cut.stages, *more,
+            **options,
         )  # fmt: skip
     return result
+
+
+def _look_way(rows: int, heads: int, groups: int, width: int, size: int) -> Look:
+    """Return what was quickest on an H200, of Janus-1.3B's heads."""
+    cuts = min(CUT, max(1, triton.next_power_of_2(PROGRAMS // (rows * groups))))
+    if heads == groups and rows <= FEW:
+        return Look(True, 16, cuts, 1)
+    return Look(False, 32 if width * size <= 512 else 16, cuts, 4, 3)

@@ -111,6 +111,18 @@ def _(
     return source.new_empty(source.shape[0], weight.shape[0] // (1 + gated))
 
 
+@torch.library.custom_op("janus_plugins::normed", mutates_args=())
+def normed(source: Tensor, norm: Tensor, epsilon: float) -> Tensor:
+    """Return rows [B, K] normed, times a weight [K]; see `kernels.normed`."""
+    answer: Tensor = kernels().normed(source, norm, epsilon)
+    return answer
+
+
+@normed.register_fake
+def _(source: Tensor, norm: Tensor, epsilon: float) -> Tensor:
+    return source.new_empty(source.shape)
+
+
 @torch.library.custom_op("janus_plugins::look", mutates_args=("cache", "arrived"))
 def look(
     mixed: Tensor,
