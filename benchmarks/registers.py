@@ -1,10 +1,11 @@
 """Tell what the compiler makes of a decoding layer's kernels for a Hopper GPU, on a machine without one.
 
 Run `python -m benchmarks.registers [--rows 2] [--rows 32]`: the kernels of a layer of Janus-1.3B's sizes in
-bf16, and of the norm after all layers, as a step launches them, are compiled for compute capability 9.0 with Triton's own tools. Told are a
-thread's registers, how many programs of a kernel therefore stand on a multiprocessor beside one another, on
-an H200's 132 how often those are filled, and barriers within a program. Times come from a GPU alone
-(`benchmarks.layers`). How Triton is kept from asking for a device is its own affair: written for 3.6 to 3.9.
+bf16, and of the norm after all layers, as a step launches them, are compiled for compute capability 9.0 with
+Triton's own tools. Told are a thread's registers, how many programs of a kernel therefore stand on a
+multiprocessor beside one another, on an H200's 132 how often those are filled, and barriers within a program.
+Times come from a GPU alone (`benchmarks.layers`). How Triton is kept from asking for a device is its own
+affair: written for 3.6 to 3.9.
 """
 
 from __future__ import annotations
