@@ -307,9 +307,9 @@ class LanguageModel(Protocol):
         (take over the contents of a cache of the same shape), a step that was compiled for one batch
         serves the next. Where it offers `put(rows, other, start, length)` (write the first slots of
         another cache's rows to the named rows) and `shift(by)` (move all slots), rows that have ended
-        give their place to prompts that wait. Where all of these are offered, `copy_` takes a shorter cache,
-        too, and `longer(length)` returns a longer copy, a language model may say `static_prompts = True`: a
-        device then records the passes of short prompts, in which nothing may wait for the host.
+        give their place to prompts that wait. Where `select` and `copy_` are offered, of a shorter
+        cache, too, and `longer(length)` (a longer copy), a language model may say `static_prompts = True`: on
+        a device the passes of short prompts are then recorded, in which nothing may wait for the host.
         """
         ...
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from janus_plugins.core.contracts import Cached, Draws
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.inference.few_rows import few_rows
-from janus_plugins.inference.linears import Unchanged, Way
+from janus_plugins.inference.linears import Way, state_of
 from janus_plugins.inference.sampling import SeededDraws
 from janus_plugins.inference.stream import Stream
 
@@ -318,16 +318,17 @@ def recorded(
     """Return the same call, on a GPU as a recorded CUDA graph; `undo` takes back what a call has written."""
     if device.type != "cuda":
         return call
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):  # compiles, and lets libraries choose their kernels
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):  # compiles, and lets libraries choose their kernels
+                call()
+                undo()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             call()
-            undo()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
     return functools.partial(_replay, graph, call)
 
 
@@ -341,12 +342,12 @@ class Kept:
     """Hold what was recorded of a model, which serves later calls while its weights stay as they are.
 
     Attributes:
-        unchanged: answers whether they have.
+        weights: what they are like (`state_of`).
         prompts: what runs prompts; None where it was not made or cannot be.
         steps: by what they were made for.
     """
 
-    unchanged: Unchanged
+    weights: Hashable
     prompts: Any = None
     steps: dict[Hashable, GraphStep] = field(default_factory=dict)
 
@@ -363,15 +364,15 @@ _KEPT: WeakKeyDictionary[nn.Module, dict[Hashable, Kept]] = WeakKeyDictionary()
 def kept(owner: nn.Module, path: str, parts: list[nn.Module]) -> Kept:
     """Return what was recorded of a model's parts for a path; of other weights nothing was yet."""
     known = _KEPT.setdefault(owner, {})
-    if path not in known or not known[path].unchanged(_weights(parts)):
+    if path not in known or known[path].weights != _weights(parts):
         language_model: Any = owner.language_model
         language_model.new_cache(1, 1)  # after which its weights stay where they are
-        known[path] = Kept(Unchanged(_weights(parts)))
+        known[path] = Kept(_weights(parts))
     return known[path]
 
 
-def _weights(parts: list[nn.Module]) -> list[Tensor]:
-    return [tensor for part in parts for tensor in [*part.parameters(), *part.buffers()]]
+def _weights(parts: list[nn.Module]) -> Hashable:
+    return state_of(tensor for part in parts for tensor in [*part.parameters(), *part.buffers()])
 
 
 def _own_code(method: Any) -> Any:

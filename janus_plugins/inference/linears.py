@@ -95,7 +95,7 @@ def _outer(roots: tuple[nn.Module, ...]) -> dict[nn.Module, _Lazy]:
 
 
 def _instead(layer: nn.Linear, choice: Way) -> Callable[..., Tensor]:
-    return _ByKernel(layer) if choice == "kernels" else _stand_in((layer,), choice)
+    return _ByKernel.of(layer) if choice == "kernels" else _stand_in((layer,), choice)
 
 
 def _layers(roots: tuple[nn.Module, ...], choice: Way) -> list[nn.Linear]:
@@ -122,8 +122,16 @@ class _ByKernel:
     """Multiply a few rows by a layer's weight in a compiled step on a GPU; all else as the layer does."""
 
     def __init__(self, layer: nn.Linear) -> None:
-        self.layer = layer
+        self.weak = ref(layer)
         self.arrived = on_gpu.counters(layer.weight.device)
+
+    @classmethod
+    def of(cls, layer: nn.Linear) -> _ByKernel:
+        """Return a layer's own: what was compiled with it asks for the very same."""
+        known = _BY_KERNEL.get(layer)
+        if known is None or known.arrived.device != layer.weight.device:
+            _BY_KERNEL[layer] = known = cls(layer)
+        return known
 
     @staticmethod
     def fits(weight: Tensor) -> bool:
@@ -132,7 +140,7 @@ class _ByKernel:
         return floats and weight.is_contiguous() and on_gpu.has_kernels(weight.device)
 
     def __call__(self, source: Tensor, *others: Any, **named: Any) -> Tensor:
-        layer = self.layer
+        layer = cast(nn.Linear, self.weak())
         weight, rows = layer.weight, source.numel() // max(1, source.shape[-1])
         fits = torch.compiler.is_compiling() and rows <= on_gpu.MOST and source.dtype == weight.dtype
         if others or named or not fits:
@@ -214,6 +222,8 @@ class _Lazy:
         biased = {layer.bias is not None for layer in layers}
         return _stand_in(layers, self.choice) if alike and len(biased) == 1 else None
 
+
+_BY_KERNEL: WeakKeyDictionary[nn.Linear, _ByKernel] = WeakKeyDictionary()
 
 _is_compiling = torch.compiler.is_compiling
 
@@ -357,50 +367,26 @@ _LOOKED_AT = 64
 
 
 def state_of(tensors: Iterable[Tensor]) -> Hashable:
-    """Return what differs once one of the tensors has been written to or replaced; see `Unchanged`."""
-    now = Unchanged(tensors)
-    return now.counted, now.numbers
-
-
-class Unchanged:
-    """Answer whether tensors are still as they were.
+    """Return what differs once one of the tensors has been written to or replaced.
 
     torch counts writes but for those through `.data`, under inference_mode and by its fused optimisers;
     these show in a few numbers of each tensor.
     """
-
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
-        kept = list(tensors)
-        self.counted = _counted(kept)
-        # A view each, made once: on a device's host making them takes longer than reading them.
-        self._some = [_some(one) if one.is_contiguous() else None for one in kept if _is_plain(one)]
-        self.numbers = self._numbers(kept)
-
-    def __call__(self, tensors: Iterable[Tensor]) -> bool:
-        """Answer for the same tensors, or those in their place."""
-        kept = list(tensors)
-        return _counted(kept) == self.counted and self._numbers(kept) == self.numbers
-
-    def _numbers(self, kept: list[Tensor]) -> Hashable:
-        plain = [one for one in kept if _is_plain(one)]
-        alike: dict[Hashable, list[Tensor]] = {}  # so that one copy of each kind waits for a device
-        for one, some in zip(plain, self._some, strict=True):
-            alike.setdefault((one.device, one.dtype), []).append(_some(one) if some is None else some)
-        return tuple(_hash(torch.cat(several)) for several in alike.values())
-
-
-def _counted(tensors: list[Tensor]) -> Hashable:
-    return tuple((one.data_ptr(), 0 if one.is_inference() else one._version) for one in tensors)
-
-
-def _is_plain(one: Tensor) -> bool:
-    """Answer whether its numbers can be looked at: not those of a library's quantised weight, say."""
-    return type(one) in (Tensor, nn.Parameter)
+    kept = list(tensors)
+    counted = tuple((one.data_ptr(), 0 if one.is_inference() else one._version) for one in kept)
+    alike: dict[Hashable, list[Tensor]] = {}  # so that one copy of each kind waits for a device
+    for one in kept:
+        if type(one) in (Tensor, nn.Parameter):  # else such as a library's quantised weight
+            alike.setdefault((one.device, one.dtype), []).append(_some(one))
+    return counted, tuple(_hash(torch.cat(several)) for several in alike.values())
 
 
 def _some(one: Tensor) -> Tensor:
-    flat = one.detach().reshape(-1)
-    return flat[:: max(1, len(flat) // _LOOKED_AT)]
+    step = max(1, one.numel() // _LOOKED_AT)
+    if one.is_contiguous():  # by one operator: on a device's host each takes longer than what it does
+        number = -(-one.numel() // step)
+        return torch.as_strided(one.detach(), (number,), (step,), one.storage_offset())
+    return one.detach().reshape(-1)[::step]
 
 
 def _hash(numbers: Tensor) -> int:

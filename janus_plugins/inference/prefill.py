@@ -80,6 +80,7 @@ class RecordedPrompts:
             self._recordings.popitem(last=False)
         made = self._recordings[key]
         made.embeds[:, :slots].copy_(embeds)
+        made.embeds[:, slots:].zero_()  # what is not seen is multiplied by zero: a NaN would stay one
         made.positions[:, :slots].copy_(positions)
         if visible is not None and made.visible is not None:
             made.visible[:, :slots].copy_(visible)

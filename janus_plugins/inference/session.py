@@ -68,13 +68,14 @@ def generate(
         seed: of the whole call.
         max_rows: most rows of the language model at once, of which an item takes two under guidance
             (default: by the memory of the cache).
-        linears: how linear layers compute on a CPU: "packed" (the fastest way for the same numbers to
+        linears: how linear layers compute: "packed" (on a CPU the fastest way for the same numbers to
             rounding: few rows by products in C, where they can be compiled, more by a second copy of the
             weights), "plain" (as torch does), "int8" or "int4" (other results, for few rows at once; the
             copies are kept while the weights stay).
         compile: run each step as one graph, compiled at the first call (half a minute to minutes) and kept
-            for later ones of the same sizes; "packed" and "plain" are then alike. Rounding differs. On a
-            CPU whose products are in C a Llama gains nothing by it.
+            for later ones of the same sizes; "packed" and "plain" are then alike on a CPU, and on a GPU
+            "packed" multiplies heads by kernels of its own. Rounding differs. On a CPU whose products are in
+            C a Llama gains nothing by it.
         decoding: "steps" makes one code a run of the language model. "jacobi" guesses several and checks
             them in one run, one item at a time, with the same distribution. "zigzag" makes rows of a picture
             side by side, which changes results.
@@ -250,7 +251,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         if training:  # telling every module again takes milliseconds
             model.eval()
         try:
-            with torch.no_grad():
+            # What is recorded outlives the call; tensors of inference mode could not be written to after it.
+            with torch.inference_mode(False), torch.no_grad():
                 yield
         finally:
             for module in training:

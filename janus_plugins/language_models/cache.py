@@ -59,11 +59,15 @@ class KeyValueCache:
         self._both[layer], self.layers[layer] = both, _halves(both)
 
     def copy_(self, other: KeyValueCache) -> None:
-        """Take over the keys and values of a cache of as many rows, as many of its slots as there are."""
+        """Take over the keys and values of a cache of as many rows, as many of its slots as there are.
+
+        Further slots are zeros then: what is not seen may be multiplied by zero, and a NaN would stay one.
+        """
         slots = min(self.length, other.length)
         for layer, pair in other.layers.items():
             for mine, theirs in zip(self.layers[layer], pair, strict=True):
                 mine[:, :, :slots].copy_(theirs[:, :, :slots])
+                mine[:, :, slots:].zero_()
 
     def put(self, rows: Tensor, other: KeyValueCache, start: int, length: int) -> None:
         """Write the first `length` slots of another cache to the named rows [b], from slot `start` on."""

@@ -126,7 +126,7 @@ class CausalLanguageModel(nn.Module):
 
     def new_cache(self, batch: int, length: int) -> KeyValueCache:
         """Make a static key-value cache for `batch` rows of at most `length` slots."""
-        # Before anybody notes where weights lie (`inference.graph.kept_step`).
+        # Before anybody notes where weights lie (`inference.graph.kept`).
         on_cpu = next(self.model.parameters()).device.type == "cpu"
         if not (on_cpu or self.training) and can_step(self.model):
             join_weights(self.model)

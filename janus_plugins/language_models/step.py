@@ -199,6 +199,8 @@ class _OnGpu:
             stream = self._product(seen, block.o_proj.weight, later[2], added=stream)
             inner = self._product(stream, gate_up, later[3], norm=layer.post_attention_layernorm, gated=True)
             stream = self._product(inner, mlp.down_proj.weight, later[4], added=stream)
+        if step.norm.weight.dtype != stream.dtype:
+            return _normed(step.norm, stream)
         last: Tensor = on_gpu.normed(stream, step.norm.weight, step.norm.variance_epsilon)
         return last
 

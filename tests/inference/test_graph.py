@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import weakref
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -12,11 +13,12 @@ import torch
 
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.core.native.products import Products
-from janus_plugins.inference import graph
+from janus_plugins.inference import decode, graph, linears
 from janus_plugins.inference.decode import ItemPrompt, generate_items
 from janus_plugins.inference.linears import FEW_BITS
 from janus_plugins.inference.sampling import SeededDraws
 from janus_plugins.inference.session import ask, generate
+from tests.components import plain_kernels
 
 from .test_integration import RUN, WIDE, small_model
 from .toys import PlacedCodeAdapter, toy_model
@@ -107,23 +109,44 @@ def test_one_graph_serves_every_length_of_a_device(model, monkeypatch):
     assert len(kept.recorded) > torch._dynamo.config.recompile_limit
 
 
-@pytest.mark.parametrize("linears", FEW_BITS)
-def test_weights_of_few_bits_are_compiled_as_they_are_kept(monkeypatch, linears):
+@pytest.mark.parametrize("way", FEW_BITS)
+def test_weights_of_few_bits_are_compiled_as_they_are_kept(monkeypatch, way):
     # The library's own products, which compiled steps take, too: sums in another order may round otherwise.
     monkeypatch.setattr(Products, "of", classmethod(lambda cls, weights: None))
     wide = small_model(WIDE)
-    settings = {"guidance": 2.0, "temperature": 0.0, "linears": linears}
+    settings = {"guidance": 2.0, "temperature": 0.0, "linears": way}
     expected = codes(wide, "a seven", **settings)
     others = ("a seven", "one two", "nine")
-    rounded, whole = (codes(wide, *others, **{**settings, "linears": way}) for way in (linears, "packed"))
+    rounded, whole = (codes(wide, *others, **{**settings, "linears": each}) for each in (way, "packed"))
     assert not torch.equal(rounded, whole)
     for _ in range(2):
         assert torch.equal(codes(wide, "a seven", compile=True, **settings), expected)
         for step in steps_of(wide):
             step.recorded.clear()  # as for a length that was not there: guards are asked again
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    said = [wide.ask("two one", max_new_tokens=9, linears=linears, compile=way) for way in (False, True)]
+    said = [wide.ask("two one", max_new_tokens=9, linears=way, compile=each) for each in (False, True)]
     assert said[0] == said[1]
+
+
+def test_what_heads_multiply_by_is_compiled_once(monkeypatch):
+    """On a GPU by kernels; a length that was not there asks guards again."""
+    monkeypatch.setattr(decode, "when_compiled", lambda *_: "kernels")
+    monkeypatch.setattr(linears._ByKernel, "fits", lambda weight: True)
+    monkeypatch.setattr(linears, "_SMALLEST", 1)
+    monkeypatch.setattr(linears.on_gpu, "kernels", lambda: plain_kernels)
+    wide = small_model(WIDE)
+    expected = codes(wide, "a seven", temperature=0.0)
+    for _ in range(3):
+        assert torch.equal(codes(wide, "a seven", temperature=0.0, compile=True), expected)
+        for step in steps_of(wide):
+            step.recorded.clear()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    layers = [weakref.ref(layer) for layer in wide.generation["image"].head.modules()]
+    known = len(linears._BY_KERNEL)
+    del wide, step
+    gc.collect()
+    assert len(linears._BY_KERNEL) < known
+    assert not any(layer() for layer in layers)
 
 
 def test_what_dynamo_was_made_to_forget_is_compiled_again(model):
@@ -202,7 +225,7 @@ def test_what_was_recorded_keeps_what_it_reads(monkeypatch):
 
     for name in ("Stream", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, lambda: SimpleNamespace(wait_stream=lambda _: None))
-    for name in ("stream", "graph"):
+    for name in ("stream", "graph", "device"):
         monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     state = SimpleNamespace(slot=SimpleNamespace(device=torch.device("cuda")), tensors=list)

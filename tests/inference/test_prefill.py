@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from janus_plugins.core.contracts import Cached
 from janus_plugins.inference import graph, prefill
 from janus_plugins.inference.prefill import RecordedPrompts
 from janus_plugins.inference.session import generate
@@ -50,6 +51,27 @@ def test_rows_go_on_as_plain_ones_do(language_model, lengths, copies):
             other.step(embeds)
             assert torch.allclose(plain.hidden, other.hidden, atol=1e-6)
         assert plain.shape == other.shape
+
+
+def test_a_prompt_that_is_not_finite_spoils_none_after_it(language_model):
+    recorded = RecordedPrompts.of(language_model)
+    given = rows(language_model, 5, 4)
+    spoilt = [torch.full_like(row, torch.nan) for row in rows(language_model, 12, 12)]
+    Stream(language_model, spoilt, 4, 60, None, recorded)
+    plain, other = (Stream(language_model, given, 4, 60, None, way) for way in (None, recorded))
+    assert torch.allclose(plain.hidden, other.hidden, atol=1e-6)
+
+
+def test_a_cache_holds_nothing_of_what_it_held_before(language_model):
+    whole, short = language_model.new_cache(1, 9), language_model.new_cache(1, 3)
+    for cache in (whole, short):
+        slots = cache.length
+        language_model(torch.randn(1, slots, 32), torch.arange(slots)[None], Cached(0), cache)
+    whole.copy_(short)
+    for layer, pair in whole.layers.items():
+        for mine, theirs in zip(pair, short.layers[layer], strict=True):
+            assert torch.equal(mine[:, :, :3], theirs)
+            assert not mine[:, :, 3:].any()
 
 
 def test_prompts_of_about_one_length_share_a_recording(language_model, monkeypatch):
@@ -109,3 +131,15 @@ def test_a_recorded_prompt_waits_for_nothing_and_weights_may_change(model, monke
                         parameter.neg_()
     assert isinstance(graph._KEPT[away]["image"].prompts, RecordedPrompts)
     assert set(waits) == {0}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_calls_in_and_outside_of_inference_mode_take_turns(first):
+    here = small_model()
+    with elsewhere(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph.GraphStep, "_compile", lambda self: self._step)
+        away = copy.deepcopy(here).to(AWAY)
+        for inside in (first, not first):
+            with torch.inference_mode(inside):
+                made = [generate(each, "a two", return_codes=True, compile=True) for each in (here, away)]
+            assert torch.equal(*made)
