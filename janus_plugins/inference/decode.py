@@ -182,12 +182,9 @@ def generate_items(
 
 
 def _recorded(model: UnifiedModel, modality: str) -> Kept:
-    """Return what was recorded of a path; on a device prompts are, too: launching them takes their time."""
+    """Return what was recorded of a path."""
     path = cast(Any, model.generation[modality])
-    made = kept(model, modality, [model.language_model, path.adapter, path.head])
-    if made.prompts is None and model.device.type != "cpu":
-        made.prompts = RecordedPrompts.of(model.language_model)
-    return made
+    return kept(model, modality, [model.language_model, path.adapter, path.head])
 
 
 def _item_stream(
@@ -200,7 +197,7 @@ def _item_stream(
     if recorded is not None:
         room = roomy(given + room) - given
     once = None if len(copies) == len(embeds) else copies
-    prompts = None if recorded is None else recorded.prompts
+    prompts = RecordedPrompts.kept(recorded, model.language_model, model.device)
     return Stream(model.language_model, embeds, room, positions, once, prompts)
 
 

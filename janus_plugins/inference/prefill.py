@@ -59,6 +59,17 @@ class RecordedPrompts:
         """Return what runs a language model's prompts, or None where they cannot be recorded."""
         return cls(language_model) if getattr(language_model, "static_prompts", False) else None
 
+    @classmethod
+    def kept(
+        cls, recorded: graph.Kept | None, language_model: nn.Module, device: torch.device
+    ) -> RecordedPrompts | None:
+        """Return those among what was recorded of a model; there are none on a CPU."""
+        if recorded is None or device.type == "cpu":
+            return None
+        if recorded.prompts is None:
+            recorded.prompts = cls.of(language_model)
+        return cast("RecordedPrompts | None", recorded.prompts)
+
     def takes(self, rows: int, slots: int) -> bool:
         """Answer whether rows of so many slots are few and short enough."""
         return rows * graph.rounded(slots, graph.GRAIN) <= MOST_SLOTS

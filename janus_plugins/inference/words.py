@@ -17,8 +17,9 @@ from janus_plugins.core.choice import choose
 from janus_plugins.core.contracts import Draws
 from janus_plugins.inference.decode import Loop, row_embeds, rows_at_once
 from janus_plugins.inference.filling import Order, Watch, fill
-from janus_plugins.inference.graph import GraphStep, check_static, kept, roomy
+from janus_plugins.inference.graph import GraphStep, Kept, check_static, kept, roomy
 from janus_plugins.inference.linears import Linears, Way, fast_linears, when_compiled
+from janus_plugins.inference.prefill import RecordedPrompts
 from janus_plugins.inference.sampling import SeededDraws
 from janus_plugins.inference.stream import Stream
 
@@ -84,7 +85,7 @@ def generate_text(
 
     def order(rows: Sequence[int]) -> Order:
         def begin(chosen: Sequence[int], room: int) -> Stream:
-            return begin_text(model, [prompts[rows[each]] for each in chosen], room)
+            return begin_text(model, [prompts[rows[each]] for each in chosen], room, recorded)
 
         return Order(
             begin=begin,
@@ -99,22 +100,26 @@ def generate_text(
 
     batches = [range(first, min(first + at_once, len(prompts))) for first in range(0, len(prompts), at_once)]
     way: Way = linears
+    recorded = None
     if compile:
         check_static(language_model)
         way = when_compiled(linears, model.device)
+        recorded = kept(model, "text", [language_model])
     # On a GPU a language model sees to its own products.
     with fast_linears(way, language_model.text_head if way == "kernels" else language_model):
-        if compile:
+        if recorded is not None:
             key = (temperature, top_p, max_new_tokens)
-            made = [_compiled(model, key, order(rows), max_new_tokens, way) for rows in batches]
+            made = [_compiled(model, key, order(rows), max_new_tokens, way, recorded) for rows in batches]
             return [said for batch in made for said in batch]
         if hasattr(language_model.new_cache(1, 1), "put"):
             return fill(order(range(len(prompts))), at_once, model.device)
         return [said for rows in batches for said in fill(order(rows), len(rows), model.device)]
 
 
-def begin_text(model: UnifiedModel, prompts: Sequence[TextPrompt], room: int) -> Stream:
-    """Run prompts, what they share once; leave `room` slots.
+def begin_text(
+    model: UnifiedModel, prompts: Sequence[TextPrompt], room: int, recorded: Kept | None = None
+) -> Stream:
+    """Run prompts, what they share once, without items as was recorded of them; leave `room` slots.
 
     A prompt with items runs in two pieces in any company, so that company does not change its rounding.
     """
@@ -123,7 +128,8 @@ def begin_text(model: UnifiedModel, prompts: Sequence[TextPrompt], room: int) ->
     heads = [_items_end(prompt) for prompt in prompts]
     rows = [row_embeds(language_model, one.ids, one.items, model.device) for one in prompts]
     if not any(heads) or any(head == len(row) for head, row in zip(heads, rows, strict=True)):
-        return Stream(language_model, rows, room, positions)
+        once = RecordedPrompts.kept(recorded, language_model, model.device)
+        return Stream(language_model, rows, room, positions, recorded=once)
     heads = [head or 1 for head in heads]
     keys = [
         (tuple(prompt.ids[:head]), tuple((start, id(values)) for start, values in prompt.items))
@@ -144,7 +150,7 @@ def begin_text(model: UnifiedModel, prompts: Sequence[TextPrompt], room: int) ->
 
 
 def _compiled(
-    model: UnifiedModel, key: tuple[Any, ...], order: Order, max_new_tokens: int, way: Way
+    model: UnifiedModel, key: tuple[Any, ...], order: Order, max_new_tokens: int, way: Way, recorded: Kept
 ) -> list[list[int]]:
     """Answer one batch by compiled steps."""
     longest, ends = max(order.lengths), torch.tensor(order.limits, device=model.device)
@@ -159,8 +165,9 @@ def _compiled(
         def make() -> GraphStep:
             return GraphStep(model.language_model, order.embed, order.pick, way)
 
-        steps = kept(model, "text", [model.language_model])
-        return steps.step((*key, way, *stream.shape, stream.padded), make)
+        return kept(model, "text", [model.language_model]).step(
+            (*key, way, *stream.shape, stream.padded), make
+        )
 
     # As many slots for every batch of about this length, so that they share what was compiled.
     room = roomy(2 * longest + max_new_tokens) - longest

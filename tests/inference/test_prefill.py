@@ -129,7 +129,11 @@ def test_a_recorded_prompt_waits_for_nothing_and_weights_may_change(model, monke
                 with torch.no_grad():
                     for parameter in each.language_model.parameters():
                         parameter.neg_()
-    assert isinstance(graph._KEPT[away]["image"].prompts, RecordedPrompts)
+        asked = {"max_new_tokens": 9}
+        for question in ("two one", ["three", "one two"]):
+            assert away.ask(question, compile=True, **asked) == here.ask(question, **asked)
+    for path in ("image", "text"):
+        assert isinstance(graph._KEPT[away][path].prompts, RecordedPrompts)
     assert set(waits) == {0}
 
 
