@@ -14,6 +14,8 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -167,10 +169,26 @@ def main() -> int:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change the reference"
     )
+    parser.add_argument(
+        "--found",
+        type=Path,
+        metavar="FILE",
+        help="layers.json of a search: run kernels as it found best",
+    )
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
         print("there is no GPU here; run this where torch.cuda.is_available()", file=sys.stderr)
         return 1
+    with ExitStack() as stack:
+        if given.found is not None:
+            from benchmarks.layers import best_found  # which takes Triton
+
+            stack.enter_context(best_found(given.found))
+        return measure(given)
+
+
+def measure(given: argparse.Namespace) -> int:
+    """Measure as asked."""
     model = reference(given.device, given.set)
     made: list[harness.Comparison] = []
     equal = True

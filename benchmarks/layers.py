@@ -7,8 +7,8 @@ stands what reading its weights and its cache takes at the bandwidth measured in
 (`kernels._early`), other shapes of each product (`kernels.Shape`) and other amounts of weights brought near
 (`core.native.on_gpu.Ahead`), one change at a time and, while time is left, all over again; it keeps what
 gains more than half a percent in two runs by turns. What it prints at the end is what the constants there
-should say. Other processes compile what is to be tried, before it is. Of the best way torch's profiler tells
-what each kernel of a layer takes.
+should say, and what `benchmarks.gpu --found` tries. Other processes compile what is to be tried, before it is.
+Of the best way torch's profiler tells what each kernel of a layer takes.
 `--device cpu --layers 2 --width 64` tries the command in Triton's interpreter (TRITON_INTERPRET=1), runs
 everything once and keeps nothing.
 """
@@ -18,15 +18,17 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import json
 import multiprocessing
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.pool import Pool
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -132,6 +134,14 @@ class Way:
         named = {name: None if part is None else part._asdict() for name, part in parts.items()}
         return {**named, "early": None if self.early is None else EARLY[self.early]}
 
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Way:
+        """Return the way that was `told`."""
+        shapes = tuple(told[name] and Shape(**told[name]) for name in PRODUCTS)
+        early = next((number for number, name in EARLY.items() if name == told["early"]), None)
+        ahead, look = told["ahead"], told["look"]
+        return cls(shapes, ahead and on_gpu.Ahead(**ahead), look and Look(**look), early)
+
     def __str__(self) -> str:
         cuts = [
             f"{name} {'as it is' if cut is None else tuple(cut)}"
@@ -205,7 +215,7 @@ class Layers:
 
     def work(self, way: Way, recorded: bool = True) -> Work:
         """Return one step of all layers in a way, run once and then, on a GPU, recorded."""
-        with chosen(way, self.sizes):
+        with chosen(lambda _: way, self.sizes), patch.object(on_gpu, "has_kernels", lambda device: True):
             made = step.LlamaStep(self.body, self.cache)
             assert made.on_gpu is not None
             visible = torch.ones(self.rows, 640, dtype=torch.bool, device=self.device)
@@ -233,27 +243,37 @@ def products(sizes: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 @contextmanager
-def chosen(way: Way, sizes: tuple[int, int]) -> Iterator[None]:
-    """Let kernels run in a way."""
+def chosen(way_of: Callable[[int], Way], sizes: tuple[int, int]) -> Iterator[None]:
+    """Let kernels run in a way, by the rows of a step."""
     kernels = on_gpu.kernels()
     cut, look, early, ahead = kernels._shape, kernels._look_way, kernels._early, on_gpu.ahead_of
-    known = dict(zip(products(sizes), way.shapes, strict=True))
 
     def shape(rows: int, outputs: int, inputs: int, gated: bool, size: int) -> Shape:
+        known = dict(zip(products(sizes), way_of(rows).shapes, strict=True))
         return known.get((outputs, inputs)) or cut(rows, outputs, inputs, gated, size)
 
     def begins(device: torch.device, rows: int) -> int:
-        can = early(device, rows)
-        return can and (can if way.early is None else way.early)
+        can, asked = early(device, rows), way_of(rows).early
+        return can and (can if asked is None else asked)
 
     with (
         patch.object(kernels, "_shape", shape),
-        patch.object(kernels, "_look_way", lambda *given: way.look or look(*given)),
+        patch.object(kernels, "_look_way", lambda rows, *given: way_of(rows).look or look(rows, *given)),
         patch.object(kernels, "_early", begins),
-        patch.object(on_gpu, "ahead_of", lambda rows: way.ahead or ahead(rows)),
-        patch.object(on_gpu, "has_kernels", lambda device: True),
+        patch.object(on_gpu, "ahead_of", lambda rows: way_of(rows).ahead or ahead(rows)),
     ):
         yield
+
+
+def best_found(file: Path) -> AbstractContextManager[None]:
+    """Let kernels run as an earlier search found best, for a model of its sizes."""
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    ways = {int(rows): Way.of(of["the best found"]) for rows, of in kept["rows"].items()}
+    few, many = (
+        next((way for rows, way in ways.items() if (rows <= on_gpu.FEW) is wanted), Way())
+        for wanted in (True, False)
+    )
+    return chosen(lambda rows: few if rows <= on_gpu.FEW else many, tuple(kept["sizes"]))
 
 
 def seconds(work: Work, device: torch.device, times: int = 40) -> float:
@@ -498,7 +518,7 @@ def run(given: argparse.Namespace, pool: Pool | None) -> int:
     name = torch.cuda.get_device_name()
     ways = [f"- {rows} rows, {way}: {each['way']}" for rows, of in kept.items() for way, each in of.items()]
     text = "\n".join([*lines, "", *table, "", *ways, "", f"{name}; {speed / 1e12:.2f} TB/s"])
-    harness.keep("layers", text, {"device": name, "rows": kept})
+    harness.keep("layers", text, {"device": name, "sizes": layers.sizes, "rows": kept})
     return 0
 
 

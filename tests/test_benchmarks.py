@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -101,6 +102,28 @@ def test_a_search_keeps_every_change_that_gains(monkeypatch, capsys):
     assert layers.AT_ONCE in {way.early for way in tries}
     assert layers.searched(asked, now, 0.0) == now
     assert f"out {tuple(best)}" in str(found)
+
+
+def test_what_a_search_found_is_tried_in_a_model(tmp_path):
+    layers = pytest.importorskip("benchmarks.layers")  # needs Triton
+    kernels, cut = layers.on_gpu.kernels(), layers.Shape(2, 512, 4, apart=True)
+    few = layers.Way((None, cut, None, None), None, layers.Look(True, 32, 4, 2), layers.LATE)
+    many = layers.Way((cut, None, cut, None), layers.on_gpu.Ahead(1, 2, 3, 4, 5), None, None)
+    rows = {"2": {"the best found": few.told(), "as they are": {}}, "32": {"the best found": many.told()}}
+    file = tmp_path / "layers.json"
+    file.write_text(json.dumps({"sizes": [64, 176], "rows": rows}))
+
+    def asked() -> list[object]:
+        looks = [kernels._look_way(rows, 16, 16, 128, 2) for rows in (2, 32)]
+        shapes = [kernels._shape(rows, 192, 64, False, 2) for rows in (2, 32)]
+        return [*looks, *shapes, kernels._shape(2, 64, 64, False, 2), *map(layers.on_gpu.ahead_of, (2, 32))]
+
+    plain = asked()
+    with layers.best_found(file):
+        found = asked()
+    wanted = {0: few.look, 3: cut, 4: cut, 6: many.ahead}
+    assert found == [wanted.get(place, one) for place, one in enumerate(plain)]
+    assert asked() == plain
 
 
 def test_kernels_are_told_apart_by_their_place_in_a_layer():
