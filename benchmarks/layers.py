@@ -7,8 +7,8 @@ stands what reading its weights and its cache takes at the bandwidth measured in
 (`kernels._early`), other shapes of each product (`kernels.Shape`) and other amounts of weights brought near
 (`core.native.on_gpu.Ahead`), one change at a time and, while time is left, all over again; it keeps what
 gains more than half a percent in two runs by turns. What it prints at the end is what the constants there
-should say, and what `benchmarks.gpu --found` tries. Other processes compile what is to be tried, before it is.
-Of the best way torch's profiler tells what each kernel of a layer takes.
+should say, and what `benchmarks.gpu --found` tries. Other processes compile what is to be tried, before it
+is. Of the best way torch's profiler tells what each kernel of a layer takes.
 `--device cpu --layers 2 --width 64` tries the command in Triton's interpreter (TRITON_INTERPRET=1), runs
 everything once and keeps nothing.
 """
