@@ -153,7 +153,8 @@ def generate_items(
         check_static(model.language_model)
         embedder.check_alike("compile")
         way = when_compiled(linears, model.device)
-    recorded = _recorded(model, modality) if compile else None
+    parts = [model.language_model, path.adapter, path.head]
+    recorded = kept(model, modality, parts) if compile else None
     loop = Loop(pick, embed, facts.tokens, compiled=compiled if compile else None)
     ahead = None if decoding == "steps" else Ahead(model.language_model, path.head, embedder, facts, window)
     if ahead is not None:
@@ -179,12 +180,6 @@ def generate_items(
     own = () if way == "kernels" else (model.language_model,)
     with fast_linears(way, *own, path.adapter, path.head):
         return torch.cat([make(batch) for batch in _item_batches(prompts, at_once)])
-
-
-def _recorded(model: UnifiedModel, modality: str) -> Kept:
-    """Return what was recorded of a path."""
-    path = cast(Any, model.generation[modality])
-    return kept(model, modality, [model.language_model, path.adapter, path.head])
 
 
 def _item_stream(
