@@ -202,6 +202,8 @@ def measure(given: argparse.Namespace) -> int:
         print("\n".join(harness.markdown(one) for one in made))
         return 0
     made[0].counts["device"] = torch.cuda.get_device_name()
+    if given.found is not None:
+        made[0].counts["kernels"] = f"as found in {given.found.name}"
     refused = harness.report("gpu" if 1 in (given.batch or [1]) else "gpu_batch", made, given.force)
     return 0 if equal and not refused else 1
 
