@@ -3,12 +3,13 @@
 Run `python -m benchmarks.layers [--rows 2] [--rows 32] [--search]`: 24 layers of Janus-1.3B's sizes with
 random weights in bf16, recorded as one graph, over a cache half filled by an image. Beside a layer's time
 stands what reading its weights and its cache takes at the bandwidth measured in the same run. With
-`--search` it tries other ways of attention (`core.native.kernels.Look`), when a kernel may begin
-(`kernels._early`), other shapes of each product (`kernels.Shape`) and other amounts of weights brought near
-(`core.native.on_gpu.Ahead`), one change at a time and, while time is left, all over again; it keeps what
-gains more than half a percent in two runs by turns. What it prints at the end is what the constants there
-should say, and what `benchmarks.gpu --found` tries. Other processes compile what is to be tried, before it
-is. Of the best way torch's profiler tells what each kernel of a layer takes.
+`--search` it tries whether products carry the norms after them (`core.native.on_gpu.carries`), other ways of
+attention (`core.native.kernels.Look`), when a kernel may begin (`kernels._early`), other shapes of each
+product (`kernels.Shape`) and other amounts of weights brought near (`on_gpu.Ahead`), one change at a time
+and, while time is left, all over again; it keeps what gains more than half a percent in two runs by turns.
+What it prints at the end is what the constants there should say, and what `benchmarks.gpu --found` tries.
+Other processes compile what is to be tried, before it is. Of the best way torch's profiler tells what each
+kernel of a layer takes.
 `--device cpu --layers 2 --width 64` tries the command in Triton's interpreter (TRITON_INTERPRET=1), runs
 everything once and keeps nothing.
 """
@@ -121,18 +122,20 @@ class Way:
         ahead: what is brought near.
         look: how attention is cut.
         early: when the next kernel may begin.
+        carried: whether products carry the next norm.
     """
 
     shapes: tuple[Shape | None, ...] = (None,) * len(PRODUCTS)
     ahead: on_gpu.Ahead | None = None
     look: Look | None = None
     early: int | None = None
+    carried: bool | None = None
 
     def told(self) -> dict[str, Any]:
         """Return all of it by name."""
         parts = {**dict(zip(PRODUCTS, self.shapes, strict=True)), "ahead": self.ahead, "look": self.look}
         named = {name: None if part is None else part._asdict() for name, part in parts.items()}
-        return {**named, "early": None if self.early is None else EARLY[self.early]}
+        return {**named, "early": None if self.early is None else EARLY[self.early], "carried": self.carried}
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> Way:
@@ -140,7 +143,8 @@ class Way:
         shapes = tuple(told[name] and Shape(**told[name]) for name in PRODUCTS)
         early = next((number for number, name in EARLY.items() if name == told["early"]), None)
         ahead, look = told["ahead"], told["look"]
-        return cls(shapes, ahead and on_gpu.Ahead(**ahead), look and Look(**look), early)
+        carried = told["carried"]
+        return cls(shapes, ahead and on_gpu.Ahead(**ahead), look and Look(**look), early, carried)
 
     def __str__(self) -> str:
         cuts = [
@@ -149,7 +153,11 @@ class Way:
         ]
         near = [f"{name} {size / MIB:g}" for name, size in self.ahead._asdict().items()] if self.ahead else []
         next_one = "as it does" if self.early is None else f"once one {EARLY[self.early]}"
-        return f"{'; '.join(cuts)}; MiB near: {', '.join(near) or 'as it is'}; the next begins {next_one}"
+        norms = {None: "as they are", True: "carried", False: "not carried"}[self.carried]
+        return (
+            f"{'; '.join(cuts)}; norms {norms}; MiB near: {', '.join(near) or 'as it is'}; "
+            f"the next begins {next_one}"
+        )
 
 
 class Layers:
@@ -211,7 +219,8 @@ class Layers:
             for name, product in zip(PRODUCTS, products(self.sizes), strict=True)
         )
         look = kernels._look_way(self.rows, self.heads, self.heads, self.sizes[0] // self.heads, size)
-        return Way(shapes, on_gpu.ahead_of(self.rows), look, kernels._early(self.device, self.rows))
+        early, carried = kernels._early(self.device, self.rows), on_gpu.carries(self.rows, self.kind)
+        return Way(shapes, on_gpu.ahead_of(self.rows), look, early, carried)
 
     def work(self, way: Way, recorded: bool = True) -> Work:
         """Return one step of all layers in a way, run once and then, on a GPU, recorded."""
@@ -246,7 +255,8 @@ def products(sizes: tuple[int, int]) -> list[tuple[int, int]]:
 def chosen(way_of: Callable[[int], Way], sizes: tuple[int, int]) -> Iterator[None]:
     """Let kernels run in a way, by the rows of a step."""
     kernels = on_gpu.kernels()
-    cut, look, early, ahead = kernels._shape, kernels._look_way, kernels._early, on_gpu.ahead_of
+    cut, look, early = kernels._shape, kernels._look_way, kernels._early
+    ahead, carries = on_gpu.ahead_of, on_gpu.carries
 
     def shape(rows: int, outputs: int, inputs: int, gated: bool, size: int) -> Shape:
         known = dict(zip(products(sizes), way_of(rows).shapes, strict=True))
@@ -256,11 +266,16 @@ def chosen(way_of: Callable[[int], Way], sizes: tuple[int, int]) -> Iterator[Non
         can, asked = early(device, rows), way_of(rows).early
         return can and (can if asked is None else asked)
 
+    def carried(rows: int, kind: torch.dtype) -> bool:
+        asked = way_of(rows).carried
+        return carries(rows, kind) if asked is None else asked
+
     with (
         patch.object(kernels, "_shape", shape),
         patch.object(kernels, "_look_way", lambda rows, *given: way_of(rows).look or look(rows, *given)),
         patch.object(kernels, "_early", begins),
         patch.object(on_gpu, "ahead_of", lambda rows: way_of(rows).ahead or ahead(rows)),
+        patch.object(on_gpu, "carries", carried),
     ):
         yield
 
@@ -301,20 +316,17 @@ def tried(layers: Layers, best: Work, other: Work, gain: float = 0.005) -> tuple
 
 
 def others(rows: int, sizes: tuple[int, int]) -> Iterator[list[Change]]:
-    """Yield changes of one part of a way: attention and when kernels begin, products, what is near."""
-
-    def shaped(index: int, change: Callable[[Shape | None], Shape | None]) -> Change:
-        return lambda old: replace(
-            old, shapes=tuple(change(cut) if i == index else cut for i, cut in enumerate(old.shapes))
-        )
+    """Yield changes of one part of a way: norms, attention, when kernels begin; products; what is near."""
 
     def cut(index: int, shape: Shape) -> Change:
         fitting = 1 << (products(sizes)[index][1] - 1).bit_length()
         shape = shape._replace(inputs=min(shape.inputs, fitting))
-        return shaped(index, lambda old: shape._replace(apart=old is not None and old.apart))
+        return lambda old: replace(
+            old, shapes=tuple(shape if i == index else cut for i, cut in enumerate(old.shapes))
+        )
 
-    def norm(index: int) -> Change:
-        return shaped(index, lambda old: old and old._replace(apart=not old.apart))
+    def norms(old: Way) -> Way:
+        return replace(old, carried=not old.carried)
 
     def begins(early: int) -> Change:
         return lambda old: replace(old, early=early) if old.early else old
@@ -325,11 +337,10 @@ def others(rows: int, sizes: tuple[int, int]) -> Iterator[list[Change]]:
     few = rows <= on_gpu.FEW
     kind = "few" if few else "many"
     looks: list[Change] = [functools.partial(replace, look=look) for look in LOOKS[kind]]
-    yield [begins(AT_ONCE), begins(LATE), *looks]
+    yield [*([] if few else [norms]), begins(AT_ONCE), begins(LATE), *looks]
     largest = [PRODUCTS.index(name) for name in ("gate_up", "qkv", "down", "out")]
-    apart = [] if few else [norm(PRODUCTS.index(name)) for name in ("qkv", "gate_up")]
     parts = [] if few else [cut(PRODUCTS.index("down"), shape) for shape in SHAPES["parts"]]
-    yield apart + [cut(index, shape) for shape in SHAPES[kind] for index in largest] + parts
+    yield [cut(index, shape) for shape in SHAPES[kind] for index in largest] + parts
     yield [near(name, size) for name, sizes in AHEAD.items() for size in sizes]
 
 
@@ -462,12 +473,11 @@ def grouped(ran: list[tuple[str, float, float]], number: int, times: int) -> lis
     """Return kernels by their place in one of so many layers, each of which ran so many times: medians."""
     run, odd = divmod(len(ran), times)
     each, left = divmod(run - 1, number)
-    if odd or left or each < 1:
+    if odd or left > 1 or each < 1:
         raise ValueError(f"{len(ran)} kernels of {number} layers, {times} times")
     ran = sorted(ran, key=lambda one: one[1])
-    ran = [
-        one for place, one in enumerate(ran, 1) if place % run
-    ]  # the last one is the norm after all layers
+    # The last one is the norm after all layers, and one ahead of them that before the first layer's product.
+    ran = [one for place, one in enumerate(ran) if left <= place % run < run - 1]
     places, order = [], iter(("qkv", "look", "out", "gate_up", "down"))
     for place in range(each):
         own = ran[place::each]

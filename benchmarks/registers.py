@@ -30,7 +30,7 @@ from triton.runtime.jit import JITFunction
 from benchmarks import harness
 from benchmarks.launches import GPU, Driver
 from benchmarks.layers import Layers, Way
-from janus_plugins.core.native import kernels
+from janus_plugins.core.native import kernels, on_gpu
 
 PROGRAMS = 32
 """Programs that stand on a multiprocessor at most."""
@@ -113,12 +113,12 @@ def _said(tool: str, *given: str) -> str:
     return done.stdout + done.stderr
 
 
-def layer(rows: int) -> list[Made]:
-    """Return what became of the kernels of one layer of a step of so many rows."""
-    layers = Layers("cpu", rows, 1, 2048, torch.bfloat16)
+def layer(rows: int, way: Way) -> list[Made]:
+    """Return what became of the kernels of a layer of a step of so many rows, and of the last norm."""
+    layers = Layers("cpu", rows, 2, 2048, torch.bfloat16)
     with torch.inference_mode(), compiled_only() as found:
-        layers.work(Way())
-    return [described(kernel, programs) for kernel, programs in found]
+        layers.work(way)
+    return [described(kernel, programs) for kernel, programs in [*found[: len(found) // 2], found[-1]]]
 
 
 def main() -> int:
@@ -131,11 +131,15 @@ def main() -> int:
         "|---|---|---|---|---|---|---|---|",
     ]
     kept = {}
-    for rows in given.rows or [2, 32]:
-        made = layer(rows)
-        kept[str(rows)] = [asdict(one) for one in made]
+    ways = {f"{rows}": (rows, Way(carried=False)) for rows in given.rows or [2, 32]}
+    ways |= {
+        f"{rows}, norms carried": (rows, Way(carried=True)) for rows, _ in ways.values() if rows > on_gpu.FEW
+    }
+    for name, (rows, way) in ways.items():
+        made = layer(rows, way)
+        kept[name] = [asdict(one) for one in made]
         lines += [
-            f"| {rows} | {one.name} | {one.programs:,} | {one.warps} | {one.registers} | {one.beside} "
+            f"| {name} | {one.name} | {one.programs:,} | {one.warps} | {one.registers} | {one.beside} "
             f"| {one.rounds:.2f} | {one.barriers} |"
             for one in made
         ]

@@ -83,9 +83,9 @@ def test_a_search_keeps_every_change_that_gains(monkeypatch, capsys):
     best, look, tries = layers.Shape(32, 64, 2, 6), layers.Look(False, 64, 1, 4, 3), []
 
     def gains(way):
-        # The norm apart gains only once something is brought near, which is tried after it.
+        # Carried norms gain only once something is brought near, which is tried after them.
         near = way.ahead.gate_up == 8 << 20
-        return (way.shapes[1] == best) + (way.look == look) + near + (near and way.shapes[2].apart)
+        return (way.shapes[1] == best) + (way.look == look) + near + (near and way.carried)
 
     def tried(of, old, new):
         tries.append(new)
@@ -93,12 +93,12 @@ def test_a_search_keeps_every_change_that_gains(monkeypatch, capsys):
 
     monkeypatch.setattr(layers, "tried", tried)
     cut = layers.Shape(64, 64, 4, 5)
-    now = layers.Way((cut,) * 4, layers.on_gpu.AHEAD_OF_MANY, layers.Look(False, 32, 1, 4, 3), layers.LATE)
+    near, now = layers.on_gpu.AHEAD_OF_MANY, layers.Look(False, 32, 1, 4, 3)
+    now = layers.Way((cut,) * 4, near, now, layers.LATE, carried=False)
     asked = SimpleNamespace(rows=32, sizes=(2048, 5632), work=lambda way: way)
     found = layers.searched(asked, now, time.perf_counter() + 100)
-    near = layers.on_gpu.AHEAD_OF_MANY._replace(gate_up=8 << 20)
-    assert found == layers.Way((cut, best, cut._replace(apart=True), cut), near, look, layers.LATE)
-    assert found.told()["gate_up"]["apart"]
+    near = near._replace(gate_up=8 << 20)
+    assert found == layers.Way((cut, best, cut, cut), near, look, layers.LATE, carried=True)
     assert layers.AT_ONCE in {way.early for way in tries}
     assert layers.searched(asked, now, 0.0) == now
     assert f"out {tuple(best)}" in str(found)
@@ -106,9 +106,9 @@ def test_a_search_keeps_every_change_that_gains(monkeypatch, capsys):
 
 def test_what_a_search_found_is_tried_in_a_model(tmp_path):
     layers = pytest.importorskip("benchmarks.layers")  # needs Triton
-    kernels, cut = layers.on_gpu.kernels(), layers.Shape(2, 512, 4, apart=True)
+    kernels, cut = layers.on_gpu.kernels(), layers.Shape(2, 512, 4, parts=3)
     few = layers.Way((None, cut, None, None), None, layers.Look(True, 32, 4, 2), layers.LATE)
-    many = layers.Way((cut, None, cut, None), layers.on_gpu.Ahead(1, 2, 3, 4, 5), None, None)
+    many = layers.Way((cut, None, cut, None), layers.on_gpu.Ahead(1, 2, 3, 4, 5), None, None, carried=True)
     rows = {"2": {"the best found": few.told(), "as they are": {}}, "32": {"the best found": many.told()}}
     file = tmp_path / "layers.json"
     file.write_text(json.dumps({"sizes": [64, 176], "rows": rows}))
@@ -116,12 +116,14 @@ def test_what_a_search_found_is_tried_in_a_model(tmp_path):
     def asked() -> list[object]:
         looks = [kernels._look_way(rows, 16, 16, 128, 2) for rows in (2, 32)]
         shapes = [kernels._shape(rows, 192, 64, False, 2) for rows in (2, 32)]
-        return [*looks, *shapes, kernels._shape(2, 64, 64, False, 2), *map(layers.on_gpu.ahead_of, (2, 32))]
+        carried = [layers.on_gpu.carries(rows, torch.bfloat16) for rows in (2, 32)]
+        near = map(layers.on_gpu.ahead_of, (2, 32))
+        return [*looks, *shapes, kernels._shape(2, 64, 64, False, 2), *near, *carried]
 
     plain = asked()
     with layers.best_found(file):
         found = asked()
-    wanted = {0: few.look, 3: cut, 4: cut, 6: many.ahead}
+    wanted = {0: few.look, 3: cut, 4: cut, 6: many.ahead, 8: True}
     assert found == [wanted.get(place, one) for place, one in enumerate(plain)]
     assert asked() == plain
 
@@ -135,20 +137,24 @@ def test_kernels_are_told_apart_by_their_place_in_a_layer():
     assert [name for name, *_ in told] == ["qkv", "look", "out", "norm", "gate_up", "down"]
     assert [length for _, length, _ in told] == [4, 5, 6, 7, 8, 9]
     assert [after for *_, after in told] == [5, 11, 11, 11, 11, 11]
-    with pytest.raises(ValueError, match="37 kernels"):
+    ran = [(f"{name}_kernel", i, i + 1) for i, name in enumerate(["_norm", *["_dots"] * 15, "_norm"] * 2)]
+    assert [name for name, *_ in layers.grouped(ran, 3, 2)] == ["qkv", "look", "out", "gate_up", "down"]
+    with pytest.raises(ValueError, match="33 kernels"):
         layers.grouped(ran[1:], 3, 2)
 
 
 def test_kernels_of_a_layer_compile_for_a_gpu_that_is_not_there():
     pytest.importorskip("triton")
     code = (
-        "from benchmarks.registers import layer; print([one.name for rows in (2, 32) for one in layer(rows)])"
+        "from benchmarks.registers import Way, layer; ways = [(2, None), (32, False), (32, True)]; "
+        "print([one.name for rows, way in ways for one in layer(rows, Way(carried=way))])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     few = ["rows", "look_alone", "rows", "rows", "rows", "norm"]
     more = ["norm", "dots", "look", "dots", "norm", "dots", "dots", "norm"]
-    assert done.stdout.splitlines()[-1] == str([f"{name}_kernel" for name in (*few, *more)])
+    carried = ["norm", "dots", "look", "dots", "dots", "dots", "norm"]
+    assert done.stdout.splitlines()[-1] == str([f"{name}_kernel" for name in (*few, *more, *carried)])
 
 
 def test_the_table_of_listings():

@@ -147,7 +147,7 @@ class _ByKernel:
             answer: Tensor = type(layer).forward(layer, source, *others, **named)
             return answer
         whole = source.reshape(rows, -1)
-        answer = on_gpu.product(whole, weight, None, 0.0, None, False, None, self.arrived)
+        answer = on_gpu.product(whole, weight, None, None, 0.0, None, False, None, self.arrived)
         answer = answer.view(*source.shape[:-1], len(weight))
         return answer if layer.bias is None else answer + layer.bias
 

@@ -150,6 +150,10 @@ class LlamaStep:
         return result
 
 
+_Carried = tuple[Tensor, Tensor] | None
+"""Rows times the weight of the norm that follows, and sums of their squares, for the product after it."""
+
+
 class _OnGpu:
     """Run the same step by kernels made for a few rows on a GPU (`on_gpu`).
 
@@ -162,6 +166,7 @@ class _OnGpu:
         rows = step.cache.batch
         self.shared = shared
         self.multiplies = rows <= on_gpu.MOST
+        self.carries = on_gpu.carries(rows, step.norm.weight.dtype)
         self.later = _read_later(step.layers, shared, on_gpu.ahead_of(rows))
         blocks = max(len(weight) for pair in shared for weight in pair) // on_gpu.BLOCK + 1
         counters = max(rows * step.heads, blocks)
@@ -187,42 +192,62 @@ class _OnGpu:
     def __call__(self, step: LlamaStep, stream: Tensor, at: Tensor, attend: CachedAttention) -> Tensor:
         """Return hidden states after the final norm [B, M] of a stream [B, M] at positions [B]."""
         visible = attend.mask if attend.padded else None  # the kernels leave out by themselves what follows
+        carried: _Carried = None
+        firsts: list[Any] = [layer.input_layernorm for layer in step.layers]
         for index, layer in enumerate(step.layers):
-            block, mlp = layer.self_attn, layer.mlp
+            block, mlp, second = layer.self_attn, layer.mlp, layer.post_attention_layernorm
             (qkv, gate_up), cache = self.shared[index], step.cache.both(index)
             later = self.later[index]
-            mixed = self._product(stream, qkv, later[0], norm=layer.input_layernorm)
+            mixed = self._of_normed(stream, carried, firsts[index], qkv, later[0])
             seen = on_gpu.look(
                 mixed, step.cos, step.sin, at, cache, attend.slot, visible, self.arrived, step.heads,
                 block.scaling, later[1],
             )  # fmt: skip
-            stream = self._product(seen, block.o_proj.weight, later[2], added=stream)
-            inner = self._product(stream, gate_up, later[3], norm=layer.post_attention_layernorm, gated=True)
-            stream = self._product(inner, mlp.down_proj.weight, later[4], added=stream)
+            stream, carried = self._added_to(stream, seen, block.o_proj, later[2], second)
+            inner = self._of_normed(stream, carried, second, gate_up, later[3], gated=True)
+            following = firsts[index + 1] if index + 1 < len(firsts) else None
+            stream, carried = self._added_to(stream, inner, mlp.down_proj, later[4], following)
         if step.norm.weight.dtype != stream.dtype:
             return _normed(step.norm, stream)
         last: Tensor = on_gpu.normed(stream, step.norm.weight, step.norm.variance_epsilon)
         return last
 
-    def _product(
+    def _of_normed(
         self,
-        source: Tensor,
+        stream: Tensor,
+        carried: _Carried,
+        norm: Any,
         weight: Tensor,
         later: Tensor | None,
-        norm: Any = None,
-        added: Tensor | None = None,
         gated: bool = False,
     ) -> Tensor:
-        """Return rows times a weight, normed before, gated or added to after."""
+        """Return rows normed, by what was carried if it was, times a weight, and gated."""
         if self.multiplies:
-            before = (None, 0.0) if norm is None else (norm.weight, norm.variance_epsilon)
-            answer: Tensor = on_gpu.product(source, weight, *before, added, gated, later, self.arrived)
+            source, squares = (stream, None) if carried is None else carried
+            scale = norm.weight if carried is None else None
+            answer: Tensor = on_gpu.product(
+                source, weight, scale, squares, norm.variance_epsilon, None, gated, later, self.arrived
+            )
             return answer
-        answer = linear(source if norm is None else _normed(norm, source), weight)
-        if gated:
-            gates, others = answer.chunk(2, -1)
-            answer = silu(gates) * others
-        return answer if added is None else _sum(added, answer)
+        answer = linear(_normed(norm, stream), weight)
+        if not gated:
+            return answer
+        gates, others = answer.chunk(2, -1)
+        return silu(gates) * others
+
+    def _added_to(
+        self, stream: Tensor, source: Tensor, layer: nn.Linear, later: Tensor | None, following: Any
+    ) -> tuple[Tensor, _Carried]:
+        """Return the stream with rows times a weight added, and what it carries for the norm that follows."""
+        if not self.multiplies:
+            return _sum(stream, linear(source, layer.weight)), None
+        if following is None or not self.carries:
+            answer = on_gpu.product(source, layer.weight, None, None, 0.0, stream, False, later, self.arrived)
+            return answer, None
+        answer, weighted, squares = on_gpu.carrying(
+            source, layer.weight, stream, following.weight, later, self.arrived
+        )
+        return answer, (weighted, squares)
 
 
 def _read_later(

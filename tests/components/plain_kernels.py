@@ -12,6 +12,7 @@ def product(
     weight: Tensor,
     *,
     norm: Tensor | None = None,
+    squares: Tensor | None = None,
     epsilon: float = 0.0,
     added: Tensor | None = None,
     gated: bool = False,
@@ -21,11 +22,22 @@ def product(
     rows = source.float()
     if norm is not None:
         rows = rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + epsilon) * norm.float()
+    if squares is not None:
+        rows = rows * torch.rsqrt(squares.sum(0)[:, None] / rows.shape[1] + epsilon)
     answer = rows @ weight.float().T
     if gated:
         gates, others = answer.chunk(2, -1)
         answer = silu(gates) * others
     return answer.to(source.dtype) if added is None else (answer + added.float()).to(source.dtype)
+
+
+def carrying(
+    source: Tensor, weight: Tensor, added: Tensor, following: Tensor, **_: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    answer = product(source, weight, added=added)
+    squares = answer.float().square()
+    squares = torch.cat((squares, squares.new_zeros(len(squares), -squares.shape[1] % 16)), 1)
+    return answer, answer * following, squares.unflatten(1, (-1, 16)).sum(2).T.contiguous()
 
 
 def normed(source: Tensor, norm: Tensor, epsilon: float) -> Tensor:

@@ -124,6 +124,25 @@ def test_a_compiled_step_by_kernels(
     assert looked
 
 
+def test_norms_that_products_carry(plain: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = small_model(WIDE)
+    with elsewhere():
+        away = copy.deepcopy(here).to(AWAY)
+    ran = Counter()
+    for name in ("carrying", "normed"):
+        real = getattr(plain, name)
+        monkeypatch.setattr(plain, name, lambda *given, real=real, name=name, **options: (
+            ran.update([name]) or real(*given, **options)
+        ))  # fmt: skip
+    monkeypatch.setattr(on_gpu, "CARRIED", True)
+    monkeypatch.setattr(on_gpu, "FEW", 0)
+    monkeypatch.setattr(on_gpu, "MOST", 8)
+    expected, (made, _) = WAYS["compiled"](here), counted(WAYS["compiled"], away)
+    assert torch.equal(made, expected)
+    layers = here.plan.model.facts.num_layers
+    assert ran["carrying"] == (2 * layers - 1) * ran["normed"]  # the last norm follows all layers
+
+
 def test_kernels_bring_near_what_later_ones_read(plain: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[tuple[Tensor | None, Tensor | None]] = []
     product, look = plain.product, plain.look

@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from janus_plugins.core.native.on_gpu import FEW
+from janus_plugins.core.native.on_gpu import BLOCK, FEW
 
 PROGRAMS = 512
 """Attention is cut in as many parts as give so many programs: four for each multiprocessor of an H200."""
@@ -54,8 +54,7 @@ class Shape(NamedTuple):
     With `registers`, a thread has so many at most, so that more programs stand beside one another. The others
     are of products on the tensor cores. With more `parts` than one the inputs are cut in so many, and the
     last program of some outputs to end sums them up: the rows, which every program reads, are then read less
-    often. A norm before is a kernel of its own where `apart` says so, always before inputs in parts, and of
-    numbers that its weight alone could make too large (fp16).
+    often.
     """
 
     outputs: int
@@ -64,7 +63,6 @@ class Shape(NamedTuple):
     stages: int = 1
     registers: int | None = None
     parts: int = 1
-    apart: bool = False
 
 
 class Look(NamedTuple):
@@ -230,11 +228,12 @@ def _finish(
 
 @triton.jit
 def _dots_kernel(
-    source, weight, norm, added, later, result, summed, arrived, outputs, rows, epsilon,
+    source, weight, squares, added, following, later, result, weighted, carried, summed, arrived,
+    outputs, rows, blocks, epsilon,
     INPUTS: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, STAGES: tl.constexpr,
-    INNER: tl.constexpr, DOTTED: tl.constexpr, PARTS: tl.constexpr, SPAN: tl.constexpr, OWN: tl.constexpr,
+    PARTS: tl.constexpr, SPAN: tl.constexpr, OWN: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
     LATER: tl.constexpr, EACH: tl.constexpr, LINE: tl.constexpr,
-    NORMED: tl.constexpr, GATED: tl.constexpr, ADDED: tl.constexpr, EARLY: tl.constexpr,
+    GATED: tl.constexpr, ADDED: tl.constexpr, CARRIED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Multiply some rows with a weight on the tensor cores, the weight in the place of the many rows."""
     _begin(EARLY)
@@ -250,11 +249,20 @@ def _dots_kernel(
         _bring_near(near)
         if GATED:
             _bring_near(near + outputs.to(tl.int64) * INPUTS)
+    if CARRIED:
+        scale = tl.load(following + n, fits, 0.0)
     _wait(EARLY)
+    at = m[None, :] * outputs + n[:, None]
+    written = fits[:, None] & (m[None, :] < rows)
+    # All that is read at the end is asked for now: nothing waits for it then.
+    if ADDED:
+        to = tl.load(added + at, written, 0.0)
+    if BLOCKS > 0:
+        b = tl.arange(0, BLOCKS)
+        known = (b[:, None] < blocks) & (m[None, :] < rows)
+        square = tl.load(squares + b[:, None] * rows + m[None, :], known, 0.0)
     sums = tl.zeros((N, ROWS), tl.float32)
     ups = sums
-    squares = sums if DOTTED else tl.zeros((K // INNER, ROWS), tl.float32)
-    ones = tl.full((N, K), 1.0, weight.dtype.element_ty)
     for start in tl.range(0, SPAN, K, num_stages=STAGES):
         k = part * SPAN + start + tl.arange(0, K)
         inside = k < INPUTS
@@ -262,38 +270,25 @@ def _dots_kernel(
         some = tl.load(place + k[None, :], both, 0.0, eviction_policy="evict_first")
         given = (m[None, :] < rows) & inside[:, None]
         row = tl.load(source + m[None, :] * INPUTS + k[:, None], given, 0.0)
-        if NORMED:
-            if DOTTED:  # of 16 bits a square is the sum of two numbers
-                square = row * row
-                squares = tl.dot(ones, square, squares, input_precision="ieee")
-                squares = tl.dot(ones, tl.fma(row, row, -square), squares, input_precision="ieee")
-            else:
-                wide = row.to(tl.float32)
-                squares += tl.sum(tl.reshape(wide * wide, (K // INNER, INNER, ROWS)), 1)
-            row = row * tl.load(norm + k, inside, 0.0)[:, None]
         sums = tl.dot(some, row, sums, input_precision="ieee")
         if GATED:
             above = place + outputs.to(tl.int64) * INPUTS + k[None, :]
             more = tl.load(above, both, 0.0, eviction_policy="evict_first")
             ups = tl.dot(more, row, ups, input_precision="ieee")
     _summed(EARLY)
-    if NORMED:
-        if not DOTTED:
-            squares = tl.sum(squares, 0)[None, :]
-        short = tl.rsqrt(squares / INPUTS + epsilon)
+    if BLOCKS > 0:
+        short = tl.rsqrt(tl.sum(square, 0) / INPUTS + epsilon)[None, :]
         sums *= short
         ups *= short
-    at = m[None, :] * outputs + n[:, None]
-    written = fits[:, None] & (m[None, :] < rows)
-    if PARTS == 1:
-        _finish_dots(sums, ups, added, result, at, written, GATED, ADDED)
-    else:
+    last = True
+    if PARTS > 1:
         mine, more = summed + part * (1 + GATED) * ROWS * outputs, ROWS * outputs
         tl.store(mine + at, sums, written)
         if GATED:
             tl.store(mine + more + at, ups, written)
         tl.debug_barrier()  # all of this program's sums are written before it says so
-        if tl.atomic_add(arrived + block, 1, sem="acq_rel", scope="gpu") == PARTS - 1:
+        last = tl.atomic_add(arrived + block, 1, sem="acq_rel", scope="gpu") == PARTS - 1
+        if last:
             tl.debug_barrier()
             sums = tl.zeros((N, ROWS), tl.float32)
             ups = sums
@@ -302,20 +297,23 @@ def _dots_kernel(
                 sums += tl.load(theirs + at, written, 0.0, cache_modifier=".cg")
                 if GATED:
                     ups += tl.load(theirs + more + at, written, 0.0, cache_modifier=".cg")
-            _finish_dots(sums, ups, added, result, at, written, GATED, ADDED)
             tl.store(arrived + block, 0)  # for the next kernel
-
-
-@triton.jit
-def _finish_dots(sums, ups, added, result, at, written, GATED: tl.constexpr, ADDED: tl.constexpr):
-    """Write sums, gated or added to, rounded as often as without kernels."""
-    kind = result.dtype.element_ty
-    total = sums.to(kind).to(tl.float32)
-    if GATED:
-        total = (total / (1 + tl.exp(-total))).to(kind).to(tl.float32) * ups.to(kind).to(tl.float32)
-    if ADDED:
-        total += tl.load(added + at, written, 0.0).to(tl.float32)
-    tl.store(result + at, total.to(kind), written)
+    if last:
+        kind = result.dtype.element_ty
+        total = sums.to(kind).to(tl.float32)  # rounded as often as without kernels
+        if GATED:
+            total = (total / (1 + tl.exp(-total))).to(kind).to(tl.float32) * ups.to(kind).to(tl.float32)
+        if ADDED:
+            total += to.to(tl.float32)
+        answer = total.to(kind)
+        tl.store(result + at, answer, written)
+        if CARRIED:
+            tl.store(weighted + at, answer * scale[:, None], written)
+            wide = answer.to(tl.float32)
+            some = tl.sum(tl.reshape(wide * wide, (N // BLOCK, BLOCK, ROWS)), 1)
+            b = block * (N // BLOCK) + tl.arange(0, N // BLOCK)
+            lies = (b[:, None] * BLOCK < outputs) & (m[None, :] < rows)
+            tl.store(carried + b[:, None] * rows + m[None, :], some, lies)
 
 
 @triton.jit
@@ -538,6 +536,7 @@ def product(
     weight: Tensor,
     *,
     norm: Tensor | None = None,
+    squares: Tensor | None = None,
     epsilon: float = 0.0,
     added: Tensor | None = None,
     gated: bool = False,
@@ -551,6 +550,8 @@ def product(
         source: the rows.
         weight: in the rows' dtype.
         norm: weight [K] of a root-mean-square norm of the rows before.
+        squares: instead of `norm`, of more than `FEW` rows, which are then what `carrying` made of rows: the
+            sums of those rows' squares [P, B].
         epsilon: of the norm.
         added: what is added [B, N].
         gated: the weight's first half are gates of its second, [2 N, K]: answer silu(gates) * others.
@@ -562,38 +563,96 @@ def product(
     source, added = source.contiguous(), None if added is None else added.contiguous()
     rows, inputs = source.shape
     outputs = len(weight) // 2 if gated else len(weight)
-    early = _early(source.device, rows)
     result = source.new_empty(rows, outputs)
+    if rows > FEW:
+        if norm is not None:
+            source = normed(source, norm, epsilon)
+        _dots(source, weight, result, squares, epsilon, added, gated, later, arrived, shape)
+        return result
+    early = _early(source.device, rows)
     size = weight.element_size()
     cut = shape or _shape(rows, outputs, inputs, gated, size)
-    parts = cut.parts if rows > FEW and arrived is not None else 1
-    if norm is not None and rows > FEW and (cut.apart or parts > 1 or source.dtype == torch.float16):
-        source, norm = normed(source, norm, epsilon), None
     grid = (triton.cdiv(outputs, cut.outputs),)
-    options = {
-        "NORMED": norm is not None, "GATED": gated, "ADDED": added is not None, "EARLY": early,
-        "num_warps": cut.warps, **_launch(early, cut),
-    }  # fmt: skip
-    inner = min(cut.inputs, VECTOR // size)
-    more = _brought(later, early, grid[0] * parts)
-    if rows <= FEW:
-        _rows_kernel[grid](
-            source, weight, norm, added, later, result, outputs, epsilon,
-            inputs, rows, cut.outputs, cut.inputs, inner, *more, **options,
-        )  # fmt: skip
-    else:
-        padded = max(16, triton.next_power_of_2(rows))
-        summed = None
-        if parts > 1:
-            numbers = parts * (1 + gated) * padded * outputs
-            summed = torch.empty(numbers, dtype=torch.float32, device=source.device)
-        _dots_kernel[(*grid, parts)](
-            source, weight, norm, added, later, result, summed, arrived, outputs, rows, epsilon,
-            inputs, padded, cut.outputs, cut.inputs, cut.stages, inner, cut.outputs < 64 or cut.warps % 4 > 0,
-            parts, triton.cdiv(triton.cdiv(inputs, parts), cut.inputs) * cut.inputs,
-            max(1, NEAR // (cut.outputs * LINE * (1 + gated))), *more, **options,
-        )  # fmt: skip
+    _rows_kernel[grid](
+        source, weight, norm, added, later, result, outputs, epsilon,
+        inputs, rows, cut.outputs, cut.inputs, min(cut.inputs, VECTOR // size),
+        *_brought(later, early, grid[0]),
+        NORMED=norm is not None, GATED=gated, ADDED=added is not None, EARLY=early,
+        num_warps=cut.warps, **_launch(early, cut),
+    )  # fmt: skip
     return result
+
+
+def carrying(
+    source: Tensor,
+    weight: Tensor,
+    added: Tensor,
+    following: Tensor,
+    *,
+    later: Tensor | None = None,
+    arrived: Tensor | None = None,
+    shape: Shape | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Multiply more than `FEW` rows, and carry what the next product needs of a norm before it.
+
+    The norm then takes no kernel of its own. The rows times its weight must fit their dtype, before anything
+    has made them smaller.
+
+    Args:
+        source: rows [B, K].
+        weight: [N, K].
+        added: what is added [B, N].
+        following: weight [N] of the norm.
+        later: see `product`.
+        arrived: see `product`.
+        shape: see `product`.
+
+    Returns:
+        What `product` does, the same times the norm's weight, and its squares summed up, 16 outputs at a
+        time [P, B].
+    """
+    source, rows = source.contiguous(), len(source)
+    result, weighted = (source.new_empty(rows, len(weight)) for _ in range(2))
+    squares = source.new_empty(triton.cdiv(len(weight), BLOCK), rows, dtype=torch.float32)
+    carried = (following, weighted, squares)
+    _dots(source, weight, result, None, 0.0, added.contiguous(), False, later, arrived, shape, carried)
+    return result, weighted, squares
+
+
+def _dots(
+    source: Tensor,
+    weight: Tensor,
+    result: Tensor,
+    squares: Tensor | None,
+    epsilon: float,
+    added: Tensor | None,
+    gated: bool,
+    later: Tensor | None,
+    arrived: Tensor | None,
+    shape: Shape | None,
+    carried: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None),
+) -> None:
+    """Multiply on the tensor cores; `carried` are a norm's weight, and what is written for it."""
+    (rows, inputs), outputs = source.shape, result.shape[1]
+    early, blocks = _early(source.device, rows), 0 if squares is None else len(squares)
+    cut = shape or _shape(rows, outputs, inputs, gated, weight.element_size())
+    parts = 1 if arrived is None else cut.parts
+    grid = (triton.cdiv(outputs, cut.outputs), parts)
+    padded, summed = max(16, triton.next_power_of_2(rows)), None
+    if parts > 1:
+        numbers = parts * (1 + gated) * padded * outputs
+        summed = torch.empty(numbers, dtype=torch.float32, device=source.device)
+    following, weighted, made = carried
+    _dots_kernel[grid](
+        source, weight, squares, added, following, later, result, weighted, made, summed, arrived,
+        outputs, rows, blocks, epsilon,
+        inputs, padded, cut.outputs, cut.inputs, cut.stages,
+        parts, triton.cdiv(triton.cdiv(inputs, parts), cut.inputs) * cut.inputs,
+        max(1, NEAR // (cut.outputs * LINE * (1 + gated))), blocks and triton.next_power_of_2(blocks), BLOCK,
+        *_brought(later, early, grid[0] * parts),
+        GATED=gated, ADDED=added is not None, CARRIED=made is not None, EARLY=early,
+        num_warps=cut.warps, **_launch(early, cut),
+    )  # fmt: skip
 
 
 def normed(source: Tensor, norm: Tensor, epsilon: float) -> Tensor:
@@ -644,7 +703,7 @@ def _shape(rows: int, outputs: int, inputs: int, gated: bool, size: int) -> Shap
             cut = Shape(4, 1024, 4) if outputs > 4096 else Shape(2, 1024, 1)
         return cut._replace(inputs=min(cut.inputs, triton.next_power_of_2(inputs)))
     plain = Shape(16, 512, 4, 3) if inputs > 4096 else Shape(16, 256, 2, 4)
-    cut = (Shape(64, 64, 4, 5) if gated else plain)._replace(apart=True)  # within has not been timed
+    cut = Shape(64, 64, 4, 5) if gated else plain
     lines = cut.outputs * (1 + gated) + triton.next_power_of_2(rows)
     while lines * cut.inputs * cut.stages * size > SHARED:
         cut = cut._replace(inputs=cut.inputs // 2)

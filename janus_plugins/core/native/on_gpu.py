@@ -55,9 +55,18 @@ AHEAD_OF_MANY = Ahead(0, 0, 0, 0, 0)
 """Of more rows than a few: whatever was brought near, it took longer."""
 
 
+CARRIED = False
+"""Whether products carry the next norm. It has not been timed."""
+
+
 def ahead_of(rows: int) -> Ahead:
     """Return what kernels for so many rows have brought near."""
     return AHEAD if rows <= FEW else AHEAD_OF_MANY
+
+
+def carries(rows: int, kind: torch.dtype) -> bool:
+    """Answer whether products carry the norms after them; numbers of fp16 could grow too large."""
+    return CARRIED and rows > FEW and kind != torch.float16
 
 
 def has_kernels(device: torch.device) -> bool:
@@ -84,6 +93,7 @@ def product(
     source: Tensor,
     weight: Tensor,
     norm: Tensor | None,
+    squares: Tensor | None,
     epsilon: float,
     added: Tensor | None,
     gated: bool,
@@ -92,8 +102,9 @@ def product(
 ) -> Tensor:
     """Return rows [B, K] times a weight, normed before, gated or added to after; see `kernels.product`."""
     answer: Tensor = kernels().product(
-        source, weight, norm=norm, epsilon=epsilon, added=added, gated=gated, later=later, arrived=arrived
-    )
+        source, weight, norm=norm, squares=squares, epsilon=epsilon, added=added, gated=gated, later=later,
+        arrived=arrived,
+    )  # fmt: skip
     return answer
 
 
@@ -102,6 +113,7 @@ def _(
     source: Tensor,
     weight: Tensor,
     norm: Tensor | None,
+    squares: Tensor | None,
     epsilon: float,
     added: Tensor | None,
     gated: bool,
@@ -109,6 +121,26 @@ def _(
     arrived: Tensor,
 ) -> Tensor:
     return source.new_empty(source.shape[0], weight.shape[0] // (1 + gated))
+
+
+@torch.library.custom_op("janus_plugins::carrying", mutates_args=("arrived",))
+def carrying(
+    source: Tensor, weight: Tensor, added: Tensor, following: Tensor, later: Tensor | None, arrived: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return rows [B, K] times a weight and added to, and what the next product's norm takes of them."""
+    answer: tuple[Tensor, Tensor, Tensor] = kernels().carrying(
+        source, weight, added, following, later=later, arrived=arrived
+    )
+    return answer
+
+
+@carrying.register_fake
+def _(
+    source: Tensor, weight: Tensor, added: Tensor, following: Tensor, later: Tensor | None, arrived: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, outputs = source.shape[0], weight.shape[0]
+    squares = source.new_empty(-(-outputs // BLOCK), rows, dtype=torch.float32)
+    return source.new_empty(rows, outputs), source.new_empty(rows, outputs), squares
 
 
 @torch.library.custom_op("janus_plugins::normed", mutates_args=())
