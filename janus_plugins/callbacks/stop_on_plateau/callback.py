@@ -14,6 +14,9 @@ from janus_plugins.core.suggest import nearest
 if TYPE_CHECKING:
     from janus_plugins.core.contracts import TrainingRun
 
+WHOLE = "reconstruct.loss"
+"""What an encoder minimises in a stage that reconstructs; beside it stand its terms, and what it counts."""
+
 
 @dataclass
 class _Watch:
@@ -57,6 +60,8 @@ class StopOnPlateau:
         """Return the window's loss, or None where no step had a finite one."""
         means = {label: total / self._watch.counts[label] for label, total in self._watch.sums.items()}
         wanted = self._config.loss
+        if wanted is None and WHOLE in means:
+            return means[WHOLE]
         if wanted is None:
             return sum(means.values()) / len(means) if means else None
         if means and wanted not in means:

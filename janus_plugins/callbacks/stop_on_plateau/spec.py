@@ -25,7 +25,8 @@ class StopOnPlateauConfig(ComponentConfig):
     )
     loss: str | None = Field(
         default=None,
-        description="label of the loss, as in metrics.jsonl, e.g. text.understanding (default: their mean)",
+        description="label of the loss, as in metrics.jsonl, e.g. text.understanding (default: their mean; "
+        "where an encoder reconstructs, reconstruct.loss)",
     )
     stages: tuple[str, ...] | None = Field(default=None, description="stages to watch (default: all)")
     then: Literal["end-stage", "stop-run"] = Field(
