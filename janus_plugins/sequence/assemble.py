@@ -110,7 +110,7 @@ def assemble(rows: Sequence[Sequence[Prepared]], dummies: Dummies, pad: int) -> 
 
 
 def assemble_items(modality: str, arrays: Sequence[Arrays], length: int, dummies: Dummies, pad: int) -> Batch:
-    """Make a batch of items alone, for a generation encoder's own loss; its rows hold no sample.
+    """Make a batch of items alone, a sample each, for a generation encoder's own loss; its rows are empty.
 
     Args:
         modality: whose items they are.
@@ -128,7 +128,8 @@ def assemble_items(modality: str, arrays: Sequence[Arrays], length: int, dummies
         lengths=(length,) * len(arrays),
         absent=False,
     )
-    return replace(batch, generation={**batch.generation, modality: items})
+    counted = {"reconstruct": len(arrays)}
+    return replace(batch, generation={**batch.generation, modality: items}, num_samples=counted)
 
 
 def finite(arrays: Arrays) -> Arrays:

@@ -67,7 +67,7 @@ class Batch:
         understanding: modality -> items, one entry for every understanding path of the model.
         generation: modality -> items, one entry for every generation path of the model.
         tasks: the names that `text_tasks` indexes.
-        num_samples: samples in this batch, by task.
+        num_samples: samples in this batch, by task; items alone are of the task "reconstruct".
         num_tokens: slots that belong to a sample.
     """
 

@@ -202,6 +202,7 @@ def test_reconstruction_draws_items_alone() -> None:
             assert not items.absent
             assert batch.understanding["wave"].absent
             assert batch.targets() == {"text": 0, "generation.wave": 0}
+            assert batch.num_samples == {"reconstruct": 2}
 
 
 @pytest.fixture
