@@ -30,7 +30,7 @@ from janus_plugins.core.plan import (
     UnderstandingPlan,
 )
 from janus_plugins.core.problems import worded
-from janus_plugins.core.schema import ModelBlock, Named, RunConfig, StageBlock, Use
+from janus_plugins.core.schema import BESIDE_SCORES, ModelBlock, Named, RunConfig, StageBlock, Use
 from janus_plugins.core.specs import ComponentConfig
 from janus_plugins.core.suggest import nearest
 
@@ -474,7 +474,11 @@ def _data_problems(plan: RunPlan) -> list[str]:
 
 def _evaluation_problems(plan: RunPlan) -> list[str]:
     """Check what tasks need against the data; whether the source exists is known by now."""
-    problems = []
+    problems = [
+        f"evaluation.{name}: evaluation.json has {name!r} beside the entries' scores; call this one otherwise"
+        for name in plan.run.evaluation
+        if name in BESIDE_SCORES
+    ]
     for name, test in plan.evaluation.items():
         here = f"evaluation.{name}: {test.block.task}"
         source = plan.data.get(test.block.source)

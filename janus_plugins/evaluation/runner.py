@@ -36,7 +36,8 @@ def evaluate_model(
         seconds: seconds of each training stage, to be kept beside the scores.
 
     Returns:
-        The score of each entry by its name, with "ceilings", "details" and "seconds_per_stage".
+        The score of each entry by its name; by their entries' names "ceilings" and "details"; and
+        "seconds_per_stage".
 
     Raises:
         RunFileError: no such entry, or `out` cannot be written.
@@ -52,12 +53,13 @@ def evaluate_model(
     if out is not None:
         make_folder(out)
     result: dict[str, Any] = {}
-    ceilings: dict[str, float] = {}
+    ceilings: dict[str, dict[str, float]] = {}
     details: dict[str, Any] = {}
     for name in names or tuple(blocks):
         answer = _run_task(model, name)
         result[name] = answer.pop("score")
-        ceilings.update(answer.pop("ceilings", {}))
+        if known := answer.pop("ceilings", None):
+            ceilings[name] = known
         details[name] = answer
     result |= {"ceilings": ceilings, "details": details, "seconds_per_stage": dict(seconds or {})}
     if out is not None:
@@ -147,7 +149,7 @@ def train_and_evaluate(
     result: dict[str, Any] | None = None
     pictures: dict[str, Path] = {}
     if evaluate and plan.run.evaluation:
-        model = load(out / "model")
+        model = load(out / "model", str(trained.device))
         result = evaluate_model(model, out=out, seconds=trained.seconds)
         pictures = picture_grids(model, out)
         print_evaluation({key: value for key, value in result.items() if key != "details"})

@@ -35,7 +35,8 @@ def write_report(
 
     Args:
         out: the run's folder, with metrics.jsonl.
-        evaluation: scores by name; numbers one level down (the ceilings, say) become rows of their own.
+        evaluation: scores by name; numbers further down (the ceilings, say) become rows of their own, but for
+            those under "details".
         pictures: caption -> picture file, embedded in the page.
     """
     steps = read_metrics(out)
@@ -129,15 +130,13 @@ def loss_curves(recorded: Sequence[Mapping[str, Any]]) -> str:
 
 
 def scores(evaluation: Mapping[str, Any]) -> list[tuple[Cell, ...]]:
-    """Return the rows of an evaluation: its numbers, and those one level down under "name: inner"."""
+    """Return the rows of an evaluation: its numbers, and those further down under "name: inner"."""
     rows: list[tuple[Cell, ...]] = []
     for name, value in evaluation.items():
         if isinstance(value, int | float):
             rows.append((name, value))
-        elif isinstance(value, Mapping):
-            rows += [
-                (f"{name}: {key}", inner) for key, inner in value.items() if isinstance(inner, int | float)
-            ]
+        elif isinstance(value, Mapping) and name != "details":
+            rows += [(f"{name}: {row[0]}", *row[1:]) for row in scores(value)]
     return rows
 
 

@@ -43,6 +43,7 @@ class TrainResult:
         bad_samples: samples that could not be read.
         seconds: time in each stage, by name.
         is_main: whether this process is the one to go on with evaluation and reports.
+        device: where this process trained.
     """
 
     out: Path
@@ -52,6 +53,7 @@ class TrainResult:
     bad_samples: int
     seconds: dict[str, float]
     is_main: bool
+    device: torch.device
 
 
 def train(
@@ -128,9 +130,8 @@ def run_recipe(
         _heed_late_signal(run, out)
     model = out / "model" if recipe.save_native else None
     tally = run.tally
-    return TrainResult(
-        out, model, position.total, run.bad_steps.total, tally.bad_samples, tally.seconds, world.is_main
-    )
+    skipped, bad = run.bad_steps.total, tally.bad_samples
+    return TrainResult(out, model, position.total, skipped, bad, tally.seconds, world.is_main, world.device)
 
 
 def _heed_late_signal(run: Run, out: Path) -> None:

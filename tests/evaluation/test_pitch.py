@@ -118,6 +118,6 @@ def test_tones_trains_and_nine_of_ten_sounds_have_the_pitch_of_their_name(tmp_pa
     done = CliRunner().invoke(app, ["train", str(CONFIG), "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     result = json.loads((tmp_path / "evaluation.json").read_text())
-    assert result["ceilings"]["real_pitch"] == 1.0
+    assert result["ceilings"]["pitch"]["real_pitch"] == 1.0
     assert result["details"]["pitch"]["samples"] == 4 * 72
     assert result["pitch"] >= 0.9

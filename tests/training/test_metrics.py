@@ -184,12 +184,17 @@ def test_the_report_holds_everything_itself(world: World, tmp_path: Path) -> Non
     start(toy_run(toy_stage("one <1>"), toy_stage("two")), tmp_path, world)
     picture = tmp_path / "grid.png"
     picture.write_bytes(b"\x89PNG not really")
-    evaluation = {"understanding": 0.975, "ceilings": {"real": 0.99}, "details": {"n": {"deep": 1}}}
+    evaluation = {
+        "understanding": 0.975,
+        "ceilings": {"digits": {"real": 0.99}},
+        "details": {"n": {"deep": 1}},
+    }
     page = write_report(tmp_path, evaluation, {"eight & nine": picture}).read_text()
     assert "<td>one &lt;1&gt;</td>" in page
     assert page.count("<svg") == 2
     assert '<td>understanding</td><td class="number">0.975</td>' in page
-    assert '<td>ceilings: real</td><td class="number">0.99</td>' in page
+    assert '<td>ceilings: digits: real</td><td class="number">0.99</td>' in page
+    assert "deep" not in page
     assert base64.b64encode(b"\x89PNG not really").decode() in page
     assert "eight &amp; nine" in page
     assert not re.search(r'(src|href)="(?!data:|#)', page)

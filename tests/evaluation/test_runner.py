@@ -1,0 +1,48 @@
+"""Evaluation entries keep what is theirs by their names, and run where training did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from janus_plugins import door
+from janus_plugins.evaluation import pictures, runner
+from janus_plugins.training import report, run
+
+ANSWERS = {
+    "one": {"score": 0.9, "ceilings": {"real": 0.98}, "samples": 3},
+    "two": {"score": 0.5, "ceilings": {"real": 0.61}},
+    "three": {"score": 0.4},
+}
+
+
+def test_ceilings_are_kept_by_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = SimpleNamespace(plan=SimpleNamespace(run=SimpleNamespace(evaluation=ANSWERS)))
+    monkeypatch.setattr(runner, "_run_task", lambda model, name: dict(ANSWERS[name]))
+    told = runner.evaluate_model(model, seconds={"unified": 3.0})
+    assert {name: told[name] for name in ANSWERS} == {"one": 0.9, "two": 0.5, "three": 0.4}
+    assert told["ceilings"] == {"one": {"real": 0.98}, "two": {"real": 0.61}}
+    assert told["details"] == {"one": {"samples": 3}, "two": {}, "three": {}}
+    assert told["seconds_per_stage"] == {"unified": 3.0}
+    assert ("ceilings: two: real", 0.61) in report.scores(told)
+
+
+def test_a_trained_model_is_evaluated_where_it_was_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[tuple[Path, str]] = []
+    trained = SimpleNamespace(is_main=True, seconds={}, device=torch.device("cuda", 1))
+    monkeypatch.setattr(run, "train", lambda *given, **named: trained)
+    monkeypatch.setattr(door, "load", lambda *given: loaded.append(given))
+    monkeypatch.setattr(runner, "evaluate_model", lambda *given, **named: {})
+    monkeypatch.setattr(pictures, "picture_grids", lambda *given: {})
+    monkeypatch.setattr(pictures, "sampler", lambda plan: None)
+    monkeypatch.setattr(report, "write_report", lambda *given: "report.html")
+    block = SimpleNamespace(stages=[SimpleNamespace(name="one")], evaluation={"read": None})
+    plan: Any = SimpleNamespace(run=block)
+    runner.train_and_evaluate(plan, tmp_path, None, resume=False, evaluate=True)
+    assert loaded == [(tmp_path / "model", "cuda:1")]
