@@ -2,7 +2,7 @@
 
 Mappings merge key by key, everything else is replaced. Two rules are particular to run files: stages
 of a base are overridden by name, and a component that is replaced by another (or by a share of one)
-loses its options.
+loses its options. An evaluation names its component by `task`.
 """
 
 from __future__ import annotations
@@ -135,7 +135,8 @@ def _merge(base: Node, over: Node) -> Node:
 
 def _without_replaced(mapping: dict[str, Node], over: dict[str, Node]) -> dict[str, Node]:
     """Copy a mapping; where `over` names another component, what belonged to the old one goes."""
-    old, use = mapping.get("use"), over.get("use")
+    key = "task" if "use" not in mapping and "task" in mapping else "use"
+    old, use = mapping.get(key), over.get(key)
     gone: tuple[str, ...] = ()
     if "share" in over and old is not None:
         gone = ("use", "options", "weights")

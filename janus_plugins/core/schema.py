@@ -90,12 +90,16 @@ class TemplateBlock(Strict):
     pad: str
 
 
+TemplateName = Literal["deepseek-old", "deepseek", "plain"]
+"""Chat templates by name: Janus-1.3B's, Janus-Pro's, and a short one; see `sequence/templates.py`."""
+
+
 class LanguageModelBlock(Use):
     """Name the language model, its tokenizer and its chat template."""
 
     tokenizer: TokenizerBlock
-    template: str | TemplateBlock = Field(
-        default="plain", description="a named template (deepseek-old, deepseek, plain) or one spelt out"
+    template: TemplateName | TemplateBlock = Field(
+        default="plain", description="a named template, or one spelt out"
     )
     head: Use = Field(default_factory=lambda: Use(use="text"), description="head on text positions")
 
@@ -354,6 +358,10 @@ class EngineBlock(Strict):
     deepspeed: dict[str, Any] = Field(
         default_factory=dict, description="reaches DeepSpeed unchanged, but for what we must fill in"
     )
+
+
+BESIDE_SCORES = ("ceilings", "details", "seconds_per_stage")
+"""What evaluation.json holds beside the scores of entries by their names."""
 
 
 class EvaluationBlock(Strict):

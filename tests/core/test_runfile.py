@@ -123,7 +123,7 @@ def test_a_run_file_is_loaded() -> None:
         (
             "tokenizer: {type: bytes}",
             "tokenizer: {type: bytes}\n    template: [plain]",
-            "run.yaml:7: model.language_model.template: should be a valid string",
+            "run.yaml:7: model.language_model.template: should be 'deepseek-old', 'deepseek' or 'plain'",
         ),
         (
             "tokenizer: {type: bytes}",
@@ -304,6 +304,15 @@ def test_another_component_does_not_inherit_options_or_weights(folder: Path) -> 
     )
     encoder = load_run(folder / "over.yaml").model.understanding["image"].encoder
     assert (encoder.options, encoder.weights) == ({"depth": 1, "size": 3}, "somewhere")
+    (folder / "judged.yaml").write_text(
+        "base: run.yaml\nevaluation: {read: {task: judge, source: read, options: {within: 3}}}\n"
+    )
+    for task, options in (("match", {}), ("judge", {"within": 3})):
+        (folder / "over.yaml").write_text(f"base: judged.yaml\nevaluation: {{read: {{task: {task}}}}}\n")
+        judged = load_run(folder / "over.yaml").evaluation["read"]
+        assert (judged.task, judged.source, judged.options) == (task, "read", options)
+    over = ["evaluation.read.task=match"]
+    assert load_run(folder / "judged.yaml", over).evaluation["read"].options == {}
 
 
 @pytest.mark.parametrize(
