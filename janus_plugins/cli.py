@@ -108,7 +108,7 @@ def list_plugins(as_json: AsJson = False) -> None:
 
 @app.command()
 def validate(run: RunFile, overrides: Overrides = None) -> None:
-    """Check a run file and the wiring of its parts. Imports no torch."""
+    """Check a run file and the wiring of its parts, none of which is built."""
     plan = _plan(run, overrides)
     parts = len(list(plan.model.parts()))
     typer.echo(f"{run}: ok ({parts} parts, {len(plan.data)} sources, {len(plan.run.stages)} stages)")

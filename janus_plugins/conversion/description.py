@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from janus_plugins.conversion.architecture import Architecture
 from janus_plugins.conversion.reading import Fields
 from janus_plugins.core.errors import CheckpointError
-from janus_plugins.core.schema import ItemTokens, TemplateBlock
+from janus_plugins.core.schema import ItemTokens, TemplateBlock, TemplateName
 from janus_plugins.sequence.templates import TEMPLATES, Template, resolve_template
 
 Files = Mapping[str, str]
@@ -41,7 +41,8 @@ TEXT_FILES = (
 )
 """The text files that belong to a checkpoint and travel with it."""
 
-OLD, NEW = "deepseek-old", "deepseek"
+OLD: TemplateName = "deepseek-old"
+NEW: TemplateName = "deepseek"
 """Templates of the two generations: Janus-1.3B's plain role tags, Janus-Pro's special tokens."""
 
 DEFAULT_TOKENS = ItemTokens(begin="<begin_of_image>", end="<end_of_image>", placeholder="<image_placeholder>")
@@ -72,7 +73,7 @@ class Description:
     """
 
     architecture: Architecture
-    template: str | TemplateBlock
+    template: TemplateName | TemplateBlock
     tokens: ItemTokens
     pixels: Pixels
     notes: tuple[str, ...] = field(default=(), compare=False)
@@ -102,7 +103,9 @@ def open_tokenizer(files: Files, where: str) -> Tokenizer:
         raise CheckpointError(f"{where}/{TOKENIZER} cannot be read: {error}") from error
 
 
-def check_tokens(tokenizer: Tokenizer, template: str | TemplateBlock, tokens: ItemTokens, where: str) -> None:
+def check_tokens(
+    tokenizer: Tokenizer, template: TemplateName | TemplateBlock, tokens: ItemTokens, where: str
+) -> None:
     """Refuse a tokenizer that lacks a token which the model's sequences need, by string.
 
     The placeholder alone may be missing: it stands for slots and never reaches the model; the official
@@ -119,7 +122,7 @@ def check_tokens(tokenizer: Tokenizer, template: str | TemplateBlock, tokens: It
         raise CheckpointError(f"{where}/{TOKENIZER} has no token {names}; is it this model's own tokenizer?")
 
 
-def template_by_tokens(tokenizer: Tokenizer) -> str:
+def template_by_tokens(tokenizer: Tokenizer) -> TemplateName:
     """Tell the two generations apart: only Janus-Pro's tokenizer has its role tags as tokens."""
     return NEW if tokenizer.token_to_id(TEMPLATES[NEW].user) is not None else OLD
 

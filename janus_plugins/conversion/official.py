@@ -29,7 +29,7 @@ from janus_plugins.conversion.description import (
 )
 from janus_plugins.conversion.reading import Fields, parse_json, read_llama
 from janus_plugins.core.errors import CheckpointError
-from janus_plugins.core.schema import ItemTokens
+from janus_plugins.core.schema import ItemTokens, TemplateName
 from janus_plugins.sequence.templates import TEMPLATES
 
 MODEL_TYPE = "multi_modality"
@@ -149,7 +149,7 @@ def _text(fields: Fields, name: str, default: str) -> str:
     return fields.text(name) if fields.has(name) else default
 
 
-def _template(processor: Fields, tokenizer: Tokenizer) -> tuple[str, list[str]]:
+def _template(processor: Fields, tokenizer: Tokenizer) -> tuple[TemplateName, list[str]]:
     """Return the chat template, and a note where the files of an old revision name the wrong one."""
     said = _text(processor, "sft_format", "deepseek")
     if said not in SFT_FORMATS:

@@ -28,7 +28,7 @@ from janus_plugins.conversion.description import (
 )
 from janus_plugins.conversion.reading import Fields, parse_json, read_llama
 from janus_plugins.core.errors import CheckpointError
-from janus_plugins.core.schema import ItemTokens
+from janus_plugins.core.schema import ItemTokens, TemplateName
 from janus_plugins.sequence.templates import TEMPLATES
 
 MODEL_TYPE = "janus"
@@ -166,7 +166,7 @@ def _check_image_token(config: Fields, tokenizer: Tokenizer, tokens: ItemTokens)
         )
 
 
-def _template(files: Files, tokenizer: Tokenizer) -> str:
+def _template(files: Files, tokenizer: Tokenizer) -> TemplateName:
     """Return the generation whose template the folder holds; of another text the tokenizer decides."""
     held = files.get(CHAT_TEMPLATE)
     for name in (NEW, OLD):

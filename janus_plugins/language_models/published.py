@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ _SPELLINGS: dict[str, tuple[str, ...]] = {
     "num_heads": ("num_attention_heads", "n_head", "n_heads"),
     "tied": ("tie_word_embeddings",),
 }
+
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def read_config(folder: str) -> dict[str, Any] | None:
@@ -78,11 +82,13 @@ def transformers_config(folder: str) -> Any:
     from transformers import AutoConfig
 
     local = Path(folder).expanduser()
-    name = str(local) if local.is_dir() else folder
+    asked = "" if local.is_dir() else ", which is no folder here; so the hub was asked"
+    if asked and not _HUB_ID.fullmatch(folder):
+        raise RunFileError(f"there is no folder {folder!r}; name one, or OWNER/NAME on the hub")
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder if asked else str(local), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise RunFileError(f"no language model can be read from {folder!r}: {error}") from error
+        raise RunFileError(f"no language model can be read from {folder!r}{asked}: {error}") from error
     return config.get_text_config(decoder=True)
 
 

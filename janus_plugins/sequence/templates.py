@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from janus_plugins.core.errors import RunFileError
-from janus_plugins.core.schema import TemplateBlock
+from janus_plugins.core.schema import TemplateBlock, TemplateName
 
 if TYPE_CHECKING:
     from janus_plugins.core.schema import ModelBlock
@@ -68,7 +66,7 @@ def _deepseek(user: str, assistant: str) -> Template:
     )
 
 
-TEMPLATES = {
+TEMPLATES: dict[TemplateName, Template] = {
     "deepseek-old": _deepseek("User", "Assistant"),
     "deepseek": _deepseek("<|User|>", "<|Assistant|>"),
     "plain": Template(user="Q", assistant="A", separator="\n", system="", bos="<s>", eos="</s>", pad="<pad>"),
@@ -76,19 +74,9 @@ TEMPLATES = {
 """Named templates: Janus-1.3B's, Janus-Pro's, and a short one for small tokenizers of one's own."""
 
 
-def resolve_template(value: str | TemplateBlock) -> Template:
-    """Return the template that a run file names or spells out.
-
-    Raises:
-        RunFileError: where no template has that name.
-    """
-    if isinstance(value, TemplateBlock):
-        return Template(**value.model_dump())
-    if value not in TEMPLATES:
-        near = get_close_matches(value, TEMPLATES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise RunFileError(f"template {value!r} is not one of {', '.join(TEMPLATES)}{hint}")
-    return TEMPLATES[value]
+def resolve_template(value: TemplateName | TemplateBlock) -> Template:
+    """Return the template that a run file names or spells out."""
+    return Template(**value.model_dump()) if isinstance(value, TemplateBlock) else TEMPLATES[value]
 
 
 def special_tokens(model: ModelBlock) -> tuple[str, ...]:

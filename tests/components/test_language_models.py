@@ -278,6 +278,22 @@ def test_a_folder_that_is_not_there_is_refused():
         LlamaConfig(folder="/nowhere/at/all").facts()
 
 
+@pytest.mark.parametrize("folder", ["/nowhere/at/all", "./here", "~/models/llama", "models/of/mine"])
+def test_a_mistyped_folder_is_not_asked_of_the_hub(folder, monkeypatch):
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(RunFileError, match=f"there is no folder '{folder}'; name one, or OWNER/NAME"):
+        CausalLmConfig(folder=folder).facts()
+
+
+def test_what_the_hub_has_not_is_said_to_be_no_folder_either(monkeypatch):
+    def from_pretrained(*_, **__):
+        raise OSError("no such repository")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", from_pretrained)
+    with pytest.raises(RunFileError, match="'some/model', which is no folder here; so the hub was asked: no"):
+        CausalLmConfig(folder="some/model").facts()
+
+
 def folder_of(tmp_path, name, **extra):
     getattr(transformers, name)(**{**SHAPE, **extra}).save_pretrained(tmp_path)
     return CausalLmConfig(folder=str(tmp_path))

@@ -23,6 +23,16 @@ CASES = {
         RunFileError,
         ["num_headz", "Did you mean 'num_heads'", "--set"],
     ),
+    "a template that is none": (
+        ["model.language_model.template=plian"],
+        RunFileError,
+        ["--set", "'plian'", "Did you mean 'plain'"],
+    ),
+    "an evaluation by a name that stands beside scores": (
+        ["evaluation.details={task: exact-match, source: read}"],
+        WiringError,
+        ["evaluation.details", "call this one otherwise"],
+    ),
     "an adapter for features on the generation path": (
         ["model.generation.image.adapter.use=mlp"],
         WiringError,
