@@ -9,10 +9,12 @@ export TOKENIZERS_PARALLELISM := false
 
 setup: $(STAMP)
 
+# What is imported is compiled then: doing so for every file of every package takes longer than installing them.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev,lora,audio,points,eeg,diffusers]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt \
+	    -e '.[demo,dev,lora,audio,points,eeg,diffusers]'
 	touch $(STAMP)
 
 demo: setup
