@@ -196,6 +196,7 @@ def precompute(
 
 @app.command()
 def generate(
+    context: typer.Context,
     model: Model,
     out: Annotated[Path, typer.Option(help="folder for the files")],
     prompt: Annotated[list[str], typer.Option(help="what to make; repeatable")],
@@ -224,8 +225,7 @@ def generate(
     """Make items from prompts and write them to files, prompt and seed inside."""
     from janus_plugins.inference.artefacts import save_generated, save_interleaved
 
-    if interleaved and modality is not None:
-        raise RunFileError("--modality: in an interleaved answer the model itself chooses; leave it out")
+    _refuse_unread(context, interleaved)
     loaded = _load(model, device)
     prompts = [text for text in prompt for _ in range(num if interleaved else 1)]
     items = {name: [paths] * len(prompts) for name, paths in _items(image or [], item or []).items()}
@@ -375,6 +375,25 @@ def _load(model: Path, device: str) -> Any:
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return load(model, device)
+
+
+_ITEMS_ALONE = ("modality", "compile", "decoding", "window")
+_INTERLEAVED_ALONE = ("max_new_tokens", "max_items", "text_temperature")
+"""Options of `generate` that one of its two ways reads, and the other does not."""
+
+
+def _refuse_unread(context: typer.Context, interleaved: bool) -> None:
+    """Refuse options of the way of generating that was not chosen."""
+    for name in _ITEMS_ALONE if interleaved else _INTERLEAVED_ALONE:
+        given = context.get_parameter_source(name)
+        if given is None or given.name == "DEFAULT":
+            continue
+        option = f"--{name.replace('_', '-')}"
+        if name == "modality":
+            raise RunFileError(f"{option}: in an interleaved answer the model itself chooses; leave it out")
+        if interleaved:
+            raise RunFileError(f"{option}: an interleaved answer does not read it; leave it out")
+        raise RunFileError(f"{option} is of interleaved answers; leave it out, or add --interleaved")
 
 
 def _items(images: list[Path], others: list[str]) -> dict[str, list[Path]]:

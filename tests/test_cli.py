@@ -204,6 +204,27 @@ def test_generate_from_a_picture_and_interleaved(trained, tmp_path):
     assert "leave it out" in bad.stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--interleaved", "--modality", "image"],
+        ["--interleaved", "--compile"],
+        ["--interleaved", "--decoding", "steps"],
+        ["--interleaved", "--window", 4],
+        ["--max-new-tokens", 512],
+        ["--max-items", 4],
+        ["--text-temperature", 0],
+    ],
+)
+def test_generate_refuses_options_that_its_way_does_not_read(words):
+    bad = called("generate", "nowhere", "--prompt", "a", "--out", "x", *words)
+    assert bad.returncode == 2, bad.stderr
+    option = next(word for word in words if word != "--interleaved")
+    assert bad.stderr.startswith(f"error: {option}")
+    assert "leave it out" in bad.stderr
+    assert ("--interleaved" in bad.stderr) == ("--interleaved" not in words)
+
+
 def test_evaluate_one_task(trained, tmp_path):
     told = json.loads(answer("evaluate", trained, "understanding", "--json", "--out", tmp_path))
     assert told["details"]["understanding"]["samples"] == 4
