@@ -268,13 +268,20 @@ def ask(
     ] = None,
     max_new_tokens: int = 512,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
-    top_p: float | None = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="draw from the likeliest tokens of this share; needs --temperature")
+    ] = None,
     seed: int = 0,
     linears: LinearsChoice = "packed",
     device: Device = "auto",
 ) -> None:
     """Ask a question about images or other items; the answer goes to standard output as it comes."""
     items = _items(image or [], item or [])
+    if top_p is not None and temperature == 0:
+        raise RunFileError(
+            "--top-p: at temperature 0 the likeliest token is always taken; give --temperature above 0, or "
+            "leave it out"
+        )
     _load(model, device).ask(
         question, items=items, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
         linears=linears, on_text=lambda piece: typer.echo(piece.text, nl=False),

@@ -98,6 +98,7 @@ def test_explain_as_json(tmp_path):
         (["validate", "digits", "--set", "sed=1"], 2, "seed"),
         (["validate", "digits", "--set", "model.understanding.image.encoder.use=siglop"], 3, "siglip"),
         (["generate", "nowhere", "--prompt", "a", "--out", "x"], 4, "nowhere"),
+        (["ask", "nowhere", "--question", "a", "--top-p", "0.9"], 2, "give --temperature above 0"),
         (["validate"], 2, "Missing argument"),
         (["walidate", "digits"], 2, "walidate"),
     ],

@@ -195,7 +195,7 @@ class ModelBlock(Strict):
         return self.tokens.get(modality, default)
 
 
-class DataBlock(Use):
+class DataBlock(Named):
     """Name a data source and the task that its samples serve."""
 
     task: Task
@@ -204,6 +204,14 @@ class DataBlock(Use):
         default=None,
         description="folder of `janus-plugins precompute`, read instead of running frozen encoders",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_weights(cls, given: Any) -> Any:
+        """Leave out the null `weights` that older trained models' run files spell out."""
+        if isinstance(given, dict) and "weights" in given and given["weights"] is None:
+            return {key: value for key, value in given.items() if key != "weights"}
+        return given
 
 
 class Window(Strict):

@@ -33,6 +33,7 @@ from janus_plugins.core.problems import worded
 from janus_plugins.core.schema import BESIDE_SCORES, ModelBlock, Named, RunConfig, StageBlock, Use
 from janus_plugins.core.specs import ComponentConfig
 from janus_plugins.core.suggest import nearest
+from janus_plugins.core.unread import unread, unread_in_stage
 
 Locate = Callable[[KeyPath], str]
 """Answer where a path of the run file stands ("run.yaml:12"), or an empty string."""
@@ -52,9 +53,9 @@ def resolve(
         run: a validated run file.
         found: the installed components (default: this process's, but for those that the run blocks).
         locate: where a path of the file stands, for messages.
-        trains: False where a trained model is only used: its stages may be what would be refused today, it
-            needs no callbacks, and an evaluation task that cannot be had is kept as `missing` until it is
-            asked for.
+        trains: False where a trained model is only used: its stages, and settings without effect, may be
+            what would be refused today, it needs no callbacks, and an evaluation task that cannot be had is
+            kept as `missing` until it is asked for.
         options: by part's address, options that a checkpoint was made with: defaults of those that the run
             does not give, in the place of today's.
 
@@ -69,6 +70,7 @@ def resolve(
     plan = RunPlan(run, model, data, evaluation, builder.callbacks(run) if trains else {}, missing)
     problems = [*_model_problems(plan), *_data_problems(plan), *_evaluation_problems(plan)]
     problems += _callback_problems(plan)
+    problems += unread(plan) if trains else ()
     for position, stage in enumerate(run.stages if trains else ()):
         problems += [f"stages[{position}] ({stage.name}): {text}" for text in _stage_problems(plan, stage)]
     if problems:
@@ -223,7 +225,7 @@ class _Builder:
 
     def data(self, run: RunConfig) -> dict[str, DataPlan]:
         return {
-            name: DataPlan(block, self.part(f"data.{name}", Kind.SOURCE, block, ("data", name)))
+            name: DataPlan(block, self.named(f"data.{name}", Kind.SOURCE, block, ("data", name)))
             for name, block in run.data.items()
         }
 
@@ -519,7 +521,7 @@ def _stage_problems(plan: RunPlan, stage: StageBlock) -> list[str]:
             "positions; lower one or raise the other"
         )
     problems += _length_problems(plan, stage)
-    return problems + _mix_problems(plan, stage)
+    return [*problems, *_mix_problems(plan, stage), *unread_in_stage(stage)]
 
 
 def _learn_problems(plan: RunPlan, stage: StageBlock, key: str, prefix: str) -> list[str]:

@@ -55,10 +55,23 @@ def check_seed(value: int) -> None:
         raise RunFileError(f"seed is {value!r}; it must be a whole number")
 
 
-def check_top_p(value: float | None) -> None:
-    """Refuse a share that keeps nothing, or more than all."""
-    if value is not None and not 0 < value <= 1:
-        raise RunFileError(f"top_p is {value}; it must be above 0 and at most 1")
+def check_top_p(value: float | None, **temperatures: float) -> None:
+    """Refuse a share that keeps nothing, or more than all, and one of text that is not drawn.
+
+    Args:
+        value: the share.
+        temperatures: the temperature of text, by its name.
+    """
+    if value is None:
+        return
+    if not (isinstance(value, (int, float)) and 0 < value <= 1):
+        raise RunFileError(f"top_p is {value!r}; it must be above 0 and at most 1")
+    for name, temperature in temperatures.items():
+        if temperature == 0:
+            raise RunFileError(
+                f"top_p is {value}, but at {name} 0 the likeliest token is always taken; set {name} above 0, "
+                "or leave top_p out"
+            )
 
 
 def check_linears(value: str) -> None:

@@ -55,7 +55,8 @@ def interleave(
         guidance: s of classifier-free guidance of items, `u + s (c - u)`; 1 is without.
         temperature: of items; 0 means greedy.
         text_temperature: of text; 0 means greedy.
-        top_p: sample text from the likeliest tokens that hold this share of the probability.
+        top_p: sample text from the likeliest tokens that hold this share of the probability; at a
+            `text_temperature` above 0.
         max_new_tokens: most tokens of text in an answer; those that begin an item count.
         max_items: most items in an answer.
         seed: of the whole call.
@@ -77,7 +78,7 @@ def interleave(
     checks.check_not_negative(guidance=guidance, temperature=temperature, text_temperature=text_temperature)
     checks.check_counts(max_new_tokens=max_new_tokens, max_items=max_items, max_rows=max_rows)
     checks.check_seed(seed)
-    checks.check_top_p(top_p)
+    checks.check_top_p(top_p, text_temperature=text_temperature)
     checks.check_linears(linears)
     if not model.plan.model.generation:
         raise RunFileError("this model has no generation path, so its answers hold no items; use ask")

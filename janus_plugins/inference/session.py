@@ -154,7 +154,8 @@ def ask(
         items: the same for any modality: modality -> items.
         max_new_tokens: most tokens of an answer.
         temperature: 0 means greedy.
-        top_p: sample from the likeliest tokens that hold this share of the probability.
+        top_p: sample from the likeliest tokens that hold this share of the probability; at a temperature
+            above 0.
         seed: of the whole call; a row's own seed depends on it and on the question alone.
         system: system prompt (default: the template's; "" for none).
         max_rows: most questions at once (default: by the memory of the cache).
@@ -173,7 +174,7 @@ def ask(
     checks.check_not_negative(temperature=temperature)
     checks.check_counts(max_new_tokens=max_new_tokens, max_rows=max_rows)
     checks.check_seed(seed)
-    checks.check_top_p(top_p)
+    checks.check_top_p(top_p, temperature=temperature)
     checks.check_linears(linears)
     given = checks.items_by_question(images, items, len(texts), single=isinstance(question, str))
     with evaluating(model):

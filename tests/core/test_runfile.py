@@ -86,6 +86,11 @@ def test_a_run_file_is_loaded() -> None:
             "run.yaml:10: model.understanding.image.adapter.hidden: unknown key. "
             "A component's own settings go under 'options'.",
         ),
+        (
+            "read: {use: digits, task: understanding}",
+            "read: {use: digits, task: understanding, weights: somewhere}",
+            "run.yaml:12: data.read.weights: unknown key. A component's own settings go under 'options'.",
+        ),
         ("    batch: 4\n", "", "run.yaml:14: stages.adapters.batch: is needed, but not given"),
         (
             "steps: 10",
@@ -460,6 +465,11 @@ def test_a_run_remembers_where_its_values_were_given() -> None:
 def test_every_shipped_run_loads_and_survives_a_round_trip(name: str) -> None:
     run = load_run(name)
     assert load_run_text(dump_run(run), "config.yaml") == run
+
+
+def test_the_null_weights_of_data_in_older_files_are_passed_over() -> None:
+    given = "read: {use: digits, task: understanding}"
+    assert load_run_text(RUN.replace(given, given[:-1] + ", weights: null}")) == load_run_text(RUN)
 
 
 def test_awkward_values_survive_a_round_trip() -> None:

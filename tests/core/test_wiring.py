@@ -9,7 +9,7 @@ import pytest
 
 from janus_plugins.core.errors import JanusPluginsError, PluginError, RunFileError, WiringError
 from janus_plugins.core.facts import SourceFacts, UnderstandingFacts
-from janus_plugins.core.runfile import load_run
+from janus_plugins.core.runfile import dump_run, load_run, load_run_text
 from janus_plugins.core.wiring import resolve
 from janus_plugins.door import plan
 from janus_plugins.encoders.siglip.spec import SiglipConfig
@@ -163,6 +163,65 @@ CASES = {
         WiringError,
         ["audio", "image"],
     ),
+    "a setting of another type of tokenizer": (
+        ["model.language_model.tokenizer.type=bytes"],
+        WiringError,
+        [
+            "tokenizer.vocab_size: a tokenizer of type bytes does not read it, one of type trained does",
+            "tokenizer.level: a tokenizer",
+            "set it to null where a base file gives it",
+        ],
+    ),
+    "a path of a tokenizer that is trained": (
+        ["model.language_model.tokenizer.path=somewhere"],
+        WiringError,
+        ["--set model.language_model.tokenizer.path", "one of type pretrained does"],
+    ),
+    "answers for data that are held out": (
+        ["data.read_test.precomputed=somewhere"],
+        WiringError,
+        ["data.read_test.precomputed: only training reads it, and data.read_test has split: test"],
+    ),
+    "answers for data that only a reconstruction draws": (
+        [
+            "data.draw.precomputed=somewhere",
+            "stages.adapters.mix={understanding: 1}",
+            "stages.finetune.sources={read: {}, sort: {}}",
+            "stages.finetune.mix={understanding: 1, text: 1}",
+        ],
+        WiringError,
+        ["data.draw.precomputed: only training", "is drawn by no stage that reads it"],
+    ),
+    "samples' settings in a stage that reconstructs": (
+        [
+            f"stages.tokenizer.{setting}"
+            for setting in (
+                "template=plain",
+                "loss_on=text",
+                "loss_mean=task",
+                "drop_prompt=0.1",
+                "drop_to=pad",
+                "first_sentence=0.5",
+                "close_generated=true",
+                "learn_begin=true",
+            )
+        ],
+        WiringError,
+        [
+            f"stages[0] (tokenizer): {key}: is about samples in the language model, and this stage has "
+            "reconstruct: image"
+            for key in (
+                "template",
+                "loss_on",
+                "loss_mean",
+                "drop_prompt",
+                "drop_to",
+                "first_sentence",
+                "close_generated",
+                "learn_begin",
+            )
+        ],
+    ),
     "a component that is not installed": (
         ["model.understanding.image.encoder.use=siglop"],
         PluginError,
@@ -201,6 +260,15 @@ def test_a_trained_model_may_have_stages_that_would_be_refused(tmp_path):
     with pytest.raises(WiringError, match="no loss of this stage reaches"):
         resolve(run)
     assert resolve(run, trains=False).model.parts()
+    run = load_run(write_tiny(tmp_path), ["model.language_model.tokenizer.path=somewhere"])
+    assert resolve(run, trains=False).model.parts()
+
+
+def test_what_is_spelt_out_at_its_default_is_no_mistake(tmp_path):
+    run = load_run(write_tiny(tmp_path), ["model.language_model.tokenizer={type: bytes}"])
+    again = load_run_text(dump_run(run))
+    assert again == run
+    assert resolve(again).data["read"].part.weights is None
 
 
 def test_an_options_error_names_its_line(tmp_path):

@@ -285,6 +285,7 @@ def test_files_and_an_index_hold_an_answer_in_order(model, tmp_path):
         ({"prompts": []}, "no prompt was given"),
         ({"max_items": 0}, "max_items is 0"),
         ({"text_temperature": -1.0}, "text_temperature is -1.0"),
+        ({"top_p": 0.9}, "top_p is 0.9, but at text_temperature 0 the likeliest token is always taken"),
         ({"prompts": ["a", "b"], "images": [[]]}, "image: 1 entries for 2 prompts"),
         ({"items": {"sound": [1]}}, "cannot understand 'sound'"),
     ],

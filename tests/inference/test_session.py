@@ -253,6 +253,8 @@ def test_generate_refuses(model, options, message):
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"temperature": -0.5}, "temperature is -0.5"),
         ({"top_p": 0.0}, "top_p is 0.0; it must be above 0"),
+        ({"top_p": "0.9"}, "top_p is '0.9'; it must be above 0"),
+        ({"top_p": 0.9}, "top_p is 0.9, but at temperature 0 .*; set temperature above 0, or leave"),
         ({"seed": "abc"}, "seed is 'abc'; it must be a whole number"),
         ({"items": {"audio": [[1, 2, 3]]}}, "cannot understand 'audio'; it can understand: image"),
         ({"question": ["a", "b"], "images": [[[1, 2, 3]]]}, "image: 1 entries for 2 questions"),

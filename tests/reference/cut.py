@@ -5,7 +5,7 @@ from __future__ import annotations
 from janus_plugins.core.runfile import load_run
 
 NO_DOWNLOADS = (
-    "model.language_model.tokenizer.type=bytes",
+    "model.language_model.tokenizer={type: bytes}",
     "model.understanding.image.encoder.weights=null",
 )
 
