@@ -15,6 +15,7 @@ from string import Template
 from janus_plugins.core.catalogue import catalogue
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.core.kinds import Kind
+from janus_plugins.core.specs import CONTRACT_VERSION
 from janus_plugins.core.suggest import nearest
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -138,6 +139,8 @@ def _values(name: str, kind: Kind, modality: str) -> dict[str, str]:
         "title": "".join(word.capitalize() for word in name.split("-")),
         "summary": (SERIES_SUMMARIES if series else SUMMARIES)[kind],
         "builds": BUILDS.get(kind, "is the `nn.Module`"),
+        # As a number: the name would mean whatever version is installed later.
+        "contract": str(CONTRACT_VERSION),
     }
     return {
         **values,

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from janus_plugins.cli import app
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.core.kinds import Kind
+from janus_plugins.core.specs import CONTRACT_VERSION
 from janus_plugins.scaffold.write import SERIES_SUMMARIES, write_package
 
 SERIES = [(kind, "heart_rate") for kind in SERIES_SUMMARIES]
@@ -80,6 +81,14 @@ def test_nothing_is_left_to_fill_in(kind: Kind, modality: str, tmp_path: Path) -
     tomllib.loads((folder / "pyproject.toml").read_text())
     usage = (folder / "README.md").read_text().split("```yaml\n")[1].split("```")[0]
     assert folder.name in json.dumps(yaml.safe_load(usage))
+
+
+@KINDS
+def test_its_contract_is_a_number(kind: Kind, modality: str, tmp_path: Path) -> None:
+    """A later version of janus-plugins must see what the package was written against."""
+    text = (write(kind, modality, tmp_path) / f"tried_{kind}" / "spec.py").read_text()
+    assert f"    contract={CONTRACT_VERSION},\n" in text
+    assert "CONTRACT_VERSION" not in text
 
 
 @KINDS
