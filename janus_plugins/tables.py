@@ -49,7 +49,7 @@ def plugins_as_data(reports: Iterable[PluginReport]) -> list[dict[str, Any]]:
 
 
 def print_plugins(reports: Iterable[PluginReport]) -> None:
-    """Print a row a component, and a row a plugin that offers none.
+    """Print a row a component, and a row a plugin that offers none; what went wrong, where something did.
 
     In plain columns: rich takes a quarter of a second over a few hundred rows.
     """
@@ -57,12 +57,12 @@ def print_plugins(reports: Iterable[PluginReport]) -> None:
     for report in sorted(reports, key=lambda one: (one.distribution, one.entry)):
         load = f"{report.load_seconds * 1000:.0f} ms"
         who = (report.distribution, report.version)
+        reason = f"entry {report.entry!r}" + (f": {report.error}" if report.error else "")
         if not report.components:
-            reason = f"entry {report.entry!r}: {report.error}" if report.error else f"entry {report.entry!r}"
             rows.append(("-", "-", *who, report.status, load, reason))
         for kind, name, summary, status in sorted(report.components):
-            shown = status if report.status == "ok" else report.status
-            rows.append((str(kind), name, *who, shown, load, summary))
+            shown, text = (status, summary) if report.status == "ok" else (report.status, reason)
+            rows.append((str(kind), name, *who, shown, load, text))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
+from janus_plugins.core.plugins import ComponentReport, PluginReport
 from janus_plugins.door import plan
 from janus_plugins.model.explain import explain
-from janus_plugins.tables import print_evaluation, print_explanation
+from janus_plugins.tables import print_evaluation, print_explanation, print_plugins
 from tests.tiny import write_tiny
 
 NAME = "own [red] :fire:"
@@ -24,3 +27,13 @@ def test_an_explanation_keeps_brackets(tmp_path, capsys):
     assert f"{NAME}: parts" in said
     assert f"stage {STAGE}: 2 steps" in said
     assert "image -> [4, 16]" in said
+
+
+@pytest.mark.parametrize("names", [[], ["one", "two"]])
+def test_every_row_of_a_failed_plugin_says_why(names, capsys):
+    components = tuple(ComponentReport("head", name, "predicts well", "its plugin failed") for name in names)
+    error = "head/one is already offered by other:entry; rename one"
+    print_plugins([PluginReport("acme", "entry", "1.0", "failed", error, components=components)])
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert len(rows) == (len(names) or 1)
+    assert all("failed" in row and row.endswith(f"entry 'entry': {error}") for row in rows)
