@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from janus_plugins.core.environment import switched_on
 from janus_plugins.core.errors import JanusPluginsError, RunFileError
 
 app = typer.Typer(
@@ -37,7 +38,7 @@ LinearsChoice = Annotated[str, typer.Option("--linears", help="packed, plain, in
 
 def main() -> None:
     """Run the command line; errors are a message without a traceback unless --debug is given."""
-    debug = "--debug" in sys.argv or bool(os.environ.get("JANUS_PLUGINS_DEBUG"))
+    debug = "--debug" in sys.argv or switched_on("JANUS_PLUGINS_DEBUG")
     sys.argv = [word for word in sys.argv if word != "--debug" and not word.startswith("--local_rank=")]
     try:
         app(standalone_mode=True)

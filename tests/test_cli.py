@@ -116,6 +116,12 @@ def test_debug_shows_the_traceback():
     assert "Traceback" in done.stderr
 
 
+@pytest.mark.parametrize(("value", "shown"), [("", False), ("0", False), ("1", True)])
+def test_the_variable_for_tracebacks_is_a_switch_like_the_others(value, shown, monkeypatch):
+    monkeypatch.setenv("JANUS_PLUGINS_DEBUG", value)
+    assert ("Traceback" in called("validate", "nowhere.yaml").stderr) == shown
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")

@@ -29,6 +29,7 @@ from packaging.utils import canonicalize_name
 
 from janus_plugins import __version__
 from janus_plugins.core import hookspecs
+from janus_plugins.core.environment import switched_on
 from janus_plugins.core.errors import PluginError
 from janus_plugins.core.hookspecs import PROJECT
 from janus_plugins.core.owner import Owner
@@ -437,5 +438,5 @@ def _warn_once(problem: str) -> None:
 
 
 def _trace(message: str) -> None:
-    if os.environ.get(TRACE_VARIABLE, "") not in ("", "0"):
+    if switched_on(TRACE_VARIABLE):
         print(f"janus-plugins: {message}", file=sys.stderr, flush=True)

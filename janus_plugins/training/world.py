@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from janus_plugins.core.environment import switched_on
 from janus_plugins.core.errors import JanusPluginsError, RunFileError
 from janus_plugins.inference.halves import is_slow
 
@@ -121,7 +122,7 @@ def open_world() -> World:
 def _init_group(backend: str, alone: bool) -> None:
     import deepspeed
 
-    if not os.environ.get(DEBUG_VARIABLE):
+    if not switched_on(DEBUG_VARIABLE):
         deepspeed.utils.logger.setLevel(logging.ERROR)
     if alone and not dist.is_initialized():  # no port, and no variable that a child process would inherit
         store = dist.HashStore()  # type: ignore[attr-defined]
