@@ -312,7 +312,9 @@ def evaluate(
 @app.command()
 def convert(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="folder of a model, in any layout")],
-    target: Annotated[Path, typer.Argument(metavar="DST", help="folder to write; must not exist")],
+    target: Annotated[
+        Path, typer.Argument(metavar="DST", help="folder to write; it must not exist, or be empty")
+    ],
     layout: Annotated[str, typer.Option(help="native, transformers or official")] = "native",
 ) -> None:
     """Write a model in another layout: native, transformers' Janus, or the official Janus one."""

@@ -60,6 +60,11 @@ def test_help_of_every_verb():
         assert "Usage:" in answer(verb, "--help")
 
 
+def test_the_help_of_convert_says_what_may_be_there():
+    said = " ".join(answer("convert", "--help").replace("│", " ").split())
+    assert "it must not exist, or be empty" in said
+
+
 def test_the_version_is_asked_for_without_a_command():
     assert answer("--version") == "0.1.0\n"
 

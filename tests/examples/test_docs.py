@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from janus_plugins.core import plugins
+from janus_plugins.core.kinds import Kind
 from janus_plugins.testing.rules import RULES
 
 from .signatures import SHOWN, signatures
@@ -101,6 +102,22 @@ def test_the_testing_page_lists_the_rules_of_each_kind() -> None:
     for kind, rules in RULES.items():
         row = next(line for line in text.splitlines() if line.startswith(f"| {kind.replace('_', ' ')} |"))
         assert re.findall(r"\[([\w-]+)\]", row) == [rule.name for rule in rules]
+
+
+def test_the_testing_page_counts_every_rule_of_its_example() -> None:
+    text = (DOCS / "testing.md").read_text(encoding="utf-8")
+    ((kind, *counts),) = re.findall(
+        r"^(\w+)/\S+: (\d+) passed, (\d+) failed, (\d+) skipped$", text, re.MULTILINE
+    )
+    assert sum(map(int, counts)) == len(RULES[Kind(kind)])
+
+
+def test_the_time_of_an_example_is_the_same_wherever_it_is_told() -> None:
+    """From the command to the report."""
+    pages = (EXAMPLES / "janus-motion/README.md", EXAMPLES / "janus-motion/motion.yaml", DOCS / "tutorial.md")
+    texts = [path.read_text(encoding="utf-8") for path in pages]
+    told = [re.search(r"about (.{,20}) on one\s+core", text) for text in texts]
+    assert len({found and found[1] for found in told}) == 1, told
 
 
 def test_the_switches_are_those_of_the_host() -> None:

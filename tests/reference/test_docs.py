@@ -10,6 +10,7 @@ import pytest
 from janus_plugins.core.runfile import load_run_text
 from janus_plugins.core.wiring import resolve
 from janus_plugins.door import plan as plan_of
+from janus_plugins.sources.hf_dataset.spec import HfDatasetConfig
 
 PAGE = (Path(__file__).parents[2] / "docs" / "training_the_reference.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
@@ -37,3 +38,14 @@ def test_every_data_set_is_on_the_page() -> None:
     named = set(re.findall(r"`([a-z0-9_]+)`", PAGE))
     missing = [name for name in plan_of("janus_1.3b").data if name not in named]
     assert missing == []
+
+
+def test_every_combination_of_columns_is_in_the_table_of_formats() -> None:
+    with pytest.raises(ValueError, match="these do: ") as refused:
+        HfDatasetConfig(path="somewhere", columns={"question": "{question}"})
+    known = str(refused.value).partition("these do: ")[2].partition(" [type=")[0].split("; ")
+    table = PAGE.partition("| columns | sample |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    spelt = [cell for row in rows for cell in (row, row.partition(" (and ")[0])]
+    told = {frozenset(re.findall(r"`(\w+)`", cell)) for cell in spelt}
+    assert told == {frozenset(each.split(" + ")) for each in known}
