@@ -137,9 +137,10 @@ class Catalogue:
             raise PluginError(
                 f"{kind} {use!r} cannot be had: {_outcome(report)}. `janus-plugins plugins` shows it"
             ) from report.exception
-        sentences = [f"no {kind} is called {use!r}.{nearest(use, self._spellings(kind))}"]
+        guess = nearest(use, self._spellings(kind))
+        sentences = [f"no {kind} is called {use!r}.{guess}"]
         sentences.append(f"Available: {', '.join(self.names(kind)) or 'none'}.")
-        hints = list(self._hints(kind, distribution, name))
+        hints = list(self._hints(kind, distribution, name, bool(guess)))
         if not hints:
             hints = ["If a plugin should offer it: it is not installed here, or declares no entry point."]
         raise PluginError(" ".join([*sentences, *hints]))
@@ -148,12 +149,13 @@ class Catalogue:
         """Return a sentence for each plugin that did not load."""
         return tuple(_outcome(report) for report in self._reports if report.status == "failed")
 
-    def _hints(self, kind: Kind, distribution: str, name: str) -> Iterable[str]:
+    def _hints(self, kind: Kind, distribution: str, name: str, guessed: bool) -> Iterable[str]:
         others = {str(entry.spec.kind) for entry in self._entries if entry.spec.name == name} - {str(kind)}
         for other in sorted(others):
             yield f"({name!r} is a {other}.)"
         if distribution and distribution not in {report.distribution for report in self._reports}:
-            yield f"No plugin from {distribution!r} is installed; next: pip install {distribution}"
+            step = "if that is no misspelling, install it" if guessed else f"next: pip install {distribution}"
+            yield f"No plugin from {distribution!r} is installed; {step}."
         failed = [report for report in self._reports if report.status == "failed"]
         blocked: dict[str, list[str]] = {}
         for report in self._reports:

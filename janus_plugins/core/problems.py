@@ -7,7 +7,7 @@ a `use:` that names code instead of a component.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -99,10 +99,17 @@ def worded(error: Mapping[str, Any]) -> str:
     return _said(error) + _got(error)
 
 
-def listed(error: ValidationError) -> str:
+def option_worded(error: Mapping[str, Any], component: str, options: Iterable[str]) -> str:
+    """Return one of pydantic's errors on a component's options, with the option that was meant."""
+    if error["type"] == "extra_forbidden":
+        return f"{component} has no such option.{nearest(str(error['loc'][-1]), options)}"
+    return worded(error)
+
+
+def listed(error: ValidationError, say: Callable[[Mapping[str, Any]], str] = worded) -> str:
     """Return pydantic's errors on what is no run file in one line: "path: problem; path: problem"."""
     each = error.errors(include_url=False)
-    return "; ".join(": ".join(filter(None, (".".join(map(str, one["loc"])), worded(one)))) for one in each)
+    return "; ".join(": ".join(filter(None, (".".join(map(str, one["loc"])), say(one)))) for one in each)
 
 
 def _said(error: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ from janus_plugins.core.plan import (
     RunPlan,
     UnderstandingPlan,
 )
-from janus_plugins.core.problems import worded
+from janus_plugins.core.problems import option_worded
 from janus_plugins.core.schema import BESIDE_SCORES, ModelBlock, Named, RunConfig, StageBlock, Use
 from janus_plugins.core.specs import ComponentConfig
 from janus_plugins.core.suggest import nearest
@@ -159,9 +159,7 @@ class _Builder:
         lines = []
         for problem in error.errors():
             where = (*path, "options", *problem["loc"])
-            message = worded(problem)
-            if problem["type"] == "extra_forbidden":
-                message = f"{use} has no such option.{nearest(str(problem['loc'][-1]), config.model_fields)}"
+            message = option_worded(problem, use, config.model_fields)
             lines.append(f"{self._where(where)}{'.'.join(map(str, where))}: {message}")
         return "\n".join(lines)
 

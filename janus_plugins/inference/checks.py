@@ -37,7 +37,7 @@ def check_not_negative(**values: float) -> None:
     for name, value in values.items():
         known = isinstance(value, (int, float)) and not math.isnan(value)
         if not known or value < 0:
-            raise RunFileError(f"{name} is {value}; it must be a number of at least 0")
+            raise RunFileError(f"{name} is {value!r:.60}; it must be a number of at least 0")
         if value and not 1e-6 <= value <= 1e6:
             raise RunFileError(f"{name} is {value}; it must be 0, or from 1e-6 to 1e6")
 
@@ -46,13 +46,13 @@ def check_counts(**values: int | None) -> None:
     """Refuse counts below 1, by name; None stands for a default."""
     for name, value in values.items():
         if value is not None and not (isinstance(value, int) and value >= 1):
-            raise RunFileError(f"{name} is {value}; it must be a whole number of at least 1")
+            raise RunFileError(f"{name} is {value!r:.60}; it must be a whole number of at least 1")
 
 
 def check_seed(value: int) -> None:
     """Refuse a seed that is no whole number."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise RunFileError(f"seed is {value!r}; it must be a whole number")
+        raise RunFileError(f"seed is {value!r:.60}; it must be a whole number")
 
 
 def check_top_p(value: float | None, **temperatures: float) -> None:
@@ -65,7 +65,7 @@ def check_top_p(value: float | None, **temperatures: float) -> None:
     if value is None:
         return
     if not (isinstance(value, (int, float)) and 0 < value <= 1):
-        raise RunFileError(f"top_p is {value!r}; it must be above 0 and at most 1")
+        raise RunFileError(f"top_p is {value!r:.60}; it must be above 0 and at most 1")
     for name, temperature in temperatures.items():
         if temperature == 0:
             raise RunFileError(

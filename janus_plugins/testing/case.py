@@ -16,7 +16,7 @@ from janus_plugins.core.errors import JanusPluginsError
 from janus_plugins.core.facts import FACTS, GenerationFacts, HeadFacts, LanguageModelFacts, UnderstandingFacts
 from janus_plugins.core.kinds import Kind
 from janus_plugins.core.plan import Owner, Part
-from janus_plugins.core.problems import listed
+from janus_plugins.core.problems import listed, option_worded
 from janus_plugins.core.specs import ComponentConfig, ComponentSpec
 from janus_plugins.model.compose import build_part
 from janus_plugins.testing.items import KNOWN, cycled, stand_ins
@@ -155,7 +155,8 @@ def cases(
     try:
         config = spec.config.model_validate(dict(options))
     except ValidationError as error:
-        raise Broken("options that validate (options={...}, --set NAME=VALUE)", listed(error)) from error
+        seen = listed(error, lambda one: option_worded(one, spec.name, spec.config.model_fields))
+        raise Broken("options that validate (options={...}, --set NAME=VALUE)", seen) from error
     if spec.kind not in (Kind.ADAPTER, Kind.HEAD):
         found = Case(spec, config, options, given=items, ranks=ranks)
         _check_type(found.facts, spec.kind)

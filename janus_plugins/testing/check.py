@@ -44,7 +44,13 @@ def check_component(
     Raises:
         ContractBroken: rules failed; the message says of each what was expected, what was seen, and where
             to read.
+        TypeError: `spec` is no `ComponentSpec`.
     """
+    if not isinstance(spec, ComponentSpec):
+        raise TypeError(
+            f"check_component takes a ComponentSpec, the one that your janus_components() returns, not "
+            f"{spec!r:.60}; an installed component is checked by its name with `janus-plugins check NAME`"
+        )
     with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
         given = tiny_options(spec, Path(folder)) if options is None else options
         results = tuple(_results(spec, given, items, neighbour, skip or {}, ranks))

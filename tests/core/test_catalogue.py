@@ -77,6 +77,17 @@ def test_a_name_of_another_kind_is_pointed_out(found: Catalogue) -> None:
 
 def test_a_distribution_that_is_not_installed_gets_its_pip_name(found: Catalogue) -> None:
     assert "pip install acme-parts" in str(refusal(found, Kind.ADAPTER, "Acme_Parts/mlp"))
+    said = str(refusal(found, Kind.ADAPTER, "acme-parts/enlarge"))
+    assert "No plugin from 'acme-parts' is installed; next: pip install acme-parts. plugin " in said
+
+
+def test_a_distribution_that_is_misspelt_is_not_to_be_installed(found: Catalogue) -> None:
+    said = str(refusal(found, Kind.ADAPTER, "janus-plugin/mlp"))
+    assert "Did you mean 'janus-plugins/mlp'?" in said
+    assert (
+        "No plugin from 'janus-plugin' is installed; if that is no misspelling, install it. plugin " in said
+    )
+    assert "pip install janus-plugin" not in said
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,8 @@ LONG = "x" * POSITIONS
         ({"max_rows": 0}, "max_rows is 0"),
         ({"guidance": -1.0}, "guidance is -1.0; it must be a number of at least 0"),
         ({"guidance": float("nan")}, "guidance is nan"),
+        ({"guidance": "1"}, "guidance is '1'; it must be a number of at least 0"),
+        ({"num_per_prompt": "2"}, "num_per_prompt is '2'; it must be a whole number of at least 1"),
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"temperature": 1e-40}, "temperature is 1e-40; it must be 0, or from 1e-6 to 1e6"),
         ({"guidance": 1e39}, r"guidance is 1e\+39; it must be 0, or from 1e-6 to 1e6"),

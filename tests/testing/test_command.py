@@ -60,6 +60,7 @@ def test_options_are_set_over_the_small_ones_and_json_is_plain() -> None:
     assert check("mlp", "--set", "depth=zero").exit_code == 1
     assert "depth: should be a valid integer" in check("mlp", "--set", "depth=zero").output
     assert "pydantic" not in check("mlp", "--set", "depht=1").output
+    assert "depht: mlp has no such option. Did you mean 'depth'?" in check("mlp", "--set", "depht=1").output
 
 
 def test_a_failure_ends_with_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:

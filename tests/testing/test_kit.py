@@ -142,6 +142,12 @@ def test_a_rule_can_be_skipped_with_a_reason_and_only_by_its_name() -> None:
         check_component(mixing, skip={"along": "?"})
 
 
+@pytest.mark.parametrize("given", ["patches", [], None])
+def test_what_is_no_spec_is_told_with_what_to_give(given: object) -> None:
+    with pytest.raises(TypeError, match=r"takes a ComponentSpec, .* not .*; .* `janus-plugins check NAME`"):
+        check_component(given)  # type: ignore[arg-type]
+
+
 def test_options_that_do_not_validate_are_a_failed_rule() -> None:
     report = check_component(spec.variation(ADAPTER), options={"depth": 3}, raises=False)
     assert failed(report) == {"options"}
