@@ -130,7 +130,7 @@ def test_a_plugin_that_imports_torch_is_named_with_its_load_time(listed: dict[st
 
 def test_listing_is_quick_and_imports_no_torch(plugin_site: Path) -> None:
     times = []
-    for _ in range(3):  # the machine may be busy: the quickest of three counts
+    for _ in range(8):  # the machine may be busy: the quickest counts
         answer, _ = run_listing(plugin_site, JANUS_PLUGINS_BLOCK="janus-test-heavy")
         assert not answer["torch"]
         assert answer["reports"]["janus-plugins:builtin"]["status"] == "ok"
