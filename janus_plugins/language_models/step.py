@@ -201,7 +201,7 @@ class _OnGpu:
             mixed = self._of_normed(stream, carried, firsts[index], qkv, later[0])
             seen = on_gpu.look(
                 mixed, step.cos, step.sin, at, cache, attend.slot, visible, self.arrived, step.heads,
-                block.scaling, later[1],
+                block.scaling, later[1], index == 0,
             )  # fmt: skip
             stream, carried = self._added_to(stream, seen, block.o_proj, later[2], second)
             inner = self._of_normed(stream, carried, second, gate_up, later[3], gated=True)

@@ -35,9 +35,14 @@ def carrying(
     source: Tensor, weight: Tensor, added: Tensor, following: Tensor, **_: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     answer = product(source, weight, added=added)
-    squares = answer.float().square()
+    return answer, answer * following, summed_squares(answer)
+
+
+def summed_squares(rows: Tensor) -> Tensor:
+    """Return the squares of rows [B, N], summed up 16 at a time [N / 16, B]."""
+    squares = rows.float().square()
     squares = torch.cat((squares, squares.new_zeros(len(squares), -squares.shape[1] % 16)), 1)
-    return answer, answer * following, squares.unflatten(1, (-1, 16)).sum(2).T.contiguous()
+    return squares.unflatten(1, (-1, 16)).sum(2).T.contiguous()
 
 
 def normed(source: Tensor, norm: Tensor, epsilon: float) -> Tensor:
@@ -58,6 +63,7 @@ def look(
     heads: int,
     scale: float,
     later: Tensor | None = None,
+    fresh: bool = True,
     **_: int,
 ) -> Tensor:
     rows, both, length, width = cache.shape

@@ -16,6 +16,7 @@ from .plain_kernels import carrying as plain_carrying
 from .plain_kernels import look as plain_look
 from .plain_kernels import normed as plain_normed
 from .plain_kernels import product as plain_product
+from .plain_kernels import summed_squares
 
 knobs = pytest.importorskip("triton").knobs
 
@@ -86,10 +87,13 @@ def check_carried(
     arrived = torch.zeros(outputs // 8 + 1, dtype=torch.int32, device=device)
     options = {"later": weight.view(-1)[8:], "arrived": arrived, "shape": shape and kernels.Shape(*shape)}
     stream, *carried = kernels.carrying(source, weight, added, norm, **options)
-    for ours, theirs in zip((stream, *carried), plain_carrying(source, weight, added, norm), strict=True):
-        assert ours.dtype == theirs.dtype
-        assert ours.shape == theirs.shape
-        assert close(ours, theirs)
+    theirs = plain_carrying(source, weight, added, norm)
+    assert [(one.dtype, one.shape) for one in (stream, *carried)] == [
+        (one.dtype, one.shape) for one in theirs
+    ]
+    assert close(stream, theirs[0])
+    assert torch.equal(carried[0], stream * norm)
+    assert close(carried[1], summed_squares(stream))
     assert torch.equal(stream, kernels.product(source, weight, added=added, **options))
     second = normal(6 * 16, outputs) / 8
     for gated in (False, True):
@@ -119,14 +123,14 @@ def check_look(
     cosines, sines = normal(length, width), normal(length, width)
     at = torch.randint(0, length, (rows,), device=device)
     arrived = torch.zeros(rows * heads, dtype=torch.int32, device=device)
-    for masked in (False, True):
+    for masked, fresh in ((False, True), (True, False)):
         seen = torch.rand(rows, 1, 1, length - 5, device=device) > 0.4 if masked else None
         mixed, cache = normal(rows, (heads + 2 * groups) * width), normal(rows, 2 * groups, length, width)
         theirs = cache.clone()
         given = (mixed, cosines, sines, at)
         further = (torch.tensor([slot], device=device), seen, arrived, heads, 0.25)
         found = kernels.look(
-            *given, cache, *further, cosines.view(-1)[8:] if later is None else later,
+            *given, cache, *further, cosines.view(-1)[8:] if later is None else later, fresh,
             way=way and kernels.Look(*way),
         )  # fmt: skip
         assert close(found, plain_look(*given, theirs, *further))
@@ -170,7 +174,7 @@ if knobs.runtime.interpret:
         way = (heads == 2, 16, 2, 1)  # it has no products of bf16
         check_look(on_gpu.kernels(), "cpu", torch.float16, heads, 40, way)
 
-    @pytest.mark.parametrize("way", [None, (True, 16, 4, 2), (False, 32, 2, 4, 2)])
+    @pytest.mark.parametrize("way", [None, (True, 16, 4, 2, 1, 3), (False, 32, 2, 4, 2, 2)])
     def test_attention_of_more_rows(way):
         check_look(on_gpu.kernels(), "cpu", torch.float32, 2, 70, way, rows=6)
 
@@ -223,7 +227,8 @@ def test_products_on_a_gpu(rows, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("heads", [2, 4])
 def test_attention_on_a_gpu(heads, dtype):
-    ways = [None, (False, 32, 1, 4, 3), *([(True, 16, 4, 1), (True, 32, 2, 4)] if heads == 2 else [])]
+    alone = [(True, 16, 4, 1), (True, 32, 2, 4, 1, 2)]
+    ways = [None, (False, 32, 1, 4, 3), (False, 32, 1, 4, 3, 3), *(alone if heads == 2 else [])]
     for slot, way, rows in itertools.product((0, 1, 31, 70), ways, (3, 32)):
         for _ in range(3):
             check_look(on_gpu.kernels(), "cuda", dtype, heads, slot, way, rows=rows)

@@ -69,7 +69,8 @@ class Look(NamedTuple):
     """Say how attention is cut into programs: slots at once, parts of all slots, warps, loads under way.
 
     With `alone` every head takes plain arithmetic, for heads with keys of their own only, and its next slots
-    are under way in registers; else the heads that share keys take the tensor cores.
+    are under way in registers; else the heads that share keys take the tensor cores. So many times `some` of
+    a part's slots are asked for, `near`, before the kernel ahead has ended.
     """
 
     alone: bool
@@ -77,6 +78,7 @@ class Look(NamedTuple):
     cuts: int
     warps: int
     stages: int = 1
+    near: int = 1
 
 
 @triton.jit
@@ -339,8 +341,8 @@ def _look_kernel(
     mixed, cosines, sines, at, cache, slot, seen, parts, shares, arrived, later, result,
     heads, groups, length, seen_stride, scale,
     EACH: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr, SOME: tl.constexpr, CUTS: tl.constexpr,
-    STAGES: tl.constexpr, LATER: tl.constexpr, EACH_LATER: tl.constexpr, LINE: tl.constexpr,
-    MASKED: tl.constexpr, EARLY: tl.constexpr,
+    STAGES: tl.constexpr, NEAR: tl.constexpr, LATER: tl.constexpr, EACH_LATER: tl.constexpr,
+    LINE: tl.constexpr, MASKED: tl.constexpr, FRESH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Attend for the heads of a group of a row, over one part of the slots; the last to end joins them."""
     _begin(EARLY)
@@ -353,36 +355,28 @@ def _look_kernel(
     half = (d + WIDTH // 2) % WIDTH
     kind = result.dtype.element_ty
     now, first, last = _slots(slot, part, SOME, CUTS)
-    cosine, sine = _angles(cosines, sines, at + row, WIDTH)
+    if not FRESH:
+        cosine, sine = _angles(cosines, sines, at + row, WIDTH)
     keys = cache + (row * 2 * groups + group).to(tl.int64) * length * WIDTH
     values = keys + groups.to(tl.int64) * length * WIDTH
     if EARLY:
-        lines = tl.arange(0, (WIDTH + 63) // 64) * 64
-        near = (first + tl.arange(0, SOME))[:, None] * WIDTH + lines[None, :]
-        near = tl.minimum(near, length * WIDTH - 1)
-        _bring_near(keys + near)
-        _bring_near(values + near)
+        _bring_slots(keys, values, first, last, WIDTH, SOME, NEAR)
     _bring_later(later, index * CUTS + part, tl.num_programs(0) * CUTS, LATER, EACH_LATER, LINE)
     _wait(EARLY)
+    if FRESH:
+        cosine, sine = _angles(cosines, sines, at + row, WIDTH)
     line = mixed + row * (heads + 2 * groups) * WIDTH
     own = line + head[:, None] * WIDTH
     query = _turned(
         tl.load(own + d[None, :], real[:, None], 0.0), tl.load(own + half[None, :], real[:, None], 0.0),
         cosine[None, :], sine[None, :],
     )  # fmt: skip
+    # The new slot itself, which nobody reads from the cache now, counts last: the others come first.
+    own = line + (heads + group) * WIDTH
+    plain, other, given = tl.load(own + d), tl.load(own + half), tl.load(own + groups * WIDTH + d)
     most = tl.full((TILE,), -1.0e30, tl.float32)
     whole = tl.zeros((TILE,), tl.float32)
     answer = tl.zeros((TILE, WIDTH), tl.float32)
-    if part == 0:  # the new slot itself, which nobody reads from the cache now
-        key = line + (heads + group) * WIDTH
-        key = _turned(tl.load(key + d), tl.load(key + half), cosine, sine)
-        value = tl.load(line + (heads + groups + group) * WIDTH + d)
-        tl.store(keys + now * WIDTH + d, key)
-        tl.store(values + now * WIDTH + d, value)
-        most = tl.sum(query.to(tl.float32) * key.to(tl.float32)[None, :], 1) * scale
-        whole += 1.0
-        answer += value.to(tl.float32)[None, :]
-
     for start in tl.range(first, last, SOME, num_stages=STAGES):
         s = start + tl.arange(0, SOME)
         here = s < last
@@ -398,6 +392,16 @@ def _look_kernel(
         kept = tl.exp(most - higher)
         whole = whole * kept + tl.sum(weights, 1)
         answer = tl.dot(weights.to(kind), value, answer * kept[:, None], input_precision="ieee")
+        most = higher
+    if part == 0:
+        new = _turned(plain, other, cosine, sine)
+        tl.store(keys + now * WIDTH + d, new)
+        tl.store(values + now * WIDTH + d, given)
+        score = tl.sum(query.to(tl.float32) * new.to(tl.float32)[None, :], 1) * scale
+        higher = tl.maximum(most, score)
+        kept, share = tl.exp(most - higher), tl.exp(score - higher)
+        whole = whole * kept + share
+        answer = answer * kept[:, None] + share[:, None] * given.to(tl.float32)[None, :]
         most = higher
 
     _summed(EARLY)
@@ -422,9 +426,9 @@ def _look_kernel(
 def _look_alone_kernel(
     mixed, cosines, sines, at, cache, slot, seen, parts, shares, arrived, later, result,
     heads, length, seen_stride, scale,
-    WIDTH: tl.constexpr, SOME: tl.constexpr, CUTS: tl.constexpr,
+    WIDTH: tl.constexpr, SOME: tl.constexpr, CUTS: tl.constexpr, NEAR: tl.constexpr,
     LATER: tl.constexpr, EACH_LATER: tl.constexpr, LINE: tl.constexpr,
-    MASKED: tl.constexpr, EARLY: tl.constexpr,
+    MASKED: tl.constexpr, FRESH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Do the same for a head with keys of its own, by plain arithmetic; one warp waits for none."""
     _begin(EARLY)
@@ -434,7 +438,8 @@ def _look_alone_kernel(
     half = (d + WIDTH // 2) % WIDTH
     kind = result.dtype.element_ty
     now, first, last = _slots(slot, part, SOME, CUTS)
-    cosine, sine = _angles(cosines, sines, at + row, WIDTH)
+    if not FRESH:
+        cosine, sine = _angles(cosines, sines, at + row, WIDTH)
     keys = cache + (row * 2 * heads + head).to(tl.int64) * length * WIDTH
     values = keys + heads.to(tl.int64) * length * WIDTH
     # Slots so far are of earlier steps, and a step begins with kernels that wait for all before them.
@@ -443,8 +448,12 @@ def _look_alone_kernel(
     place = s[:, None] * WIDTH + d[None, :]
     key = tl.load(keys + place, here[:, None], 0.0, cache_modifier=".cg")
     value = tl.load(values + place, here[:, None], 0.0, cache_modifier=".cg")
+    if EARLY:
+        _bring_slots(keys, values, first + SOME, last, WIDTH, SOME, NEAR - 1)
     _bring_later(later, index * CUTS + part, tl.num_programs(0) * CUTS, LATER, EACH_LATER, LINE)
     _wait(EARLY)
+    if FRESH:
+        cosine, sine = _angles(cosines, sines, at + row, WIDTH)
     if MASKED:
         seen += row * seen_stride
         here = here & (tl.load(seen + s, here, 0) != 0)
@@ -496,9 +505,22 @@ def _look_alone_kernel(
 
 
 @triton.jit
+def _bring_slots(
+    keys, values, first, last, WIDTH: tl.constexpr, SOME: tl.constexpr, TIMES: tl.constexpr
+):  # fmt: skip
+    """Have keys and values of a part's slots brought near, so many at once and so often."""
+    lines = tl.arange(0, (WIDTH + 63) // 64) * 64
+    for time in tl.static_range(TIMES):
+        slots = tl.minimum(first + time * SOME + tl.arange(0, SOME), tl.maximum(last - 1, 0))
+        near = slots[:, None] * WIDTH + lines[None, :]
+        _bring_near(keys + near)
+        _bring_near(values + near)
+
+
+@triton.jit
 def _slots(slot, part, SOME: tl.constexpr, CUTS: tl.constexpr):
     """Return the new slot, and which of those before it are a part's: from the first to before the last."""
-    # The kernel that made it has ended, but the nearest cache may hold what was there before; so for `at`.
+    # A step begins with kernels that wait for all before them, but the nearest cache may hold what was there.
     now = tl.load(slot, cache_modifier=".cg")
     size = tl.cdiv(tl.cdiv(now, CUTS), SOME) * SOME
     return now, part * size, tl.minimum(part * size + size, now)
@@ -506,7 +528,7 @@ def _slots(slot, part, SOME: tl.constexpr, CUTS: tl.constexpr):
 
 @triton.jit
 def _angles(cosines, sines, at, WIDTH: tl.constexpr):
-    """Return the cosines and sines of a row's new slot [WIDTH]."""
+    """Return the cosines and sines of a row's new slot [WIDTH]; past the nearest cache, as for `_slots`."""
     angle = tl.load(at, cache_modifier=".cg") * WIDTH + tl.arange(0, WIDTH)
     return tl.load(cosines + angle).to(tl.float32), tl.load(sines + angle).to(tl.float32)
 
@@ -722,6 +744,7 @@ def look(
     heads: int,
     scale: float,
     later: Tensor | None = None,
+    fresh: bool = True,
     way: Look | None = None,
 ) -> Tensor:
     """Return what one new slot a row sees [B, H * D]; writes its key and value to the cache.
@@ -737,6 +760,8 @@ def look(
         heads: H.
         scale: factor of the scores.
         later: see `product`.
+        fresh: whether the kernel just ahead, or one ahead that waits for nobody, may have written `at`: it is
+            read once that has ended, else at once.
         way: how to cut it; None for the measured way.
     """
     mixed = mixed.contiguous()
@@ -752,17 +777,17 @@ def look(
     early = _early(mixed.device, rows)
     tensors = (mixed, cosines, sines, at, cache, slot, seen, parts, shares, arrived, later, result)
     strides = (length, 0 if seen is None else seen.stride(0), scale)
-    more = (*_brought(later, early, programs * cut.cuts), seen is not None, early)
+    more = (*_brought(later, early, programs * cut.cuts), seen is not None, fresh, early)
     options = {"num_warps": cut.warps, **_launch(early)}
     if cut.alone:
         _look_alone_kernel[programs, cut.cuts](
-            *tensors, heads, *strides, width, cut.some, cut.cuts, *more, **options
+            *tensors, heads, *strides, width, cut.some, cut.cuts, cut.near, *more, **options
         )
     else:
         tile = max(16, triton.next_power_of_2(each))
         _look_kernel[programs, cut.cuts](
-            *tensors, heads, groups, *strides, each, tile, width, cut.some, cut.cuts, cut.stages, *more,
-            **options,
+            *tensors, heads, groups, *strides, each, tile, width, cut.some, cut.cuts, cut.stages, cut.near,
+            *more, **options,
         )  # fmt: skip
     return result
 

@@ -82,12 +82,6 @@ def kernels() -> Any:
     return kernels
 
 
-@functools.cache
-def counters(device: torch.device) -> Tensor:
-    """Return zeros for `product` where a step has none of its own: for a million outputs, kept for good."""
-    return torch.zeros((1 << 20) // BLOCK, dtype=torch.int32, device=device)
-
-
 @torch.library.custom_op("janus_plugins::product", mutates_args=("arrived",))
 def product(
     source: Tensor,
@@ -121,6 +115,18 @@ def _(
     arrived: Tensor,
 ) -> Tensor:
     return source.new_empty(source.shape[0], weight.shape[0] // (1 + gated))
+
+
+@torch.library.custom_op("janus_plugins::plain_product", mutates_args=())
+def plain_product(source: Tensor, weight: Tensor) -> Tensor:
+    """Return rows [B, K] times a weight, whose inputs are not cut in parts; see `kernels.product`."""
+    answer: Tensor = kernels().product(source, weight)
+    return answer
+
+
+@plain_product.register_fake
+def _(source: Tensor, weight: Tensor) -> Tensor:
+    return source.new_empty(source.shape[0], weight.shape[0])
 
 
 @torch.library.custom_op("janus_plugins::carrying", mutates_args=("arrived",))
@@ -168,10 +174,11 @@ def look(
     heads: int,
     scale: float,
     later: Tensor | None,
+    fresh: bool,
 ) -> Tensor:
     """Return what one new slot a row sees [B, H * D]; see `kernels.look`."""
     answer: Tensor = kernels().look(
-        mixed, cosines, sines, at, cache, slot, seen, arrived, heads, scale, later
+        mixed, cosines, sines, at, cache, slot, seen, arrived, heads, scale, later, fresh
     )
     return answer
 
@@ -189,5 +196,6 @@ def _(
     heads: int,
     scale: float,
     later: Tensor | None,
+    fresh: bool,
 ) -> Tensor:
     return mixed.new_empty(mixed.shape[0], heads * cache.shape[3])
