@@ -8,8 +8,8 @@ attention (`core.native.kernels.Look`), when a kernel may begin (`kernels._early
 product (`kernels.Shape`) and other amounts of weights brought near (`on_gpu.Ahead`), one change at a time
 and, while time is left, all over again; it keeps what gains more than half a percent in two runs by turns.
 What it prints at the end is what the constants there should say, and what `benchmarks.gpu --found` tries.
-Other processes compile what is to be tried, before it is. Of the best way torch's profiler tells what each
-kernel of a layer takes.
+Other processes compile what is to be tried, before it is. Torch's profiler tells what each kernel of a layer
+takes, as they are and in the best way.
 `--device cpu --layers 2 --width 64` tries the command in Triton's interpreter (TRITON_INTERPRET=1), runs
 everything once and keeps nothing.
 """
@@ -51,64 +51,113 @@ PRODUCTS = ("qkv", "out", "gate_up", "down")
 OURS = [f"_{name}_kernel" for name in ("rows", "dots", "norm", "look", "look_alone")]
 MIB = 1 << 20
 
-SHAPES = {
-    "few": [
-        Shape(outputs, inputs, warps, 1, registers)
-        for outputs, inputs, warps, registers in (
-            (2, 2048, 4, None), (2, 1024, 1, None), (2, 2048, 2, None), (4, 1024, 4, None),
-            (1, 2048, 2, None), (2, 2048, 1, None), (4, 2048, 4, None), (4, 2048, 8, None),
-            (2, 4096, 4, None), (4, 1024, 2, None), (1, 1024, 1, None), (1, 2048, 1, None),
-            (2, 1024, 2, None), (2, 512, 1, None), (4, 512, 2, None), (4, 1024, 4, 96), (4, 1024, 4, 128),
-            (2, 1024, 1, 128), (2, 512, 2, None), (4, 512, 4, None), (8, 512, 4, None),
-        )
-    ],
-    "many": [
-        Shape(outputs, inputs, warps, stages)
-        for outputs, inputs, warps, stages in (
-            (64, 64, 4, 5), (16, 256, 2, 4), (16, 512, 4, 3), (32, 128, 4, 4), (32, 64, 2, 6),
-            (16, 128, 2, 6), (64, 64, 8, 5), (64, 128, 4, 3), (32, 256, 4, 3), (16, 512, 4, 2),
-            (32, 128, 2, 5), (32, 128, 4, 6), (16, 256, 4, 4), (64, 64, 4, 7), (64, 32, 4, 8),
-            (128, 64, 8, 4), (16, 256, 2, 3), (16, 128, 2, 8),
-        )
-    ],
-    "parts": [
-        Shape(outputs, inputs, warps, stages, None, parts)
-        for outputs, inputs, warps, stages, parts in (
-            (32, 128, 4, 4, 2), (32, 256, 4, 3, 2), (64, 128, 4, 3, 2), (16, 256, 4, 4, 2),
-            (64, 64, 4, 5, 4), (64, 128, 4, 4, 4), (32, 128, 4, 5, 4), (64, 128, 8, 4, 4),
-        )
-    ],
+SHAPES: dict[str, dict[str, list[Shape]]] = {
+    "few": {
+        "gate_up": [
+            Shape(*cut)
+            for cut in (
+                (2, 2048, 4), (4, 1024, 4), (4, 2048, 8), (2, 4096, 4), (2, 2048, 2), (4, 2048, 4),
+                (2, 1024, 2), (4, 1024, 4, 1, 96), (1, 2048, 2), (2, 1024, 1), (8, 512, 4),
+            )
+        ],
+        "qkv": [
+            Shape(*cut)
+            for cut in (
+                (8, 512, 4), (4, 2048, 4), (4, 1024, 4), (4, 2048, 8), (2, 2048, 4), (4, 1024, 2),
+                (2, 2048, 2), (4, 1024, 4, 1, 96), (2, 1024, 1), (4, 512, 2), (2, 1024, 2), (4, 512, 4),
+            )
+        ],
+        "down": [
+            Shape(*cut)
+            for cut in (
+                (2, 2048, 2), (2, 2048, 4), (2, 1024, 1), (1, 2048, 1), (2, 4096, 4), (1, 2048, 2),
+                (4, 1024, 4), (4, 2048, 8), (2, 1024, 2), (4, 1024, 2), (2, 2048, 1), (2, 512, 1),
+            )
+        ],
+        "out": [
+            Shape(*cut)
+            for cut in (
+                (2, 1024, 1), (2, 2048, 2), (1, 1024, 1), (1, 2048, 1), (1, 2048, 2), (2, 2048, 4),
+                (4, 1024, 2), (2, 512, 1), (2, 1024, 1, 1, 128), (2, 1024, 2), (4, 1024, 4),
+            )
+        ],
+    },
+    "many": {
+        "down": [
+            Shape(outputs, inputs, warps, stages, None, parts)
+            for outputs, inputs, warps, stages, parts in (
+                (64, 128, 4, 4, 4), (64, 64, 4, 7, 4), (32, 256, 4, 4, 2), (32, 128, 4, 6, 2),
+                (64, 64, 4, 5, 4), (64, 128, 4, 5, 4), (32, 128, 4, 4, 2), (32, 128, 4, 5, 4),
+                (64, 128, 8, 4, 4), (64, 128, 4, 3, 2), (16, 512, 4, 4, 1), (16, 256, 2, 4, 1),
+                (16, 256, 4, 4, 1), (16, 128, 2, 8, 1), (32, 256, 4, 3, 1),
+            )
+        ],
+        "qkv": [
+            Shape(*cut)
+            for cut in (
+                (64, 128, 4, 4), (64, 64, 4, 7), (32, 128, 4, 6), (32, 256, 4, 4), (64, 64, 4, 8),
+                (64, 128, 4, 5), (32, 128, 4, 4), (64, 64, 4, 5), (16, 256, 2, 3), (32, 128, 2, 5),
+                (32, 64, 2, 6), (16, 128, 2, 6), (16, 512, 4, 3), (16, 128, 2, 8),
+            )
+        ],
+        "gate_up": [
+            Shape(*cut)
+            for cut in (
+                (64, 64, 4, 7), (64, 128, 4, 4), (32, 128, 4, 4), (64, 128, 4, 3), (64, 64, 8, 5),
+                (32, 128, 4, 6), (32, 64, 2, 6), (32, 256, 4, 3), (32, 128, 2, 5), (64, 32, 4, 8),
+                (64, 64, 4, 5),
+            )
+        ],
+        "out": [
+            Shape(*cut)
+            for cut in (
+                (16, 256, 2, 3), (16, 128, 2, 6), (16, 256, 4, 4), (16, 512, 4, 3), (16, 128, 2, 8),
+                (32, 128, 4, 4), (16, 512, 4, 2), (32, 128, 2, 5), (16, 256, 2, 4),
+            )
+        ],
+    },
 }  # fmt: skip
-"""The most promising first; inputs in parts, of many rows, for the last product alone."""
+"""By product, and by how many rows; the most promising first."""
 
 LOOKS = {
     "few": [
         Look(*way)
         for way in (
-            (True, 16, 32, 1), (True, 32, 16, 2), (True, 32, 8, 2), (True, 64, 8, 4), (True, 16, 8, 1),
-            (True, 16, 16, 2), (True, 32, 16, 4), (True, 64, 4, 4), (True, 32, 32, 2), (False, 32, 16, 2, 2),
-            (False, 16, 32, 1, 2), (False, 32, 16, 1, 2), (False, 32, 8, 4, 3), (True, 16, 16, 1),
+            (True, 16, 32, 1), (True, 32, 16, 2), (True, 16, 16, 1, 1, 3), (True, 32, 8, 2, 1, 2),
+            (True, 16, 16, 2), (True, 16, 16, 2, 1, 3), (True, 64, 8, 4), (True, 32, 16, 4),
+            (True, 32, 32, 2), (True, 64, 1, 8, 1, 10), (False, 64, 1, 8, 3, 10), (False, 32, 16, 2, 2),
+            (False, 16, 32, 1, 2), (False, 32, 8, 4, 3), (True, 16, 16, 1),
         )
     ],
     "many": [
         Look(*way)
         for way in (
-            (False, 16, 1, 1, 4), (False, 32, 1, 1, 3), (False, 32, 2, 2, 3), (False, 64, 1, 4, 3),
-            (False, 32, 1, 2, 4), (True, 16, 2, 1), (True, 16, 4, 1), (True, 32, 2, 2), (False, 32, 1, 4, 4),
-            (False, 32, 2, 1, 3), (False, 16, 2, 1, 4), (False, 32, 2, 4, 3), (False, 64, 1, 4, 2),
-            (True, 32, 2, 4), (True, 64, 1, 4), (False, 32, 1, 4, 3),
+            (False, 32, 1, 4, 3, 2), (False, 32, 1, 4, 3, 3), (False, 16, 1, 1, 4), (False, 32, 1, 2, 4),
+            (False, 32, 1, 1, 3), (False, 32, 2, 2, 3), (False, 32, 1, 4, 4), (False, 16, 1, 2, 4, 4),
+            (False, 32, 2, 4, 3), (True, 16, 2, 1), (True, 32, 2, 2), (False, 32, 2, 1, 3),
+            (False, 16, 2, 1, 4), (True, 16, 4, 1), (True, 32, 2, 4), (True, 64, 1, 4),
+            (False, 32, 1, 4, 3),
         )
     ],
 }  # fmt: skip
 
 AHEAD = {
+    "gate_up": (0, 8, 12, 16, 20),
+    "down": (0, 2, 4, 6, 8),
     "qkv": (0, 2, 4, 6),
-    "look": (0, 2, 4),
     "out": (0, 2, 4),
-    "gate_up": (0, 8, 12, 16),
-    "down": (0, 2, 4, 6),
+    "look": (0, 2),
 }
 """MiB brought near by each kernel."""
+
+NEAR = (0, 1 << 14, 1 << 16)
+"""Bytes that a program on the tensor cores has brought near of its own weights."""
+
+SLOTS = (320, 560)
+"""Where the new slot lies in a step that is timed: in the middle of a picture, and near its end."""
+
+HOPELESS = 1.02
+"""How much longer a way may take in a first look."""
 
 EARLY = {NOT: "has ended", AT_ONCE: "has begun", LATE: "has its sums"}
 
@@ -189,8 +238,8 @@ class Layers:
         for layer in range(layers):
             both = torch.randn(rows, 2 * heads, 640, width // heads, device=device, dtype=kind)
             self.cache._keep(layer, both)
-        self.slot = torch.tensor([320], device=device)
-        self.at = torch.full((rows,), 320, device=device)
+        self.slot = torch.tensor([SLOTS[0]], device=device)
+        self.at = torch.full((rows,), SLOTS[0], device=device)
 
     @property
     def bytes_a_layer(self) -> int:
@@ -308,22 +357,45 @@ def seconds(work: Work, device: torch.device, times: int = 40) -> float:
 
 
 def tried(layers: Layers, best: Work, other: Work, gain: float = 0.005) -> tuple[bool, float, float]:
-    """Return whether another way is quicker, and the seconds of both: runs by turns, the median of five."""
-    times = 1 if layers.device.type == "cpu" else 5
-    taken = [[seconds(work, layers.device) for work in (best, other)] for _ in range(times)]
-    ours, theirs = (statistics.median(column) for column in zip(*taken, strict=True))
+    """Return whether another way is quicker, and the seconds of both: runs by turns, the median of five.
+
+    Each counts at the middle of a picture and near its end. What takes much longer is not run again.
+    """
+
+    def both(times: int) -> tuple[float, float]:
+        taken = [0.0, 0.0]
+        for slot in SLOTS:
+            layers.slot.fill_(slot)
+            for place, work in enumerate((best, other)):
+                taken[place] += seconds(work, layers.device, times) / len(SLOTS)
+        layers.slot.fill_(SLOTS[0])
+        return taken[0], taken[1]
+
+    ours, theirs = both(8)
+    if theirs > ours * HOPELESS or layers.device.type == "cpu":
+        return theirs < ours, ours, theirs
+    ours, theirs = (statistics.median(column) for column in zip(*[both(20) for _ in range(5)], strict=True))
     return theirs < ours * (1 - gain), ours, theirs
 
 
 def others(rows: int, sizes: tuple[int, int]) -> Iterator[list[Change]]:
-    """Yield changes of one part of a way: norms, attention, when kernels begin; products; what is near."""
+    """Yield changes of one part of a way, what promises most first."""
+
+    def shaped(index: int, change: Callable[[Shape], Shape]) -> Change:
+        return lambda old: replace(
+            old,
+            shapes=tuple(change(cut) if cut and i == index else cut for i, cut in enumerate(old.shapes)),
+        )
 
     def cut(index: int, shape: Shape) -> Change:
         fitting = 1 << (products(sizes)[index][1] - 1).bit_length()
-        shape = shape._replace(inputs=min(shape.inputs, fitting))
-        return lambda old: replace(
-            old, shapes=tuple(shape if i == index else cut for i, cut in enumerate(old.shapes))
-        )
+        return shaped(index, lambda _: shape._replace(inputs=min(shape.inputs, fitting)))
+
+    def cuts(name: str) -> list[Change]:
+        return [cut(PRODUCTS.index(name), shape) for shape in SHAPES[kind][name]]
+
+    def own(name: str, size: int) -> Change:
+        return shaped(PRODUCTS.index(name), lambda shape: shape._replace(near=size))
 
     def norms(old: Way) -> Way:
         return replace(old, carried=not old.carried)
@@ -331,17 +403,27 @@ def others(rows: int, sizes: tuple[int, int]) -> Iterator[list[Change]]:
     def begins(early: int) -> Change:
         return lambda old: replace(old, early=early) if old.early else old
 
+    def at_once(name: str, shape: Shape) -> Change:
+        """Cut a kernel so that it leaves room for one beside it, which begins at once."""
+        return lambda old: begins(AT_ONCE)(cut(PRODUCTS.index(name), shape)(old))
+
     def near(name: str, size: int) -> Change:
         return lambda old: replace(old, ahead=old.ahead and old.ahead._replace(**{name: size * MIB}))
 
     few = rows <= on_gpu.FEW
     kind = "few" if few else "many"
     looks: list[Change] = [functools.partial(replace, look=look) for look in LOOKS[kind]]
-    yield [*([] if few else [norms]), begins(AT_ONCE), begins(LATE), *looks]
-    largest = [PRODUCTS.index(name) for name in ("gate_up", "qkv", "down", "out")]
-    parts = [] if few else [cut(PRODUCTS.index("down"), shape) for shape in SHAPES["parts"]]
-    yield [cut(index, shape) for shape in SHAPES[kind] for index in largest] + parts
-    yield [near(name, size) for name, sizes in AHEAD.items() for size in sizes]
+    near_later = [near(name, size) for name, amounts in AHEAD.items() for size in amounts]
+    if few:
+        yield [*looks, begins(LATE), begins(AT_ONCE)]
+        yield [*cuts("gate_up"), *cuts("qkv"), *cuts("down"), *cuts("out")]
+        yield near_later
+        return
+    yield [norms, *cuts("down")]
+    yield [*cuts("qkv"), *looks]
+    pairs = [at_once("out", Shape(16, 256, 2, 3)), at_once("qkv", Shape(32, 128, 4, 4))]
+    yield [begins(AT_ONCE), *pairs, begins(LATE), *cuts("gate_up"), *cuts("out")]
+    yield [*(own(name, size) for name in PRODUCTS for size in NEAR), *near_later]
 
 
 def searched(layers: Layers, best: Way, until: float, pool: Pool | None = None) -> Way:
@@ -350,10 +432,7 @@ def searched(layers: Layers, best: Way, until: float, pool: Pool | None = None) 
     for changes in itertools.cycle(passes := list(others(layers.rows, layers.sizes))):
         if changes is passes[0] and all(change(best) in known for each in passes for change in each):
             return best
-        if pool is not None and (ways := {change(best) for change in changes} - known):
-            tasks = [(layers.device.type, layers.sizes[0], layers.rows, way) for way in ways]
-            with suppress(multiprocessing.TimeoutError):  # what is missing is compiled when it is tried
-                pool.starmap_async(_compiled, tasks, 1).get(timeout=60)
+        ahead = _compiled_ahead(pool, layers, [change(best) for change in changes])
         for change in changes:
             if time.perf_counter() > until:
                 return best
@@ -361,6 +440,9 @@ def searched(layers: Layers, best: Way, until: float, pool: Pool | None = None) 
             if other in known:
                 continue
             known.add(other)
+            if other in ahead:
+                with suppress(multiprocessing.TimeoutError):  # it is compiled here then
+                    ahead[other].get(timeout=30)
             try:
                 candidate = layers.work(other)
             except Exception as error:  # a shape that does not fit the device
@@ -370,7 +452,16 @@ def searched(layers: Layers, best: Way, until: float, pool: Pool | None = None) 
             print(f"  {theirs * 1e6:8.1f} us, best {ours * 1e6:8.1f}: {other}", flush=True)
             if quicker and tried(layers, work, candidate)[0]:
                 best, work, known = other, candidate, {best, other}
+                ahead = _compiled_ahead(pool, layers, [change(best) for change in changes])
     return best
+
+
+def _compiled_ahead(pool: Pool | None, layers: Layers, ways: list[Way]) -> dict[Way, Any]:
+    """Have other processes, if any, compile ways' kernels; return by way what is ready once it is."""
+    if pool is None:
+        return {}
+    given = (layers.sizes[0], layers.rows)
+    return {way: pool.apply_async(_compiled, (*given, way)) for way in dict.fromkeys(ways)}
 
 
 @contextmanager
@@ -386,13 +477,17 @@ def _workers(needed: bool) -> Iterator[Pool | None]:
 _two_layers = functools.cache(Layers)
 
 
-def _compiled(device: str, width: int, rows: int, way: Way) -> None:
-    """Compile a way's kernels to Triton's cache on disk."""
-    with torch.no_grad():
-        try:
-            _two_layers(device, rows, 2, width, torch.bfloat16).work(way, recorded=False)
-        except Exception:  # the search meets it again, and says so
-            return
+def _compiled(width: int, rows: int, way: Way) -> None:
+    """Compile a way's kernels for a Hopper GPU to Triton's cache on disk, without asking for one."""
+    from benchmarks.registers import compiled_only
+
+    torch.set_num_threads(1)
+    with (
+        torch.no_grad(),
+        suppress(Exception),
+        compiled_only(),
+    ):  # the search meets an error again, and says so
+        _two_layers("cpu", rows, 2, width, torch.bfloat16).work(way)
 
 
 def measured(
@@ -401,10 +496,21 @@ def measured(
     """Time the layers as they are, without anything brought near for later, and the best way found.
 
     Returns:
-        Lines of the ways, lines of the last one's kernels, and what is kept.
+        Lines of the ways, lines of the first and the last one's kernels, and what is kept.
     """
     number, least = given.layers, layers.bytes_a_layer / speed
-    now = layers.as_they_are
+    now, table = layers.as_they_are, []
+    each_kernel: dict[str, list[tuple[str, float, float]]] = {}
+
+    def tell_apart(name: str, work: Work) -> None:
+        least_of = {kernel: size / speed for kernel, size in layers.bytes_by_kernel.items()}
+        each_kernel[name] = by_kernel(layers, work, number)
+        for kernel, *times in each_kernel[name]:
+            told = " | ".join(f"{one * 1e6:.1f}" for one in (*times, least_of.get(kernel, 0.0)))
+            table.append(f"| {layers.rows} | {name} | {kernel} | {told} |")
+            print(table[-1], flush=True)
+
+    tell_apart("as they are", layers.work(now))
     ways = {
         "as they are": now,
         "nothing brought near for later": replace(now, ahead=on_gpu.Ahead(0, 0, 0, 0, 0)),
@@ -425,15 +531,10 @@ def measured(
         kept[name] = {
             "seconds a layer": each, "way": str(ways[name]), "least": least, **ways[name].told(),
         }  # fmt: skip
-    name = "the best found" if given.search else "as they are"
-    each_kernel = by_kernel(layers, works[name], number)
-    kept[name]["kernels"] = each_kernel
-    least_of = {kernel: size / speed for kernel, size in layers.bytes_by_kernel.items()}
-    table = [
-        f"| {layers.rows} | {kernel} | {length * 1e6:.1f} | {after * 1e6:.1f} "
-        f"| {least_of.get(kernel, 0.0) * 1e6:.1f} |"
-        for kernel, length, after in each_kernel
-    ]
+    if given.search:
+        tell_apart("the best found", works["the best found"])
+    for name, kernels in each_kernel.items():
+        kept[name]["kernels"] = kernels
     return lines, table, kept
 
 
@@ -510,8 +611,8 @@ def run(given: argparse.Namespace, pool: Pool | None) -> int:
         return 1
     lines = ["| rows | kernels | us a layer | memory alone | share |", "|---|---|---|---|---|"]
     table = [
-        "| rows | kernel | us | us after the one ahead | bytes it must read at the measured bandwidth, us |",
-        "|---|---|---|---|---|",
+        "| rows | kernels | kernel | us | us after the one ahead | what it must read at that speed, us |",
+        "|---|---|---|---|---|---|",
     ]
     kept: dict[str, Any] = {}
     speed = bandwidth(given.device)

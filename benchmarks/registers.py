@@ -118,7 +118,9 @@ def layer(rows: int, way: Way) -> list[Made]:
     layers = Layers("cpu", rows, 2, 2048, torch.bfloat16)
     with torch.inference_mode(), compiled_only() as found:
         layers.work(way)
-    return [described(kernel, programs) for kernel, programs in [*found[: len(found) // 2], found[-1]]]
+    each = (len(found) - 1) // 2
+    first = len(found) - 1 - each - bool(way.carried)  # carried, the product that ends a layer is another one
+    return [described(kernel, programs) for kernel, programs in found[first:]]
 
 
 def main() -> int:

@@ -80,7 +80,7 @@ def test_listing_plugins_finds_every_one_and_costs_little_for_each(tmp_path):
 
 def test_a_search_keeps_every_change_that_gains(monkeypatch, capsys):
     layers = pytest.importorskip("benchmarks.layers")  # needs Triton
-    best, look, tries = layers.Shape(32, 64, 2, 6), layers.Look(False, 64, 1, 4, 3), []
+    best, look, tries = layers.Shape(16, 512, 4, 3), layers.Look(False, 32, 1, 4, 4), []
 
     def gains(way):
         # Carried norms gain only once something is brought near, which is tried after them.
@@ -152,7 +152,7 @@ def test_kernels_of_a_layer_compile_for_a_gpu_that_is_not_there():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     few = ["rows", "look_alone", "rows", "rows", "rows", "norm"]
-    carried = ["norm", "dots", "look", "dots", "dots", "dots", "norm"]
+    carried = ["dots", "dots", "look", "dots", "dots", "dots", "norm"]
     assert done.stdout.splitlines()[-1] == str([f"{name}_kernel" for name in (*few, *carried)])
 
 

@@ -35,9 +35,6 @@ CUT = 16
 LINE = 128
 """Bytes that a GPU brings near at once."""
 
-NEAR = 1 << 15
-"""Bytes that a program on the tensor cores has brought near: together they must not push one another out."""
-
 VECTOR = 16
 """Bytes beside one another that a thread loads: what it multiplies with them it sums up at once."""
 
@@ -52,9 +49,10 @@ class Shape(NamedTuple):
     """Say how a product is cut into programs: outputs and inputs at once, warps, loads under way.
 
     With `registers`, a thread has so many at most, so that more programs stand beside one another. The others
-    are of products on the tensor cores. With more `parts` than one the inputs are cut in so many, and the
-    last program of some outputs to end sums them up: the rows, which every program reads, are then read less
-    often.
+    are of products on the tensor cores. So many bytes of its weights a program has brought `near` before the
+    kernel ahead has ended; together they must not push one another out. With more `parts` than one the inputs
+    are cut in so many, and the last program of some outputs to end sums them up: the rows, which every
+    program reads, are then read less often.
     """
 
     outputs: int
@@ -63,6 +61,7 @@ class Shape(NamedTuple):
     stages: int = 1
     registers: int | None = None
     parts: int = 1
+    near: int = 1 << 15
 
 
 class Look(NamedTuple):
@@ -245,7 +244,7 @@ def _dots_kernel(
     m = tl.arange(0, ROWS)
     fits = n < outputs
     place = weight + n[:, None].to(tl.int64) * INPUTS
-    if EARLY:
+    if EARLY and OWN > 0:
         near = weight + tl.minimum(n, outputs - 1)[:, None].to(tl.int64) * INPUTS
         near += tl.minimum(part * SPAN + tl.arange(0, OWN) * 64, INPUTS - 1)[None, :]
         _bring_near(near)
@@ -670,7 +669,7 @@ def _dots(
         outputs, rows, blocks, epsilon,
         inputs, padded, cut.outputs, cut.inputs, cut.stages,
         parts, triton.cdiv(triton.cdiv(inputs, parts), cut.inputs) * cut.inputs,
-        max(1, NEAR // (cut.outputs * LINE * (1 + gated))), blocks and triton.next_power_of_2(blocks), BLOCK,
+        cut.near // (cut.outputs * LINE * (1 + gated)), blocks and triton.next_power_of_2(blocks), BLOCK,
         *_brought(later, early, grid[0] * parts),
         GATED=gated, ADDED=added is not None, CARRIED=made is not None, EARLY=early,
         num_warps=cut.warps, **_launch(early, cut),
