@@ -89,7 +89,12 @@ def apply_override(root: Node, override: Override) -> Node:
 def _refuse_removals(
     base: Node | None, over: Node, annotation: Any, path: tuple[str, ...], whose: str
 ) -> None:
-    """Refuse every null of `over` that removes an entry which `base` has not, the file `whose` ("": none)."""
+    """Refuse every null of `over` that removes an entry which `base` has not, the file `whose` ("": none).
+
+    A list takes the place of the base's, so nothing can be removed by it.
+    """
+    if isinstance(over.value, list):
+        _refuse_empty_items(over, annotation, path)
     if not isinstance(over.value, dict):
         return
     for key, node in over.value.items():
@@ -99,6 +104,12 @@ def _refuse_removals(
             problem = f"{whose} has no {named} to remove.{_near(key, base)}"
             raise RunFileError(f"{node.where}: {problem if whose else f'{named}: is empty; remove the line'}")
         _refuse_removals(there, node, below(annotation, key), inner, whose)
+
+
+def _refuse_empty_items(over: Node, annotation: Any, path: tuple[str, ...]) -> None:
+    for index, node in enumerate(over.value):
+        if node.value is None and model_of(below(annotation, index)) is not None:
+            raise RunFileError(f"{node.where}: {'.'.join(path)}[{index}]: is empty; remove the line")
 
 
 def _refuse_removal(root: Node, keys: KeyPath, override: Override) -> None:

@@ -298,6 +298,16 @@ def test_an_entry_without_content_is_refused_where_there_is_no_base() -> None:
     assert line == "run.yaml:12: data.read: is empty; remove the line"
 
 
+def test_an_empty_item_of_a_list_is_refused(folder: Path) -> None:
+    one = "{name: only, learn: {language_model: 1}, steps: 1, batch: 1, mix: {text: 1}, max_length: 8}"
+    (folder / "over.yaml").write_text(f"base: run.yaml\nstages:\n- {one}\n-\n")
+    with pytest.raises(RunFileError, match=r"over.yaml:4: stages\[1\]: is empty; remove the line"):
+        load_run(folder / "over.yaml")
+    (folder / "over.yaml").write_text("base: run.yaml\ncallbacks:\n- {use: time-limit}\n- null\n")
+    with pytest.raises(RunFileError, match=r"over.yaml:4: callbacks\[1\]: is empty; remove the line"):
+        load_run(folder / "over.yaml")
+
+
 def test_another_component_does_not_inherit_options_or_weights(folder: Path) -> None:
     (folder / "over.yaml").write_text(
         "base: run.yaml\nmodel: {understanding: {image: {encoder: {use: clip, options: {size: 3}}}}}\n"
