@@ -2,7 +2,7 @@
 
 Mappings merge key by key, everything else is replaced. Two rules are particular to run files: stages
 of a base are overridden by name, and a component that is replaced by another (or by a share of one)
-loses its options. An evaluation names its component by `task`.
+loses its options. An evaluation names its component by `task`, and a tokenizer is another one by its `type`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import Any
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.core.frame import below, holds_keys, model_of, names_entries
 from janus_plugins.core.nodes import KeyPath, Node
-from janus_plugins.core.schema import RunConfig, StageBlock
+from janus_plugins.core.schema import TOKENIZER_KEYS, RunConfig, StageBlock, TokenizerBlock
 from janus_plugins.core.suggest import nearest
 from janus_plugins.core.yaml_file import parse_yaml
 
 _PART = re.compile(r"\"([^\"]+)\"|'([^']+)'|([^.=\"']+)")
 _LONGEST = 100
+_TOKENIZER = TokenizerBlock.model_fields["type"].default
 
 
 @dataclass(frozen=True)
@@ -135,18 +136,18 @@ def _near(key: str, parent: Node | None) -> str:
     return nearest(key, there) or f" It has: {', '.join(there) or 'none'}"
 
 
-def _merge(base: Node, over: Node) -> Node:
+def _merge(base: Node, over: Node, path: KeyPath = ()) -> Node:
     if not (isinstance(base.value, dict) and isinstance(over.value, dict)):
         return over
-    content = _without_replaced(base.value, over.value)
+    content = _without_replaced(base.value, over.value, path)
     for key, node in over.value.items():
-        content[key] = _merge(content[key], node) if key in content else node
+        content[key] = _merge(content[key], node, (*path, key)) if key in content else node
     return replace(over, value=content)
 
 
-def _without_replaced(mapping: dict[str, Node], over: dict[str, Node]) -> dict[str, Node]:
-    """Copy a mapping; where `over` names another component, what belonged to the old one goes."""
-    key = "task" if "use" not in mapping and "task" in mapping else "use"
+def _without_replaced(mapping: dict[str, Node], over: dict[str, Node], path: KeyPath) -> dict[str, Node]:
+    """Copy the mapping at a path; where `over` names another component, what belonged to the old one goes."""
+    key = "task" if path[:1] == ("evaluation",) and len(path) == 2 else "use"
     old, use = mapping.get(key), over.get(key)
     gone: tuple[str, ...] = ()
     if "share" in over and old is not None:
@@ -155,6 +156,10 @@ def _without_replaced(mapping: dict[str, Node], over: dict[str, Node]) -> dict[s
         gone = ("options", "weights")
     elif use is not None and "share" in mapping:
         gone = ("share",)
+    kind, wanted = mapping.get("type"), over.get("type")
+    another = wanted is not None and wanted.value != (kind.value if kind else _TOKENIZER)
+    if another and path == ("model", "language_model", "tokenizer"):
+        gone = tuple(TOKENIZER_KEYS)
     return {key: node for key, node in mapping.items() if key not in gone}
 
 
@@ -174,7 +179,7 @@ def _merge_stages(base: Node | None, over: Node) -> Node:
                 f"It has: {', '.join(known)}"
             )
         _refuse_removals(stages[position], node, StageBlock, ("stages", name), base.source)
-        stages[position] = _merge(stages[position], node)
+        stages[position] = _merge(stages[position], node, ("stages", position))
     return replace(over, value=stages)
 
 
@@ -238,15 +243,15 @@ def _element(stages: list[Node], part: str, override: Override) -> int:
     return position
 
 
-def _put(node: Node | None, keys: KeyPath, value: Node) -> Node:
+def _put(node: Node | None, keys: KeyPath, value: Node, path: KeyPath = ()) -> Node:
     """Return `node` with `value` at `keys`; mappings on the way are made where they lack."""
     if not keys:
         return value
     key, rest = keys[0], keys[1:]
-    new = _put(node.child(key) if node else None, rest, value)
+    new = _put(node.child(key) if node else None, rest, value, (*path, key))
     if node is not None and isinstance(key, int):
         return replace(node, value=[*node.value[:key], new, *node.value[key + 1 :]])
     if node is None or not isinstance(node.value, dict):
         return Node({key: new}, value.source)
-    content = _without_replaced(node.value, {str(key): new})
+    content = _without_replaced(node.value, {str(key): new}, path)
     return replace(node, value={**content, str(key): new})

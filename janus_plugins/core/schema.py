@@ -62,6 +62,10 @@ class Use(Named):
     )
 
 
+TOKENIZER_KEYS = {"path": "pretrained", "vocab_size": "trained", "level": "trained"}
+"""Key of a tokenizer -> the only type that reads it."""
+
+
 class TokenizerBlock(Strict):
     """Choose a tokenizer."""
 

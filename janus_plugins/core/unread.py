@@ -7,10 +7,7 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 
 from janus_plugins.core.plan import RunPlan
-from janus_plugins.core.schema import StageBlock, TokenizerBlock
-
-_TOKENIZERS = {"path": "pretrained", "vocab_size": "trained", "level": "trained"}
-"""Key of a tokenizer -> the only type that reads it."""
+from janus_plugins.core.schema import TOKENIZER_KEYS, StageBlock, TokenizerBlock
 
 _OF_SAMPLES = (
     "template",
@@ -29,9 +26,9 @@ def unread(plan: RunPlan) -> Iterator[str]:
     """Yield a problem for each setting that has no effect, beginning with where it stands."""
     yield from _unread_tokenizer(plan.run.model.language_model.tokenizer)
     for name, data in plan.data.items():
-        if data.block.precomputed is not None and not _read_in_training(plan, name):
-            why = "has split: test" if data.block.split == "test" else "is drawn by no stage that reads it"
-            yield f"data.{name}.precomputed: only training reads it, and data.{name} {why}; leave it out"
+        if data.block.precomputed is not None and data.block.split == "test":
+            here = f"data.{name}"
+            yield f"{here}.precomputed: only training reads it, and {here} has split: test; leave it out"
 
 
 def unread_in_stage(stage: StageBlock) -> Iterator[str]:
@@ -45,28 +42,14 @@ def unread_in_stage(stage: StageBlock) -> Iterator[str]:
 
 
 def _unread_tokenizer(block: TokenizerBlock) -> Iterator[str]:
-    for key, reader in _TOKENIZERS.items():
+    for key, reader in TOKENIZER_KEYS.items():
         if reader != block.type and _is_set(block, key):
             yield (
                 f"language_model.tokenizer.{key}: a tokenizer of type {block.type} does not read it, one of "
-                f"type {reader} does; leave it out, or set it to null where a base file gives it"
+                f"type {reader} does; leave it out"
             )
 
 
 def _is_set(block: BaseModel, key: str) -> bool:
     """Answer whether a value is another than its default: saved run files spell defaults out."""
     return bool(getattr(block, key) != type(block).model_fields[key].default)
-
-
-def _read_in_training(plan: RunPlan, name: str) -> bool:
-    """Answer whether a stage could read answers of a data entry; a file without stages may be a base."""
-    block = plan.data[name].block
-    return block.split == "train" and (
-        not plan.run.stages
-        or any(
-            stage.reconstruct is None
-            and stage.mix.get(block.task, 0) > 0
-            and (stage.sources is None or name in stage.sources)
-            for stage in plan.run.stages
-        )
-    )

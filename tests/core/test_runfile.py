@@ -298,6 +298,28 @@ def test_an_entry_without_content_is_refused_where_there_is_no_base() -> None:
     assert line == "run.yaml:12: data.read: is empty; remove the line"
 
 
+def test_another_type_of_tokenizer_does_not_inherit_what_the_first_one_reads(folder: Path) -> None:
+    trained = RUN.replace(
+        "tokenizer: {type: bytes}", "tokenizer: {type: trained, vocab_size: 99, level: word}"
+    )
+    (folder / "trained.yaml").write_text(trained)
+    (folder / "over.yaml").write_text(
+        "base: trained.yaml\nmodel: {language_model: {tokenizer: {type: pretrained, path: here}}}\n"
+    )
+    tokenizer = load_run(folder / "over.yaml").model.language_model.tokenizer
+    assert (tokenizer.type, tokenizer.path, tokenizer.vocab_size, tokenizer.level) == (
+        "pretrained",
+        "here",
+        None,
+        "bpe",
+    )
+    over = ["model.language_model.tokenizer.type=bytes"]
+    assert load_run(folder / "trained.yaml", over).model.language_model.tokenizer.vocab_size is None
+    over = ["model.language_model.tokenizer.vocab_size=7"]
+    tokenizer = load_run(folder / "trained.yaml", over).model.language_model.tokenizer
+    assert (tokenizer.type, tokenizer.vocab_size, tokenizer.level) == ("trained", 7, "word")
+
+
 def test_an_empty_item_of_a_list_is_refused(folder: Path) -> None:
     one = "{name: only, learn: {language_model: 1}, steps: 1, batch: 1, mix: {text: 1}, max_length: 8}"
     (folder / "over.yaml").write_text(f"base: run.yaml\nstages:\n- {one}\n-\n")

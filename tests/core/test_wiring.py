@@ -164,12 +164,11 @@ CASES = {
         ["audio", "image"],
     ),
     "a setting of another type of tokenizer": (
-        ["model.language_model.tokenizer.type=bytes"],
+        ["model.language_model.tokenizer={type: bytes, vocab_size: 7, level: word}"],
         WiringError,
         [
             "tokenizer.vocab_size: a tokenizer of type bytes does not read it, one of type trained does",
             "tokenizer.level: a tokenizer",
-            "set it to null where a base file gives it",
         ],
     ),
     "a path of a tokenizer that is trained": (
@@ -181,16 +180,6 @@ CASES = {
         ["data.read_test.precomputed=somewhere"],
         WiringError,
         ["data.read_test.precomputed: only training reads it, and data.read_test has split: test"],
-    ),
-    "answers for data that only a reconstruction draws": (
-        [
-            "data.draw.precomputed=somewhere",
-            "stages.adapters.mix={understanding: 1}",
-            "stages.finetune.sources={read: {}, sort: {}}",
-            "stages.finetune.mix={understanding: 1, text: 1}",
-        ],
-        WiringError,
-        ["data.draw.precomputed: only training", "is drawn by no stage that reads it"],
     ),
     "samples' settings in a stage that reconstructs": (
         [
