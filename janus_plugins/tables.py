@@ -6,16 +6,18 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from janus_plugins.core.plugins import PluginReport
     from janus_plugins.model.explain import Explanation, StageRow
     from janus_plugins.model.training_plan import StagePlan, TrainingPlan
 
 
 def _table(title: str, *columns: str) -> Table:
+    from rich.table import Table  # a tenth of what listing plugins takes
+
     table = Table(title=title or None, title_justify="left", header_style="bold")
     for column in columns:
         table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left")
@@ -24,6 +26,8 @@ def _table(title: str, *columns: str) -> Table:
 
 def _console() -> Console:
     """Return a console that prints names and shapes as they are: their brackets are no markup."""
+    from rich.console import Console
+
     console = Console(markup=False, emoji=False)
     return console if console.is_terminal else Console(width=200, markup=False, emoji=False)
 
