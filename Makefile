@@ -4,12 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
+# What is imported is compiled then and kept, whatever the shell says: compiling every file of every package while
+# installing takes longer than installing them, and compiling anew in every process longer still.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo test test-all test-gpu lint check bench bench-gpu clean
 
 setup: $(STAMP)
 
-# What is imported is compiled then: doing so for every file of every package takes longer than installing them.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
