@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _table(title: str, *columns: str) -> Table:
-    from rich.table import Table  # a tenth of what listing plugins takes
+    from rich.table import Table  # here: listing plugins does without
 
     table = Table(title=title or None, title_justify="left", header_style="bold")
     for column in columns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -33,6 +34,10 @@ WAYS = list(itertools.product((False, True), repeat=3))
 IN_USE = [(True, False, False), (False, True, False), (True, False, True)]
 
 
+def drawn(device: str, dtype: torch.dtype) -> Callable[..., Tensor]:
+    return lambda *shape: torch.randn(*shape, device=device).to(dtype)
+
+
 def check_product(
     kernels: ModuleType,
     device: str,
@@ -45,9 +50,7 @@ def check_product(
     torch.manual_seed(0)
     outputs, inputs = sizes
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, device=device).to(dtype)
-
+    normal = drawn(device, dtype)
     source, weight, norm = normal(rows, inputs), normal(2 * outputs, inputs) / 8, normal(inputs)
     for normed, added, gated in ways:
         options = {
@@ -75,9 +78,7 @@ def check_carried(
     torch.manual_seed(0)
     outputs, inputs = sizes
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, device=device).to(dtype)
-
+    normal = drawn(device, dtype)
     source, weight, added, norm = (
         normal(rows, inputs),
         normal(outputs, inputs) / 8,
@@ -117,9 +118,7 @@ def check_look(
     torch.manual_seed(slot)
     groups, width, length = 2, 16, 80
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, device=device).to(dtype)
-
+    normal = drawn(device, dtype)
     cosines, sines = normal(length, width), normal(length, width)
     at = torch.randint(0, length, (rows,), device=device)
     arrived = torch.zeros(rows * heads, dtype=torch.int32, device=device)
