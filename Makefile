@@ -35,7 +35,7 @@ WORKERS ?= 2
 test test-all: export OMP_NUM_THREADS := 1
 
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-all: lint
 	$(BIN)/python -m pytest -m 'not gpu'

@@ -12,6 +12,25 @@ from pathlib import Path
 import pytest
 
 PLUGINS = Path(__file__).parent / "plugins"
+LONGEST = [
+    "test_readme",
+    "test_kernels",
+    "test_benchmarks",
+    "test_ranks",
+    "test_few_rows",
+    "conversion.test_training",
+]
+"""Files that take a minute or more. They begin first, so that no process is left alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first and leave the others as they are."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.nodeid.split("::")[0].removesuffix(".py").replace("/", ".")
+        return next((k for k, end in enumerate(LONGEST) if name.endswith(f".{end}")), len(LONGEST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

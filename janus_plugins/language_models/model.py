@@ -172,7 +172,7 @@ class CausalLanguageModel(nn.Module):
 def _body(config: Any) -> Any:
     """Build the transformer without its head, in torch's default dtype, with our attention."""
     try:
-        body = AutoModel.from_config(  # type: ignore[no-untyped-call]
+        body = AutoModel.from_config(
             config, attn_implementation=NAME, dtype=torch.get_default_dtype(), trust_remote_code=False
         )
     except (KeyError, ValueError) as error:

@@ -45,9 +45,12 @@ _STATIC_ROPES = ("default", "linear", "llama3")
 
 def can_step(body: nn.Module) -> bool:
     """Answer whether a body is a whole, untouched Llama."""
-    if type(body) is not LlamaModel or body.config.hidden_act != "silu":
+    if type(body) is not LlamaModel:
         return False
-    rope: Any = body.config.rope_parameters
+    config: Any = body.config
+    if config.hidden_act != "silu":
+        return False
+    rope = config.rope_parameters
     if rope["rope_type"] not in _STATIC_ROPES:
         return False
     return all(_untouched(module) for module in body.modules() if module is not body.rotary_emb)

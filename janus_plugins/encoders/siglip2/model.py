@@ -17,7 +17,7 @@ _PREFIX = "vision_model."
 _PATCH = "embeddings.patch_embedding.weight"
 
 
-class Embeddings(Siglip2VisionEmbeddings):
+class Embeddings(Siglip2VisionEmbeddings):  # type: ignore[misc]
     """Embed patches and places. transformers reads the table of places without running it.
 
     Under ZeRO-3 a weight is there only while its module runs, so here the table is run.
