@@ -16,6 +16,8 @@ MAX_CHANNELS = 64
 RATES = (1_000, 768_000)
 """Sample rates that are believed."""
 FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3", "AIFF")
+_PIECE = 2**20
+"""Numbers that are decoded at a time."""
 _WHAT = "a recording"
 
 
@@ -61,9 +63,22 @@ def _decoded(file: RawFile, seconds: float, cut: bool) -> tuple[np.ndarray, int]
             raise BadSample(f"{file.name}: {sound.channels} channels; 1 to {MAX_CHANNELS} are read")
         if not cut and sound.frames > seconds * own:
             raise _too_long(file.name, sound.frames / own, seconds)
-        # Not more than a header that lies can claim, nor than the file could hold (FLAC: 8 samples a byte).
-        most = min(math.ceil(seconds * own) + 1, sound.frames, 64 * file.size)
-        return sound.read(most, dtype="float32", always_2d=True), own
+        return _mono(sound, min(math.ceil(seconds * own) + 1, sound.frames)), own
+
+
+def _mono(sound: Any, most: int) -> np.ndarray:
+    """Return at most so many samples [S], read in pieces: a header that lies takes no memory.
+
+    How many a file can hold is not said by its size: a FLAC or Ogg of silence has thousands in a byte.
+    """
+    pieces = [np.zeros(0, np.float32)]
+    while most > 0:
+        piece = sound.read(min(most, _PIECE // sound.channels), dtype="float32", always_2d=True)
+        if not len(piece):
+            break
+        pieces.append(piece.mean(axis=1))
+        most -= len(piece)
+    return np.concatenate(pieces)
 
 
 def _array(value: Any) -> np.ndarray:

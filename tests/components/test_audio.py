@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from transformers import ASTFeatureExtractor, ASTForAudioClassification, WhisperFeatureExtractor, WhisperModel
 
 from janus_plugins.core.errors import BadSample
+from janus_plugins.core.sound import read_sound
 from janus_plugins.encoders.audio.processor import AudioProcessor
 from janus_plugins.encoders.audio.spec import AUDIO, SIZES, AudioConfig
 from janus_plugins.sequence.assemble import collate_items
@@ -163,6 +164,18 @@ def lying(frames=2**31 - 100):
 def test_what_cannot_be_used_is_a_bad_sample(value, message):
     with pytest.raises(BadSample, match=message):
         AudioProcessor(AudioConfig(**TINY))(value)
+
+
+@pytest.mark.parametrize(("form", "subtype"), [("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("WAV", "PCM_16")])
+def test_silence_that_packs_well_loses_nothing_behind_it(form, subtype):
+    samples = np.zeros((48_000 * 20, 2), np.float32)
+    samples[-24_000:] = 0.5 * np.sin(np.arange(24_000) * 0.05)[:, None]
+    file = io.BytesIO()
+    soundfile.write(file, samples, 48_000, format=form, subtype=subtype)
+    heard = read_sound(file.getvalue(), 16_000, 20.0, cut=True)
+    assert len(heard) == 16_000 * 20
+    assert np.abs(heard[-7_000:]).max() > 0.4
+    assert np.abs(heard[:-10_000]).max() < 0.01
 
 
 def test_a_lying_header_takes_no_memory():
