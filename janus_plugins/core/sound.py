@@ -88,12 +88,14 @@ def _array(value: Any) -> np.ndarray:
     if samples.ndim == 2 and samples.shape[1] > MAX_CHANNELS:
         raise BadSample(f"samples {samples.shape}: {samples.shape[1]} channels; 1 to {MAX_CHANNELS} are read")
     if samples.dtype.kind in "iu":
-        samples = samples / float(np.iinfo(samples.dtype).max)
+        most = float(np.iinfo(samples.dtype).max)
+        # Unsigned samples (a .wav of 8 bits) rest in the middle of their range.
+        samples = samples / most if samples.dtype.kind == "i" else samples / (most / 2) - 1
     return samples.astype(np.float32)
 
 
 def _checked_rate(rate: object, name: str) -> int:
-    if not isinstance(rate, (int, float)) or not RATES[0] <= rate <= RATES[1]:
+    if not isinstance(rate, (int, float, np.integer, np.floating)) or not RATES[0] <= rate <= RATES[1]:
         raise BadSample(f"{name}: {rate} samples a second; {RATES[0]:,} to {RATES[1]:,} are read")
     return int(rate)
 

@@ -129,6 +129,16 @@ def test_other_rates_are_resampled():
     assert abs(int(low.mean(0).argmax()) - int(high.mean(0).argmax())) <= 1
 
 
+def test_rates_and_samples_of_numpys_kinds_are_read():
+    plain = read_sound({"array": sound(), "sampling_rate": 16_000}, 16_000, 1.0, cut=False)
+    for rate in (np.int64(16_000), np.float32(16_000)):
+        assert np.array_equal(
+            read_sound({"array": sound(), "sampling_rate": rate}, 16_000, 1.0, False), plain
+        )
+    eight_bits = np.round(sound() * 127 + 128).astype(np.uint8)
+    assert np.allclose(read_sound(eight_bits, 16_000, 1.0, False), plain, atol=0.01)
+
+
 def test_longer_sound_is_refused_or_cut():
     with pytest.raises(BadSample, match=r"1.5 s of sound; the encoder hears 1 s. Set too_long: cut"):
         AudioProcessor(AudioConfig(**TINY))(wav(sound(1.5)))

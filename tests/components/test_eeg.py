@@ -99,6 +99,7 @@ def test_other_rates_are_resampled():
     made_of = processor()(row)["signal"]
     assert made_of.shape == (3, 3, 40)
     assert np.abs(made_of[1] - expected()[1]).mean() < 0.03
+    assert np.array_equal(processor()({**row, "sampling_rate": np.int64(160)})["signal"], made_of)
 
 
 def test_hum_and_drift_are_taken_out():

@@ -123,7 +123,7 @@ def _places(names: list[str], wanted: Wanted, name: str) -> list[int | None]:
 
 
 def _checked_rate(rate: object, name: str) -> float:
-    if not isinstance(rate, (int, float)) or not RATES[0] <= rate <= RATES[1]:
+    if not isinstance(rate, (int, float, np.integer, np.floating)) or not RATES[0] <= rate <= RATES[1]:
         raise BadSample(f"{name}: {rate} samples a second; {RATES[0]:g} to {RATES[1]:,.0f} are read")
     return float(rate)
 
