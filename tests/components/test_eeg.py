@@ -102,6 +102,11 @@ def test_other_rates_are_resampled():
     assert np.array_equal(processor()({**row, "sampling_rate": np.int64(160)})["signal"], made_of)
 
 
+def test_resampling_keeps_an_offset_to_the_ends():
+    row = {"array": np.full((4, 512), 1000.0), "sampling_rate": 128, "channels": NAMES}
+    assert np.allclose(processor()(row)["signal"], 1000 / 100, rtol=1e-4)
+
+
 def test_hum_and_drift_are_taken_out():
     times = np.arange(400) / 100
     signal = np.stack([20 * np.sin(2 * np.pi * 8 * times)] * 3)
