@@ -77,6 +77,45 @@ def test_means_are_those_of_the_training():
     assert ClipProcessor(EvaClipConfig()).mean[0] == pytest.approx(0.48145466)
     assert ClipProcessor(OpenClipConfig(name="ViT-B-16-SigLIP")).std == (0.5, 0.5, 0.5)
     assert ClipProcessor(OpenClipConfig(name="ViT-B-16", mean=(0, 0, 0))).mean == (0, 0, 0)
+    apple = ClipProcessor(OpenClipConfig(name="MobileCLIP-S1"))
+    assert (apple.mean, apple.std) == ((0, 0, 0), (1, 1, 1))
+
+
+def test_means_of_open_clip_are_those_of_its_weights():
+    """One model has weights of two kinds; the rarer ones are refused, see below."""
+    others = set()
+    for name in descriptions():
+        ours = OpenClipConfig(name=name).published
+        for tag in open_clip.list_pretrained_tags_by_model(name):
+            known = open_clip.get_pretrained_cfg(name, tag)
+            if known.get("mean") and (tuple(known["mean"]), tuple(known["std"])) != ours:
+                others.add((name, tag))
+    assert others == {("ViT-L-14", "laion2b_s32b_b82k")}
+
+
+@pytest.mark.parametrize("source", ["laion2b_s32b_b82k", "laion/CLIP-ViT-L-14-laion2B-s32B-b82K"])
+def test_weights_of_other_colours_are_refused_unless_the_options_say_them(source, monkeypatch):
+    opened = []
+    monkeypatch.setattr("janus_plugins.encoders.towers.open_clip_tower.read_weights", opened.append)
+    options = {**OPEN_CLIP.config.tiny(), "name": "ViT-L-14"}
+    with pytest.raises(CheckpointError, match=r"trained with mean \(0.5, .* come with \(0.4814"):
+        made(OPEN_CLIP, options).load_weights(source)
+    assert not opened
+    halves = (0.5, 0.5, 0.5)
+    with pytest.raises((CheckpointError, AttributeError, TypeError)):  # there are none to load
+        made(OPEN_CLIP, {**options, "mean": halves, "std": halves}).load_weights(source)
+    assert opened == ["laion/CLIP-ViT-L-14-laion2B-s32B-b82K"]
+
+
+def test_timm_weights_of_other_colours_are_refused(monkeypatch):
+    opened = []
+    monkeypatch.setattr("janus_plugins.encoders.towers.timm_trunk.read_weights", opened.append)
+    tower = made(TIMM, TIMM.config.tiny() | {"name": "vit_base_patch16_224"})
+    for source in ("dino", "timm/vit_base_patch16_224.dino"):
+        with pytest.raises(CheckpointError, match=r"with mean \(0.485, .* come with \(0.5, 0.5, 0.5\)"):
+            tower.load_weights(source)
+    assert not opened
+    assert TimmProcessor(TimmConfig(name="vit_base_patch16_224.dino")).mean == (0.485, 0.456, 0.406)
 
 
 def test_timm_weights_load_without_their_classifier(tmp_path):

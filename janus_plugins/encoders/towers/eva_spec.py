@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from janus_plugins.core.facts import UnderstandingFacts
 from janus_plugins.core.kinds import Kind
 from janus_plugins.core.specs import ComponentSpec
-from janus_plugins.encoders.towers.options import CLIP_MEAN, CLIP_STD, Colour, Count, PictureConfig
+from janus_plugins.encoders.towers.options import CLIP, Colours, Count, PictureConfig
 
 
 class Tower(NamedTuple):
@@ -93,14 +93,9 @@ class EvaClipConfig(PictureConfig):
         return self.patch_size or self._tower.patch
 
     @property
-    def published_mean(self) -> Colour:
-        """Return what is subtracted from pixels in [0, 1]."""
-        return CLIP_MEAN
-
-    @property
-    def published_std(self) -> Colour:
-        """Return what divides pixels then."""
-        return CLIP_STD
+    def published(self) -> Colours:
+        """Return the colours that the towers were trained with."""
+        return CLIP
 
     @property
     def sizes(self) -> dict[str, Any]:

@@ -15,10 +15,35 @@ from janus_plugins.core.facts import UnderstandingFacts
 from janus_plugins.core.kinds import Kind
 from janus_plugins.core.specs import ComponentSpec
 from janus_plugins.core.suggest import nearest
-from janus_plugins.encoders.towers.options import CLIP_MEAN, CLIP_STD, Colour, Count, PictureConfig
+from janus_plugins.encoders.towers.options import CLIP, Colours, Count, PictureConfig
 
 _QUERIES = 256
 """Queries of CoCa's attentional pooling where a model's config does not say (open_clip, `CLIPVisionCfg`)."""
+
+_HALVES = Colours((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_IMAGENET = Colours((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_PLAIN = Colours((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+_OTHERS = {
+    "MobileCLIP-B": _PLAIN,
+    "MobileCLIP-S1": _PLAIN,
+    "MobileCLIP-S2": _PLAIN,
+    "MobileCLIP2-B": _PLAIN,
+    "MobileCLIP2-S0": _PLAIN,
+    "MobileCLIP2-S2": _PLAIN,
+    "PE-Core-B-16": _HALVES,
+    "PE-Core-L-14-336": _HALVES,
+    "PE-Core-S-16-384": _HALVES,
+    "PE-Core-T-16-384": _HALVES,
+    "PE-Core-bigG-14-448": _HALVES,
+    "ViT-H-14-CLIPA": _IMAGENET,
+    "ViT-H-14-CLIPA-336": _IMAGENET,
+    "ViT-L-14-CLIPA": _IMAGENET,
+    "ViT-L-14-CLIPA-336": _IMAGENET,
+    "ViT-bigG-14-CLIPA": _IMAGENET,
+    "ViT-bigG-14-CLIPA-336": _IMAGENET,
+}
+"""Models whose every published weights were trained with neither CLIP's nor SigLIP's colours. open_clip keeps
+them with the weights, not with the model's description, and knows them only once torch is imported."""
 
 
 @lru_cache(maxsize=1)
@@ -83,19 +108,11 @@ class OpenClipConfig(PictureConfig):
         return int(self.description["vision_cfg"].get("image_size", 224))
 
     @property
-    def published_mean(self) -> Colour:
-        """Return what is subtracted from pixels: SigLIP's where the tower is one, else CLIP's."""
-        return (0.5, 0.5, 0.5) if self._siglip else CLIP_MEAN
-
-    @property
-    def published_std(self) -> Colour:
-        """Return what divides pixels then."""
-        return (0.5, 0.5, 0.5) if self._siglip else CLIP_STD
-
-    @property
-    def _siglip(self) -> bool:
-        # Only SigLIP's descriptions start their loss with a bias; open_clip keeps its mean with the weights.
-        return "init_logit_bias" in self.description
+    def published(self) -> Colours:
+        """Return the colours that the model's weights were trained with; see `check_colours` for the rest."""
+        # Only SigLIP's descriptions start their loss with a bias.
+        usual = _HALVES if "init_logit_bias" in self.description else CLIP
+        return _OTHERS.get(self.name, usual)
 
     def facts(self, *neighbours: object) -> UnderstandingFacts:
         """Answer from open_clip's description of the model.

@@ -14,9 +14,11 @@ from janus_plugins.core.errors import CheckpointError
 from janus_plugins.core.facts import UnderstandingFacts
 from janus_plugins.core.tiles import read_tiles
 from janus_plugins.core.weights import load_exactly, read_weights
+from janus_plugins.encoders.towers.options import Colours
 from janus_plugins.encoders.towers.timm_trunk import TimmTower, arguments, measure_trunk
 
 if TYPE_CHECKING:
+    from janus_plugins.encoders.towers.eva_spec import EvaClipConfig
     from janus_plugins.encoders.towers.open_clip_spec import OpenClipConfig
 
 _PREFIX = "visual."
@@ -30,7 +32,7 @@ class OpenClipTower(nn.Module):
 
     def __init__(self, config: OpenClipConfig) -> None:
         super().__init__()
-        self.name = config.name
+        self.config, self.name = config, config.name
         described = config.description
         self.quick_gelu = bool(described.get("quick_gelu", False))
         visual = _build_vision_tower(described["embed_dim"], dict(described["vision_cfg"]), self.quick_gelu)
@@ -65,9 +67,11 @@ class OpenClipTower(nn.Module):
         The text tower's are left out; positions are resampled where the picture's size differs.
 
         Raises:
-            CheckpointError: nothing there, keys or shapes that do not fit, or another activation.
+            CheckpointError: nothing there, keys or shapes that do not fit, another activation or other
+                colours.
         """
         self._check_activation(source)
+        check_known(self.config, source)
         tensors = read_weights(hub_id(self.name, source))
         resize_pos_embed(tensors, SimpleNamespace(visual=self.visual))
         seen = {
@@ -78,7 +82,7 @@ class OpenClipTower(nn.Module):
 
     def _check_activation(self, tag: str) -> None:
         """Refuse weights of a tag that was trained with the other GELU: they load and answer wrongly."""
-        known = open_clip.get_pretrained_cfg(self.name, tag) or {}
+        known = _known(self.name, tag)
         wanted = bool(known.get("quick_gelu", self.quick_gelu))
         if wanted != self.quick_gelu:
             fix = f"{self.name}-quickgelu" if wanted else self.name.removesuffix("-quickgelu")
@@ -89,12 +93,29 @@ def hub_id(name: str, source: str) -> str:
     """Return the hub id, or the downloaded file, of one of open_clip's tags; other sources unchanged."""
     if Path(source).expanduser().exists():
         return source
-    known = open_clip.get_pretrained_cfg(name, source)
+    known = _known(name, source)
     if not known:
         return source
     if known.get("hf_hub"):
         return str(known["hf_hub"]).rstrip("/")
     return str(open_clip.download_pretrained(known))
+
+
+def check_known(config: EvaClipConfig | OpenClipConfig, source: str) -> None:
+    """Refuse weights that open_clip knows to be trained on other colours; see `check_colours`."""
+    known = _known(config.name, source)
+    if known.get("mean"):
+        trained = Colours(tuple(known["mean"]), tuple(known["std"]))
+        config.check_colours(config.published, trained, source)
+
+
+def _known(name: str, source: str) -> dict[str, Any]:
+    """Return what open_clip records of weights, by their tag or their hub id; {} where it knows nothing."""
+    for tag in open_clip.list_pretrained_tags_by_model(name):
+        known: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
+        if source in (tag, known.get("hf_hub", "").rstrip("/") or None):
+            return known
+    return {}
 
 
 def measure(config: OpenClipConfig) -> tuple[int, int]:
@@ -108,7 +129,7 @@ def build(config: OpenClipConfig, facts: UnderstandingFacts) -> OpenClipTower | 
     if "timm_model_name" not in config.description["vision_cfg"]:
         return OpenClipTower(config)
     name, args = _timm(config)
-    return TimmTower(name, args, open_clip_name=config.name)
+    return TimmTower(name, args, config)
 
 
 def _timm(config: OpenClipConfig) -> tuple[str, dict[str, Any]]:

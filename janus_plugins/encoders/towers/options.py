@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
+from janus_plugins.core.errors import CheckpointError
 from janus_plugins.core.facts import UnderstandingFacts
 from janus_plugins.core.specs import ComponentConfig
 from janus_plugins.core.tiles import most_tiles
@@ -13,9 +14,16 @@ from janus_plugins.core.tiles import most_tiles
 Count = Annotated[int, Field(ge=1)]
 Colour = tuple[float, float, float]
 
-CLIP_MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD: Colour = (0.26862954, 0.26130258, 0.27577711)
-"""OpenAI CLIP's, which open_clip and EVA-CLIP keep."""
+
+class Colours(NamedTuple):
+    """Hold what is subtracted from pixels in [0, 1], and what divides them then."""
+
+    mean: Colour
+    std: Colour
+
+
+CLIP = Colours((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+"""OpenAI CLIP's, which EVA-CLIP and most models of open_clip keep."""
 
 
 class PictureConfig(ComponentConfig):
@@ -38,6 +46,25 @@ class PictureConfig(ComponentConfig):
     )
     background: tuple[int, int, int] = Field(default=(127, 127, 127), description="colour of the padding")
     rotate: bool = Field(default=False, description="apply the EXIF orientation")
+
+    def colours(self, published: Colours) -> Colours:
+        """Return what pictures are prepared with: the options', else what is published of the name."""
+        return Colours(self.mean or published.mean, self.std or published.std)
+
+    def check_colours(self, published: Colours, trained: Colours, source: str) -> None:
+        """Refuse weights that were trained on other colours, where the options do not say both.
+
+        Raises:
+            CheckpointError: they load, and would answer wrongly.
+        """
+        if self.mean and self.std:
+            return
+        used = self.colours(published)
+        if used != trained:
+            raise CheckpointError(
+                f"{source!r} was trained with mean {trained.mean} and std {trained.std}, but pictures come "
+                f"with {used.mean} and {used.std}; set the options mean and std"
+            )
 
     def seen(self, width: int, tokens: int) -> UnderstandingFacts:
         """Return the facts of a tower that makes `tokens` of `width` of one square."""

@@ -20,16 +20,13 @@ class TimmProcessor(TiledProcessor):
     """
 
     def __init__(self, config: TimmConfig) -> None:
-        mean: tuple[float, ...]
-        std: tuple[float, ...]
         if config.image_size and config.mean and config.std:
             size, mean, std = config.image_size, config.mean, config.std
         else:
-            from janus_plugins.encoders.towers.timm_trunk import published
+            from janus_plugins.encoders.towers.timm_trunk import published_colours, published_size
 
-            found = published(config.name)
-            size = config.image_size or found.input_size[-1]
-            mean, std = config.mean or found.mean, config.std or found.std
+            size = config.image_size or published_size(config.name)
+            mean, std = config.colours(published_colours(config.name))
         tokens = config.facts().max_tokens // most_tiles(config.max_tiles, config.thumbnail)
         super().__init__(size, mean=mean, std=std, tokens=tokens, **_shared(config))
 
@@ -38,8 +35,7 @@ class ClipProcessor(TiledProcessor):
     """Do the same with CLIP's mean and spread, or the tower's own."""
 
     def __init__(self, config: EvaClipConfig | OpenClipConfig) -> None:
-        mean = config.mean or config.published_mean
-        std = config.std or config.published_std
+        mean, std = config.colours(config.published)
         tokens = config.facts().max_tokens // most_tiles(config.max_tiles, config.thumbnail)
         super().__init__(config.side, mean=mean, std=std, tokens=tokens, **_shared(config))
 

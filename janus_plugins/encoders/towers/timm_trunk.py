@@ -17,10 +17,12 @@ from janus_plugins.core.facts import UnderstandingFacts
 from janus_plugins.core.suggest import nearest
 from janus_plugins.core.tiles import read_tiles
 from janus_plugins.core.weights import load_exactly, read_weights
+from janus_plugins.encoders.towers.options import Colours
+from janus_plugins.encoders.towers.timm_spec import TimmConfig
 
 if TYPE_CHECKING:
     from janus_plugins.encoders.towers.eva_spec import EvaClipConfig
-    from janus_plugins.encoders.towers.timm_spec import TimmConfig
+    from janus_plugins.encoders.towers.open_clip_spec import OpenClipConfig
 
 _PREFIXES = ("", "visual.trunk.", "visual.")
 """What stands before a tower's names in timm's own files, in open_clip's, and in EVA-CLIP's."""
@@ -85,16 +87,19 @@ class TimmTower(nn.Module):
     Args:
         name: timm's model name.
         args: arguments of timm's constructor.
+        config: the options. Those of open_clip's models let its tags name weights too.
         keep_prefix: whether class and register tokens stay.
-        open_clip_name: the model's name in open_clip, whose tags then name weights too.
     """
 
     def __init__(
-        self, name: str, args: dict[str, Any], keep_prefix: bool = False, open_clip_name: str = ""
+        self,
+        name: str,
+        args: dict[str, Any],
+        config: TimmConfig | EvaClipConfig | OpenClipConfig,
+        keep_prefix: bool = False,
     ) -> None:
         super().__init__()
-        self.name, self.args, self.keep_prefix = name, args, keep_prefix
-        self.open_clip_name = open_clip_name
+        self.name, self.args, self.config, self.keep_prefix = name, args, config, keep_prefix
         self.trunk = make_trunk(name, args)
 
     def forward(self, items: dict[str, Tensor]) -> Tensor:
@@ -118,15 +123,21 @@ class TimmTower(nn.Module):
         head's weights are left out; everything else must be there.
 
         Raises:
-            CheckpointError: nothing there, or keys or shapes that do not fit.
+            CheckpointError: nothing there, keys or shapes that do not fit, or other colours.
         """
         tagged = f"{self.name}.{source}"
-        if self.open_clip_name:
-            from janus_plugins.encoders.towers.open_clip_tower import hub_id
+        if not isinstance(self.config, TimmConfig):
+            from janus_plugins.encoders.towers.open_clip_tower import check_known, hub_id
 
-            source = hub_id(self.open_clip_name, source)
-        if not Path(source).expanduser().exists() and tagged in timm.list_pretrained(self.name):
+            check_known(self.config, source)
+            source = hub_id(self.config.name, source)
+        tags = timm.list_pretrained(self.name)
+        if not Path(source).expanduser().exists() and tagged in tags:
             source = f"timm/{tagged}"
+        trained = source.removeprefix("timm/")
+        if isinstance(self.config, TimmConfig) and trained in tags:
+            name = self.config.name
+            self.config.check_colours(published_colours(name), published_colours(trained), source)
         load_trunk(self.trunk, self.name, self.args, read_weights(source), source)
 
 
@@ -175,6 +186,13 @@ def measure_trunk(name: str, args: dict[str, Any], size: int, keep_prefix: bool)
     return _measured(name, json.dumps(args), size, keep_prefix)
 
 
+def published_colours(name: str) -> Colours:
+    """Return the mean and spread that a backbone, or its weights of a tag, were trained with."""
+    found = published(name)
+    mean, std = tuple(found.mean), tuple(found.std)
+    return Colours(mean, std)  # type: ignore[arg-type]
+
+
 def published_size(name: str) -> int:
     """Return the side in pixels of the pictures that a backbone was published for."""
     return int(published(name).input_size[-1])
@@ -206,10 +224,10 @@ def build(config: TimmConfig, facts: UnderstandingFacts) -> TimmTower:
             f"{config.tokens} of width {config.width}; correct them, or leave them out"
         )
     args = arguments(config.name, config.image_size, config.channels, config.args)
-    return TimmTower(config.name, args, config.keep_prefix)
+    return TimmTower(config.name, args, config, config.keep_prefix)
 
 
 def build_eva(config: EvaClipConfig, facts: UnderstandingFacts) -> TimmTower:
     """Build an EVA-CLIP tower with random weights."""
     args = arguments(config.timm_name, config.image_size, config.channels, config.sizes)
-    return TimmTower(config.timm_name, args, open_clip_name=config.name)
+    return TimmTower(config.timm_name, args, config)
