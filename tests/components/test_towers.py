@@ -65,6 +65,11 @@ def test_names_and_sizes_that_do_not_exist_are_refused():
         TimmConfig(name="vit_tiny_patch16_224", args={"dims": [3]}).facts()
     with pytest.raises(RunFileError, match="Only token or avg pooling"):
         TimmConfig(name="coat_tiny").facts()
+    for name in ("deit_tiny_distilled_patch16_224", "efficientvim_m1"):
+        with pytest.raises(RunFileError, match=f"{name} gives no map or line of features"):
+            TimmConfig(name=name).facts()
+    with pytest.raises(RunFileError, match="cannot build deepseek_vit_412m_enc"):
+        TimmConfig(name="deepseek_vit_412m_enc").facts()
     with pytest.raises(ValueError, match=r"no model 'ViT-B-61'. Did you mean 'ViT-B-16'"):
         OpenClipConfig(name="ViT-B-61")
     with pytest.raises(ValueError, match="multiple of 4"):

@@ -61,7 +61,7 @@ def make_trunk(name: str, args: dict[str, Any]) -> nn.Module:
     try:
         trunk: Any = timm.create_model(name, pretrained=False, num_classes=0, **args)
         trunk.reset_classifier(0, global_pool="")
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as error:
         raise RunFileError(f"timm cannot build {name} with {args} and no head: {error}") from error
     return cast(nn.Module, trunk)
 
@@ -207,6 +207,8 @@ def _measured(name: str, args: str, size: int, keep_prefix: bool) -> tuple[int, 
             features = trunk(torch.zeros(1, given["in_chans"], size, size))
         except (RuntimeError, AssertionError) as error:
             raise RunFileError(f"{name} cannot read pictures of {size} pixels: {error}") from error
+        if not isinstance(features, torch.Tensor) or features.ndim not in (3, 4):
+            raise RunFileError(f"{name} gives no map or line of features without its head; name another")
         tokens = as_tokens(features, trunk, keep_prefix)
     return tokens.shape[2], tokens.shape[1]
 
