@@ -192,6 +192,25 @@ def test_weights_under_point_berts_names_load(tmp_path):
         made(POINT_CLOUD, TINY).load_weights(str(tmp_path))
 
 
+@pytest.mark.parametrize("prefix", ["module.point_encoder.", "point_encoder.", "model.point_backbone."])
+def test_weights_of_models_built_on_it_load(tmp_path, prefix):
+    options = {**TINY, "norm": "batch", "channels": 6}
+    published = made(POINT_CLOUD, options, 4)
+    tensors = {f"{prefix}{name}": each for name, each in published.state_dict().items()}
+    save_file({**tensors, "module.logit_scale": torch.zeros(())}, tmp_path / "model.safetensors")
+    encoder = made(POINT_CLOUD, options)
+    encoder.load_weights(str(tmp_path))
+    items = {"points": torch.randn(2, 48, 6)}
+    assert torch.equal(encoder(items), published(items))
+
+
+def test_norms_are_those_of_point_bert():
+    """Every epsilon is torch's own, as in `PointTransformer`: small states feel it."""
+    norms = [each for each in made(POINT_CLOUD, TINY).modules() if isinstance(each, torch.nn.LayerNorm)]
+    assert len(norms) == 2 + 2 * 2 + 1
+    assert {each.eps for each in norms} == {1e-5}
+
+
 def test_published_size():
     with torch.device("meta"):
         encoder = made(POINT_CLOUD, {"norm": "batch"})

@@ -15,8 +15,16 @@ from janus_plugins.core.weights import load_exactly, read_weights
 from janus_plugins.encoders.point_cloud.groups import farthest_points, gathered, neighbours
 from janus_plugins.encoders.point_cloud.spec import PointCloudConfig
 
-_PREFIXES = ("module.transformer_q.", "transformer_q.", "module.", "point_encoder.")
-"""Before the encoder's names in published files: pre-training, fine-tuning, models built on it."""
+_PREFIXES = (
+    "module.transformer_q.",
+    "transformer_q.",
+    "module.",
+    "module.point_encoder.",
+    "point_encoder.",
+    "model.point_backbone.",
+)
+"""Before the encoder's names in published files: pre-training, fine-tuning, models built on it (ULIP 2,
+PointLLM)."""
 _HEADS = ("cls_head_finetune.", "cls_head.", "lm_head.", "mask_token")
 
 _SHARPER = 5.0
@@ -94,7 +102,8 @@ class Blocks(nn.Module):
     def __init__(self, config: PointCloudConfig) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            Block(config.width, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
+            Block(config.width, config.num_heads, config.mlp_ratio, norm_layer=nn.LayerNorm)
+            for _ in range(config.depth)
         )
 
     def forward(self, hidden: Tensor, positions: Tensor) -> Tensor:
