@@ -127,6 +127,43 @@ def test_colours_are_read(data):
         processor(channels=6)(CLOUD)
 
 
+def lines(columns, between):
+    rows = np.concatenate([CLOUD, columns], axis=1)
+    return "\n".join(between.join(f"{number:.9g}" for number in row) for row in rows).encode()
+
+
+@pytest.mark.parametrize("between", [" ", ", ", ","])
+def test_lines_of_text_hold_colours_of_either_scale(between):
+    for columns in (COLOURS, COLOURS / 255):
+        points = read_points({"bytes": lines(columns, between), "path": "a.txt"}, 48)
+        assert np.allclose(points, np.concatenate([CLOUD, COLOURS / 255], axis=1), atol=1e-6)
+    normals = {"bytes": lines(-CLOUD, between), "path": "a.txt"}  # as ModelNet40 keeps them
+    assert np.allclose(processor()(normals)["points"], processor()(CLOUD)["points"], atol=1e-6)
+    labelled = {"bytes": lines(np.ones((50, 2)), between), "path": "a.xyz"}
+    assert np.allclose(read_points(labelled, 48), CLOUD, atol=1e-6)
+
+
+def far_off():
+    """The same cloud, in the coordinates of a land survey."""
+    return CLOUD.astype(np.float64) + np.array([500_000.0, 5_400_000.0, 300.0])
+
+
+@pytest.mark.parametrize("form", ["array", "npy", "xyz", "ply", "pcd"])
+def test_small_things_far_from_the_origin_keep_their_shape(form):
+    text = "\n".join(" ".join(f"{number:.9f}" for number in row) for row in far_off())
+    header = "ply\nformat ascii 1.0\nelement vertex 50\nproperty double x\nproperty double y\nproperty double z\nend_header\n"
+    pcl = "VERSION 0.7\nFIELDS x y z\nSIZE 8 8 8\nTYPE F F F\nCOUNT 1 1 1\nPOINTS 50\nDATA ascii\n"
+    value = {
+        "array": far_off(),
+        "npy": saved(far_off()),
+        "xyz": {"bytes": text.encode(), "path": "a.xyz"},
+        "ply": (header + text).encode(),
+        "pcd": (pcl + text).encode(),
+    }[form]
+    far, near = (processor(num_points=50)(each)["points"] for each in (value, CLOUD))  # each in its own order
+    assert np.allclose(far[far[:, 0].argsort()], near[near[:, 0].argsort()], atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["obj", "off", "stl", "ply"])
 def test_surfaces_are_sampled_the_same_each_time(kind):
     data = trimesh.creation.icosphere(subdivisions=2).export(file_type=kind)

@@ -15,7 +15,7 @@ _HEADER = 4096
 
 
 def read_pcd(file: RawFile, max_points: int) -> np.ndarray:
-    """Return points [P, 3], or [P, 6] with colours in [0, 1] (float32); points with NaN are left out.
+    """Return points [P, 3], or [P, 6] with colours in [0, 1]; points with NaN are left out.
 
     Raises:
         BadSample: it is damaged, compressed, or claims more points than it has or than are read.
@@ -34,9 +34,9 @@ def read_pcd(file: RawFile, max_points: int) -> np.ndarray:
             rows = _ascii(opened, dtype, count, file)
         else:
             raise BadSample(f"{file.name}: {form} points; save the file as ascii or binary")
-    points = np.stack([rows[axis].astype(np.float32) for axis in "xyz"], axis=1)
+    points = np.stack([rows[axis] for axis in "xyz"], axis=1)
     colours = _colours(rows)
-    whole = points if colours is None else np.concatenate([points, colours], axis=1)
+    whole: np.ndarray = points if colours is None else np.concatenate([points, colours], axis=1)
     return whole[np.isfinite(points).all(axis=1)]
 
 

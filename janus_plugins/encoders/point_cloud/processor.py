@@ -14,6 +14,9 @@ from janus_plugins.encoders.point_cloud.reading import read_points
 if TYPE_CHECKING:
     from janus_plugins.encoders.point_cloud.spec import PointCloudConfig
 
+_ROUNDED = 1e-12
+"""Share of a place that its mean may differ by, by rounding."""
+
 
 class PointCloudProcessor:
     """Turn a file, bytes or an array of points into {"points": [P, 3 or 6] float32}."""
@@ -28,13 +31,14 @@ class PointCloudProcessor:
         """
         config = self.config
         points = self._coloured(read_points(value, config.num_points))
-        draw = np.random.default_rng(zlib.crc32(np.ascontiguousarray(points).tobytes()))
+        draw = np.random.default_rng(zlib.crc32(np.ascontiguousarray(points, np.float32).tobytes()))
         few = len(points) < config.num_points
         kept = draw.choice(len(points), config.num_points - len(points) if few else config.num_points, few)
         if few:
             kept = np.concatenate([np.arange(len(points)), kept])
         points = points[kept]
-        return {"points": np.concatenate([unit(points[:, :3]), points[:, 3:]], axis=1)}
+        colours = points[:, 3:].astype(np.float32)
+        return {"points": np.concatenate([unit(points[:, :3]), colours], axis=1)}
 
     def _coloured(self, points: np.ndarray) -> np.ndarray:
         """Return points with as many channels as the encoder reads."""
@@ -68,5 +72,7 @@ def unit(places: np.ndarray) -> np.ndarray:
     """Return places [P, 3] moved and scaled into the unit sphere. Source: Point-BERT, `pc_norm`."""
     centred = places.astype(np.float64) - places.mean(axis=0, dtype=np.float64)
     longest = np.linalg.norm(centred, axis=1).max()
+    if longest < _ROUNDED * np.abs(places).max():  # one place, many times
+        return np.zeros_like(centred, np.float32)
     scaled: np.ndarray = (centred / (longest or 1.0)).astype(np.float32)
     return scaled

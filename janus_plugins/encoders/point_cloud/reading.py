@@ -19,11 +19,12 @@ _CLAIM = re.compile(rb"^element\s+\w+\s+(\d+)", re.MULTILINE)
 
 
 def read_points(value: object, count: int) -> np.ndarray:
-    """Return points [P, 3], or with colours in [0, 1] [P, 6] (float32).
+    """Return points [P, 3], or with colours in [0, 1] [P, 6]; float64, or float32 where they are given so.
 
     Args:
         value: an array [P, 3 or 6], a path, bytes, or {"bytes", "path"} of datasets. Bytes without a
-            name are told apart by how they begin.
+            name are told apart by how they begin. Lines of text (.xyz, .txt) hold numbers between blanks
+            or commas: x, y, z, and colours, whole numbers up to 255 or up to 1.
         count: points that are drawn from the faces of a surface.
 
     Raises:
@@ -37,7 +38,9 @@ def read_points(value: object, count: int) -> np.ndarray:
     if not np.isfinite(points).all():
         raise BadSample(f"{name}: holds points that are no finite numbers")
     # A fourth column is an intensity (KITTI), which the encoder does not know.
-    return points[:, :3].astype(np.float32) if points.shape[1] == 4 else points.astype(np.float32)
+    points = points[:, :3] if points.shape[1] == 4 else points
+    # Rounded only around the middle: a small thing in the coordinates of a survey has no room in float32.
+    return points if points.dtype == np.float32 else points.astype(np.float64)
 
 
 def _read(value: object, count: int) -> tuple[str, np.ndarray]:
@@ -52,6 +55,8 @@ def _read(value: object, count: int) -> tuple[str, np.ndarray]:
             return file.name, read_npy(file, MAX_POINTS * 6)
         if suffix == ".pcd":
             return file.name, read_pcd(file, MAX_POINTS)
+        if suffix in (".xyz", ".txt"):
+            return file.name, _from_text(file)
         return file.name, _from_trimesh(file, suffix, count)
     except BadSample:
         raise
@@ -72,20 +77,30 @@ def _suffix(file: RawFile) -> str:
     return file.suffix
 
 
+def _from_text(file: RawFile) -> np.ndarray:
+    """Return the first six numbers of each line, or three where there are fewer; # begins a comment."""
+    text = file.head(MAX_BYTES).decode("utf-8-sig").replace(",", " ").splitlines()
+    table = np.loadtxt(text[: MAX_POINTS + 1], dtype=np.float64, ndmin=2)
+    if table.shape[1] < 6:
+        return table[:, :3]
+    points, colours = table[:, :3], table[:, 3:6]
+    whole = colours.max() > 1 and not (colours % 1).any()
+    return np.concatenate([points, colours / 255 if whole else colours], axis=1)
+
+
 def _from_trimesh(file: RawFile, suffix: str, count: int) -> np.ndarray:
     import trimesh
 
     claims = [int(claim) for claim in _CLAIM.findall(file.head(65_536))] if suffix == ".ply" else []
     if claims and max(claims) > min(MAX_POINTS, file.size):
         raise BadSample(f"{file.name}: claims {max(claims):,} elements in {file.size:,} bytes")
-    kind = {".txt": "xyz"}.get(suffix, suffix[1:])
     with file.open() as opened:
-        loaded: Any = trimesh.load(opened, file_type=kind, process=False, skip_materials=True)
+        loaded: Any = trimesh.load(opened, file_type=suffix[1:], process=False, skip_materials=True)
     if isinstance(loaded, trimesh.Scene):
         loaded = loaded.to_mesh()
     if len(getattr(loaded, "faces", ())):
         return _surface(loaded, count)
-    points = np.asarray(loaded.vertices, np.float32)
+    points = np.asarray(loaded.vertices)
     colours = np.asarray(getattr(loaded, "colors", None) if len(points) else None)
     if colours.ndim != 2 or len(colours) != len(points):
         return points
@@ -100,6 +115,6 @@ def _surface(mesh: Any, count: int) -> np.ndarray:
         raise BadSample("a surface without area, or with corners that are no finite numbers")
     points, faces = sample_surface(mesh, count, seed=0)[:2]
     if mesh.visual.kind not in ("vertex", "face"):
-        return np.asarray(points, np.float32)
+        return np.asarray(points)
     colours = np.asarray(mesh.visual.face_colors)[faces, :3].astype(np.float32) / 255
-    return np.concatenate([np.asarray(points, np.float32), colours], axis=1)
+    return np.concatenate([np.asarray(points), colours], axis=1)
