@@ -143,6 +143,13 @@ def test_lines_of_text_hold_colours_of_either_scale(between):
     assert np.allclose(read_points(labelled, 48), CLOUD, atol=1e-6)
 
 
+@pytest.mark.parametrize("columns", [COLOURS, -CLOUD])
+def test_what_is_no_colour_in_0_to_1_is_refused(columns):
+    with pytest.raises(BadSample, match=r"colours from .*; red, green and blue lie in \[0, 1\]"):
+        processor(channels=6)(np.concatenate([CLOUD, columns], axis=1))
+    assert processor()(np.concatenate([CLOUD, columns], axis=1))["points"].shape == (48, 3)
+
+
 def far_off():
     """The same cloud, in the coordinates of a land survey."""
     return CLOUD.astype(np.float64) + np.array([500_000.0, 5_400_000.0, 300.0])

@@ -36,8 +36,9 @@ def read_pcd(file: RawFile, max_points: int) -> np.ndarray:
             raise BadSample(f"{file.name}: {form} points; save the file as ascii or binary")
     points = np.stack([rows[axis] for axis in "xyz"], axis=1)
     colours = _colours(rows)
-    whole: np.ndarray = points if colours is None else np.concatenate([points, colours], axis=1)
-    return whole[np.isfinite(points).all(axis=1)]
+    whole = points if colours is None else np.concatenate([points, colours], axis=1)
+    finite: np.ndarray = whole[np.isfinite(points).all(axis=1)]
+    return finite
 
 
 def _header(opened: BinaryIO, name: str) -> dict[str, list[str]]:

@@ -14,6 +14,8 @@ from janus_plugins.encoders.point_cloud.reading import read_points
 if TYPE_CHECKING:
     from janus_plugins.encoders.point_cloud.spec import PointCloudConfig
 
+_SLACK = 1e-3
+"""How far colours may lie outside of [0, 1], by rounding."""
 _ROUNDED = 1e-12
 """Share of a place that its mean may differ by, by rounding."""
 
@@ -43,8 +45,16 @@ class PointCloudProcessor:
     def _coloured(self, points: np.ndarray) -> np.ndarray:
         """Return points with as many channels as the encoder reads."""
         config = self.config
-        if config.channels == 3 or points.shape[1] == 6:
-            return points[:, : config.channels]
+        if config.channels == 3:
+            return points[:, :3]
+        if points.shape[1] == 6:
+            least, most = points[:, 3:].min(), points[:, 3:].max()
+            if least < -_SLACK or most > 1 + _SLACK:
+                raise BadSample(
+                    f"colours from {least:g} to {most:g}; red, green and blue lie in [0, 1]: divide them, or "
+                    "leave out what is no colour"
+                )
+            return points
         if config.missing_colour is None:
             raise BadSample("points without colours for an encoder of 6 channels; set missing_colour, or 3")
         grey = np.full((len(points), 3), config.missing_colour, np.float32)
