@@ -39,11 +39,11 @@ def fif(tmp_path_factory):
     return path
 
 
-def edf(channels=4, records=3, rate=40, stated=None, cut=None):
+def edf(channels=4, records=3, rate=40, stated=None, cut=None, unit="uV"):
     """A small EDF: one record a second, 16 bits over +-100 microvolts."""
     names = [NAMES[place % 4] for place in range(channels)]
     columns = (
-        [f"{name:16}" for name in names], [" " * 80] * channels, [f"{'uV':8}"] * channels, [f"{-100:<8}"] * channels,
+        [f"{name:16}" for name in names], [" " * 80] * channels, [f"{unit:8}"] * channels, [f"{-100:<8}"] * channels,
         [f"{100:<8}"] * channels, [f"{-32768:<8}"] * channels, [f"{32767:<8}"] * channels, [" " * 80] * channels,
         [f"{rate:<8}"] * channels, [" " * 32] * channels,
     )  # fmt: skip
@@ -51,7 +51,7 @@ def edf(channels=4, records=3, rate=40, stated=None, cut=None):
     head = head.replace("01.01.2000.00.00", "01.01.0000.00.00")
     values = np.round(rhythm(rate, records, channels) / 100 * 32767).astype("<i2")
     body = values.reshape(channels, records, rate).transpose(1, 0, 2).tobytes()
-    return (head + "".join("".join(column) for column in columns)).encode("ascii") + body[:cut]
+    return (head + "".join("".join(column) for column in columns)).encode("latin-1") + body[:cut]
 
 
 def npy(array):
@@ -92,6 +92,20 @@ def test_files_and_arrays_hold_the_same_signal(fif, tmp_path):
         (str(tmp_path / "named.eeg"), 1e-6),
     ):
         assert np.allclose(processor()(value)["signal"], expected(), atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("unit", "scale"),
+    [("uV", 1), ("\u00b5V", 1), ("UV", 1), ("uv", 1), ("mV", 1e3), ("V", 1e6), ("nV", 1e-3)],
+)
+def test_units_of_a_file_become_microvolts(unit, scale):
+    assert np.allclose(processor()(edf(unit=unit))["signal"], expected() * scale, atol=2e-4 * scale)
+
+
+@pytest.mark.parametrize(("unit", "said"), [("", "no unit"), ("DegC", "DegC")])
+def test_what_is_no_voltage_is_not_taken_for_volts(unit, said):
+    with pytest.raises(BadSample, match=f"channel EEG Fz-REF is in {said}; V, mV, uV"):
+        processor()(edf(unit=unit))
 
 
 def test_other_rates_are_resampled():
