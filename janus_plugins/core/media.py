@@ -31,7 +31,8 @@ def open_image(value: object, *, rotate: bool = False) -> Image.Image:
     """Return a PIL image in RGB of a path, bytes, a PIL image, an array, or {"bytes", "path"} of datasets.
 
     The first frame of an animation counts. Alpha is dropped and palettes are resolved as PIL's
-    `convert("RGB")` does; 16-bit grey keeps its range, where PIL alone would clip it at 255.
+    `convert("RGB")` does; 16-bit grey keeps its range, where PIL alone would clip it at 255. Grey of 32
+    bits is read up to 255, or floats up to 1; more than that is refused.
 
     Args:
         value: what to open. Arrays are [H, W] or [H, W, 1 | 3 | 4], uint8 or floats in [0, 1].
@@ -112,7 +113,23 @@ def _to_rgb(image: Image.Image, name: str, rotate: bool) -> Image.Image:
         import numpy as np
 
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        image = _within(image, name)
     return image.convert("RGB")
+
+
+def _within(image: Image.Image, name: str) -> Image.Image:
+    """Return grey of 32 bits in a range that PIL converts; alone it clips at 0 and 255 without a word."""
+    import numpy as np
+
+    grey = np.asarray(image)
+    if image.mode == "F" and grey.min() >= 0 and grey.max() <= 1:
+        return _from_array(grey, name)
+    if not (grey.min() >= 0 and grey.max() <= 255):
+        raise BadSample(
+            f"{name}: grey from {grey.min():g} to {grey.max():g}; give 8 or 16 bits, or floats in [0, 1]"
+        )
+    return image
 
 
 def fit_pad(

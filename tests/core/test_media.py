@@ -51,6 +51,18 @@ def test_sixteen_bit_grey_keeps_its_range():
     assert np.asarray(image)[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
+def test_grey_of_32_bits_is_read_or_refused_never_clipped():
+    share = np.linspace(0, 1, 256, dtype=np.float32)[None].repeat(4, 0)
+    wanted = np.rint(share * 255).astype(int)
+    for grey in (share, share * 255, np.rint(share * 255).astype(np.int32)):
+        image = Image.fromarray(grey)
+        assert image.mode in ("F", "I")
+        assert np.abs(np.asarray(open_image(image), int)[..., 0] - wanted).max() <= 1
+    for grey in (share * 1000, share - 0.5, share * np.nan, (share * 65535).astype(np.int32)):
+        with pytest.raises(BadSample, match=r"grey from .* give 8 or 16 bits, or floats in \[0, 1\]"):
+            open_image(Image.fromarray(grey))
+
+
 def test_an_animation_gives_its_first_frame():
     frames = [Image.new("RGB", (8, 8), colour) for colour in ((250, 0, 0), (0, 250, 0))]
     data = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
