@@ -98,7 +98,9 @@ def test_means_of_open_clip_are_those_of_its_weights():
     assert others == {("ViT-L-14", "laion2b_s32b_b82k")}
 
 
-@pytest.mark.parametrize("source", ["laion2b_s32b_b82k", "laion/CLIP-ViT-L-14-laion2B-s32B-b82K"])
+@pytest.mark.parametrize(
+    "source", ["laion2b_s32b_b82k", "laion2b-s32b-b82k", "laion/CLIP-ViT-L-14-laion2B-s32B-b82K"]
+)
 def test_weights_of_other_colours_are_refused_unless_the_options_say_them(source, monkeypatch):
     opened = []
     monkeypatch.setattr("janus_plugins.encoders.towers.open_clip_tower.read_weights", opened.append)
@@ -224,6 +226,7 @@ def test_an_open_clip_tower_of_timm_loads_its_trunk(tmp_path):
 
 def test_weights_of_the_other_activation_are_refused():
     tower = made(OPEN_CLIP, OPEN_CLIP.config.tiny())
-    with pytest.raises(CheckpointError, match="'openai' go with ViT-B-16-quickgelu, not ViT-B-16"):
-        tower.load_weights("openai")
+    for source in ("openai", "timm/vit_base_patch16_clip_224.openai"):
+        with pytest.raises(CheckpointError, match=f"'{source}' go with ViT-B-16-quickgelu, not ViT-B-16"):
+            tower.load_weights(source)
     assert open_clip.get_pretrained_cfg("ViT-B-16", "openai")

@@ -111,11 +111,12 @@ def check_known(config: EvaClipConfig | OpenClipConfig, source: str) -> None:
 
 def _known(name: str, source: str) -> dict[str, Any]:
     """Return what open_clip records of weights, by their tag or their hub id; {} where it knows nothing."""
-    for tag in open_clip.list_pretrained_tags_by_model(name):
-        known: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
-        if source in (tag, known.get("hf_hub", "").rstrip("/") or None):
-            return known
-    return {}
+    known: dict[str, Any] = open_clip.get_pretrained_cfg(name, source)  # in any spelling of the tag
+    if known:
+        return known
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    recorded = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
+    return next((each for each in recorded if each.get("hf_hub", "").rstrip("/") == source), {})
 
 
 def measure(config: OpenClipConfig) -> tuple[int, int]:
