@@ -61,9 +61,15 @@ def _decoded(file: RawFile, seconds: float, cut: bool) -> tuple[np.ndarray, int]
         own = _checked_rate(sound.samplerate, file.name)
         if not 1 <= sound.channels <= MAX_CHANNELS:
             raise BadSample(f"{file.name}: {sound.channels} channels; 1 to {MAX_CHANNELS} are read")
-        if not cut and sound.frames > seconds * own:
+        most = _fitting(seconds, own)
+        if not cut and sound.frames > most:
             raise _too_long(file.name, sound.frames / own, seconds)
-        return _mono(sound, min(math.ceil(seconds * own) + 1, sound.frames)), own
+        return _mono(sound, min(most + 1, sound.frames)), own
+
+
+def _fitting(seconds: float, rate: int) -> int:
+    """Return how many samples fit, a begun one included: 0.58 s at 48 kHz are 27,840, not a trace less."""
+    return math.ceil(round(seconds * rate, 6))
 
 
 def _mono(sound: Any, most: int) -> np.ndarray:
@@ -104,7 +110,7 @@ def _ready(samples: np.ndarray, own: int, rate: int, seconds: float, cut: bool, 
     """Return mono samples at the wanted rate, of a checked length."""
     if samples.ndim == 2:
         samples = samples.mean(axis=1)
-    most = math.ceil(seconds * own)
+    most = _fitting(seconds, own)
     if len(samples) > most and not cut:
         raise _too_long(name, len(samples) / own, seconds)
     samples = samples[:most]
@@ -115,7 +121,7 @@ def _ready(samples: np.ndarray, own: int, rate: int, seconds: float, cut: bool, 
 
         shared = math.gcd(own, rate)
         samples = resample_poly(samples, rate // shared, own // shared).astype(np.float32)
-    return samples[: math.ceil(seconds * rate)]
+    return samples[: _fitting(seconds, rate)]
 
 
 def _too_long(name: str, length: float, seconds: float) -> BadSample:

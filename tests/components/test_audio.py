@@ -146,6 +146,19 @@ def test_longer_sound_is_refused_or_cut():
     assert len(cut(wav(sound(1.5)))["mel"]) == len(cut(sound(1.5))["mel"]) == 100
 
 
+@pytest.mark.parametrize(("seconds", "rate"), [(0.58, 48_000), (1.14, 24_000), (16.28, 16_000)])
+def test_sound_of_just_the_longest_length_is_heard_and_more_is_cut(seconds, rate):
+    """In floats each product of the two lies a trace beside the whole number of samples."""
+    config = AudioConfig(**{**TINY, "seconds": seconds})
+    exact = sound(seconds, rate=rate)
+    assert len(AudioProcessor(config)(wav(exact, rate))["mel"]) == config.frames
+    longer = wav(np.concatenate([exact, exact]), rate)
+    with pytest.raises(BadSample, match="s of sound"):
+        AudioProcessor(config)(longer)
+    cut = AudioConfig(**{**TINY, "seconds": seconds}, too_long="cut")
+    assert len(AudioProcessor(cut)(longer)["mel"]) == config.frames
+
+
 def lying(frames=2**31 - 100):
     """A header that promises two gigabytes of samples, over 100 bytes."""
     data = bytearray(wav(sound(0.1))[:144])
