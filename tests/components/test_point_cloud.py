@@ -150,6 +150,21 @@ def test_what_is_no_colour_in_0_to_1_is_refused(columns):
     assert processor()(np.concatenate([CLOUD, columns], axis=1))["points"].shape == (48, 3)
 
 
+@pytest.mark.parametrize("form", ["ascii", "binary_little_endian"])
+def test_colours_of_16_bits_are_read(form):
+    names = [f"float {axis}" for axis in "xyz"] + [f"ushort {name}" for name in ("red", "green", "blue")]
+    rows = np.zeros(50, [("p", "<f4", 3), ("c", "<u2", 3)])
+    rows["p"], rows["c"] = CLOUD, COLOURS.astype(np.uint16) * 257
+    text = "\n".join(" ".join(map(str, (*row["p"], *row["c"]))) for row in rows).encode()
+    head = [
+        f"ply\nformat {form} 1.0\nelement vertex 50",
+        *(f"property {name}" for name in names),
+        "end_header\n",
+    ]
+    points = read_points("\n".join(head).encode() + (text if form == "ascii" else rows.tobytes()), 48)
+    assert np.allclose(points, np.concatenate([CLOUD, COLOURS / 255], axis=1), atol=1e-6)
+
+
 def far_off():
     """The same cloud, in the coordinates of a land survey."""
     return CLOUD.astype(np.float64) + np.array([500_000.0, 5_400_000.0, 300.0])

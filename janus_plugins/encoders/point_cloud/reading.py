@@ -104,7 +104,18 @@ def _from_trimesh(file: RawFile, suffix: str, count: int) -> np.ndarray:
     colours = np.asarray(getattr(loaded, "colors", None) if len(points) else None)
     if colours.ndim != 2 or len(colours) != len(points):
         return points
+    if suffix == ".ply" and (deep := _deep(loaded.metadata)) is not None:
+        return np.concatenate([points, deep], axis=1)
     return np.concatenate([points, colours[:, :3].astype(np.float32) / 255], axis=1)
+
+
+def _deep(metadata: Any) -> np.ndarray | None:
+    """Return colours [P, 3] in [0, 1] of a .ply of 16 bits each (LiDAR); trimesh keeps the last 8."""
+    rows = metadata["_ply_raw"]["vertex"]["data"]
+    parts = [np.asarray(rows[name]).reshape(-1) for name in ("red", "green", "blue")]
+    if any(part.dtype.kind != "u" or part.dtype.itemsize != 2 for part in parts):
+        return None
+    return np.stack(parts, axis=1).astype(np.float32) / 65535
 
 
 def _surface(mesh: Any, count: int) -> np.ndarray:
