@@ -190,7 +190,7 @@ def published_colours(name: str) -> Colours:
     """Return the mean and spread that a backbone, or its weights of a tag, were trained with."""
     found = published(name)
     mean, std = tuple(found.mean), tuple(found.std)
-    return Colours(mean, std)  # type: ignore[arg-type]
+    return Colours(mean, std)
 
 
 def published_size(name: str) -> int:
