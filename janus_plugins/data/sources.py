@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, TypeGuard
 
 from janus_plugins.core.blame import advice, full_name
 from janus_plugins.core.catalogue import load_factory
 from janus_plugins.core.contracts import Source, StreamingSource
-from janus_plugins.core.errors import DataError, JanusPluginsError, PluginError
+from janus_plugins.core.errors import BadSample, DataError, JanusPluginsError, PluginError
 from janus_plugins.core.plan import Part
+from janus_plugins.core.samples import Sample
 from janus_plugins.core.suggest import unexpanded
 
 
@@ -56,3 +58,24 @@ def size_of(name: str, source: Source | StreamingSource) -> int | None:
     if size == 0:
         raise DataError(f"data.{name} has no samples; check its path, split and filters")
     return int(size)
+
+
+def readable(source: Any, limit: int | None = None) -> Iterator[Sample]:
+    """Yield the samples of a source that is read by index, without those that cannot be read.
+
+    Args:
+        source: the opened source; of one that is read in order nothing is yielded.
+        limit: look at the first so many (default: at all).
+    """
+    number = 0 if is_streaming(source) else len(source)
+    for index in range(number if limit is None else min(number, limit)):
+        try:
+            sample = source[index]
+        except BadSample:
+            continue
+        except JanusPluginsError:
+            raise
+        except Exception:  # as in training, which counts and names it
+            continue
+        if isinstance(sample, Sample):
+            yield sample

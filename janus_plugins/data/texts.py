@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from janus_plugins.core.blame import blamed
-from janus_plugins.core.errors import BadSample, DataError, JanusPluginsError
+from janus_plugins.core.errors import DataError
 from janus_plugins.core.plan import RunPlan
-from janus_plugins.data.sources import is_streaming, open_source
+from janus_plugins.data.sources import is_streaming, open_source, readable
 from janus_plugins.sequence.templates import resolve_template
 
 __all__ = ["open_source", "run_texts"]
@@ -39,18 +39,5 @@ def _texts(name: str, source: Any) -> Iterator[str]:
             "use a tokenizer of type bytes or pretrained, or turn streaming off"
         )
     else:
-        for index in range(len(source)):
-            yield from _sample_texts(source, index)
-
-
-def _sample_texts(source: Any, index: int) -> Iterator[str]:
-    try:
-        sample = source[index]
-        texts = [part for turn in sample.turns for part in turn.parts if isinstance(part, str)]
-    except BadSample:
-        return
-    except JanusPluginsError:
-        raise
-    except Exception:  # as in training, which will count and name it
-        return
-    yield from texts
+        for sample in readable(source):
+            yield from (part for turn in sample.turns for part in turn.parts if isinstance(part, str))

@@ -10,7 +10,7 @@ import numpy as np
 
 from janus_plugins.core.plan import RunPlan
 from janus_plugins.core.samples import Item
-from janus_plugins.data.sources import open_source
+from janus_plugins.data.sources import open_source, readable
 
 if TYPE_CHECKING:
     from janus_plugins.model.unified import UnifiedModel
@@ -21,14 +21,16 @@ GAP = 2
 
 
 def prompts_of(plan: RunPlan, modality: str, limit: int = 10) -> tuple[str, ...]:
-    """Return the first distinct prompts of the run's generation sources, without those that show items."""
+    """Return the first distinct prompts of the run's generation sources, without those that show items.
+
+    Samples that cannot be read are passed over, as in training.
+    """
     found: dict[str, None] = {}
     for data in plan.data.values():
         if data.block.task != "generation" or modality not in data.facts.generation:
             continue
         source = open_source(data.part)
-        for index in range(min(500, len(source)) if hasattr(source, "__len__") else 0):
-            sample = source[index]
+        for sample in readable(source, 500):
             asked = [part for turn in sample.turns if turn.role == "user" for part in turn.parts]
             texts = [part for part in asked if not isinstance(part, Item)]
             if len(texts) < len(asked):

@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from janus_plugins import door
+from janus_plugins.core.errors import BadSample
+from janus_plugins.core.samples import Sample, generation_sample
 from janus_plugins.evaluation import pictures, runner
 from janus_plugins.training import report, run
+from tests.tiny import write_tiny
 
 ANSWERS = {
     "one": {"score": 0.9, "ceilings": {"real": 0.98}, "samples": 3},
@@ -46,3 +49,19 @@ def test_a_trained_model_is_evaluated_where_it_was_trained(
     plan: Any = SimpleNamespace(run=block)
     runner.train_and_evaluate(plan, tmp_path, None, resume=False, evaluate=True)
     assert loaded == [(tmp_path / "model", "cuda:1")]
+
+
+def test_prompts_are_taken_from_the_samples_that_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Damaged:
+        def __len__(self) -> int:
+            return 5
+
+        def __getitem__(self, index: int) -> Sample:
+            if index == 0:
+                raise BadSample("prompt is empty")
+            return generation_sample({1: "a kite", 3: "a heron"}[index], "image", None, str(index))
+
+    monkeypatch.setattr(pictures, "open_source", lambda part: Damaged())
+    assert pictures.prompts_of(door.plan(write_tiny(tmp_path)), "image") == ("a heron", "a kite")
