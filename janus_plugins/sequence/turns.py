@@ -82,6 +82,8 @@ class TurnWriter:
         return "text" if self._rules.free else _opening(turn)
 
     def _prompt(self, turn: Turn, opening: Opening | None) -> None:
+        if turn.role == "system" and _empty(turn):  # no system prompt at all, as in the official code
+            return
         if self._chat and turn.role == "user" and _empty(turn):
             self.line.scaffold(f"{self._template.user}:")
             return

@@ -122,6 +122,16 @@ def test_turns_repeat_and_a_system_turn_overrides() -> None:
     assert learnt(plan) == " b<eos> d<eos>"
 
 
+@pytest.mark.parametrize("said", [("",), (" ",), ()])
+def test_an_empty_system_turn_is_none_as_in_use(said: tuple[str, ...]) -> None:
+    turns = (Turn("system", said), Turn("user", ("a",)), Turn("assistant", ("b",)))
+    for style, text in (("chat", "<bos>User: a\n\nAssistant:"), ("plain", "<bos>a\n")):
+        answer = " b<eos>" if style == "chat" else "b<eos>"
+        assert read(planned(Sample("text", turns, "k"), template=style).ids, OLD) == text + answer
+        asked = plan_question("a", (), OLD, style, system="")
+        assert read(asked.ids, OLD) == text
+
+
 def test_interleaved_documents_learn_text_and_codes() -> None:
     turn = Turn("assistant", ("Look ", Item("image", 1), " and ", Item("image", 2, learn=True), " done"))
     plan = planned(Sample("interleaved", (turn,), "k"))
