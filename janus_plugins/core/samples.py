@@ -87,7 +87,17 @@ def generation_sample(prompt: str, modality: str, value: object, key: str) -> Sa
 
 
 def asked(sample: Sample) -> tuple[str, list[Item]]:
-    """Return the text that the user turns hold, joined, and the items that they show."""
+    """Return the text of the user's turn, and the items that it shows.
+
+    Raises:
+        DataError: it is a conversation of several questions, which cannot be asked as one.
+    """
+    roles = [turn.role for turn in sample.turns if turn.role != "system"]
+    if roles not in (["user", "assistant"], ["user"], ["assistant"]):
+        raise DataError(
+            f"{sample.key}: has {len(roles)} turns ({', '.join(roles)}); a task asks one question and reads "
+            "one answer: make a row of each"
+        )
     parts = [part for turn in sample.turns if turn.role == "user" for part in turn.parts]
     items = [part for part in parts if isinstance(part, Item)]
     return "".join(part for part in parts if isinstance(part, str)), items

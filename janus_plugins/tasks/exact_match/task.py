@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from janus_plugins.core.errors import DataError
@@ -27,15 +27,26 @@ class ExactMatch:
         right = 0
         for start in range(0, count, config.batch):
             chunk = [source[index] for index in range(start, min(start + config.batch, count))]
-            questions, items, answers = zip(*map(_question, chunk), strict=True)
-            said = model.ask(
-                list(questions),
-                items=item_columns(items),
-                max_new_tokens=config.max_new_tokens,
-                temperature=0.0,
-            )
-            right += sum(_same(one, other) for one, other in zip(said, answers, strict=True))
+            for system, samples in _by_system(chunk).items():
+                questions, items, answers = zip(*map(_question, samples), strict=True)
+                said = model.ask(
+                    list(questions),
+                    items=item_columns(items),
+                    max_new_tokens=config.max_new_tokens,
+                    temperature=0.0,
+                    **({} if system is None else {"system": system}),
+                )
+                right += sum(_same(one, other) for one, other in zip(said, answers, strict=True))
         return {"score": right / count, "samples": count}
+
+
+def _by_system(samples: Iterable[Sample]) -> dict[str | None, list[Sample]]:
+    """Return samples by the system prompt that they bring; None where the template's holds."""
+    found: dict[str | None, list[Sample]] = {}
+    for sample in samples:
+        texts = ["".join(map(str, turn.parts)) for turn in sample.turns if turn.role == "system"]
+        found.setdefault("".join(texts).strip() if texts else None, []).append(sample)
+    return found
 
 
 def _same(one: str, other: str) -> bool:
