@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from janus_plugins.core.catalogue import load_factory
-from janus_plugins.core.errors import DataError, JanusPluginsError, PluginError, RunFileError
+from janus_plugins.core.errors import BadSample, DataError, JanusPluginsError, PluginError, RunFileError
 from janus_plugins.core.outputs import make_folder, writing
 from janus_plugins.core.suggest import nearest
 from janus_plugins.data.sources import is_streaming, open_source, size_of
@@ -16,6 +16,7 @@ from janus_plugins.data.sources import is_streaming, open_source, size_of
 if TYPE_CHECKING:
     from janus_plugins.core.contracts import Source
     from janus_plugins.core.plan import EvaluationPlan, RunPlan
+    from janus_plugins.core.samples import Sample
     from janus_plugins.model.unified import UnifiedModel
     from janus_plugins.training.plan_recipe import Start
 
@@ -96,6 +97,31 @@ def _who(test: EvaluationPlan) -> str:
     )
 
 
+class _Whole:
+    """Be a source of which every sample must be there: a score of the others would be of another set."""
+
+    def __init__(self, name: str, source: Any) -> None:
+        self._name, self._source = name, source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Sample:
+        try:
+            sample: Sample = self._source[index]
+        except BadSample as error:
+            raise DataError(
+                f"data.{self._name}: sample {index} cannot be read: {error}; evaluation leaves none out: "
+                "mend or remove it, and run `janus-plugins evaluate`"
+            ) from error
+        return sample
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # also before there is a source, when a copy is made
+            raise AttributeError(name)
+        return getattr(self._source, name)
+
+
 def _held_out(plan: RunPlan, name: str) -> Source:
     source = open_source(plan.data[name].part)
     if is_streaming(source):
@@ -104,7 +130,7 @@ def _held_out(plan: RunPlan, name: str) -> Source:
             "streaming: false)"
         )
     size_of(name, source)
-    return cast("Source", source)
+    return cast("Source", _Whole(name, source))
 
 
 def start_with(source: Path, resume: bool) -> Start:

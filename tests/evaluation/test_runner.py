@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from janus_plugins import door
-from janus_plugins.core.errors import BadSample
+from janus_plugins.core.errors import BadSample, DataError
 from janus_plugins.core.samples import Sample, generation_sample
 from janus_plugins.evaluation import pictures, runner
 from janus_plugins.training import report, run
@@ -65,3 +66,23 @@ def test_prompts_are_taken_from_the_samples_that_can_be_read(
 
     monkeypatch.setattr(pictures, "open_source", lambda part: Damaged())
     assert pictures.prompts_of(door.plan(write_tiny(tmp_path)), "image") == ("a heron", "a kite")
+
+
+def test_a_sample_that_cannot_be_scored_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Damaged:
+        split = "test"
+
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> Sample:
+            if index == 2:
+                raise BadSample("answer is empty")
+            return generation_sample("a kite", "image", None, str(index))
+
+    monkeypatch.setattr(runner, "open_source", lambda part: Damaged())
+    source: Any = runner._held_out(door.plan(write_tiny(tmp_path)), "read_test")
+    assert (len(source), source[1].key, source.split) == (3, "1", "test")
+    with pytest.raises(DataError, match=r"data\.read_test: sample 2 cannot be read: answer is empty; .*mend"):
+        list(source)
+    assert len(copy.deepcopy(source)) == 3
