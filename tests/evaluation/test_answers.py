@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from tests.tiny import write_tiny
 
 pytest.importorskip("sklearn")
 
-from janus_plugins.tasks.classified.answers import ClassifiedAnswers
+from janus_plugins.tasks.classified.answers import ClassifiedAnswers, spread
 from janus_plugins.tasks.classified.answers_spec import ClassifiedAnswersConfig
 from janus_plugins.tasks.classified.judge import Judge, samples_of
 
@@ -65,7 +66,7 @@ def made(item: Item) -> Generated:
 def answers(model: Any, source: str, limit: int = 12) -> list[list[Any]]:
     """Return the samples' own answers, as if the model had made them."""
     samples: list[Sample] = samples_of(opened(model, source))
-    samples = samples[:: len(samples) // limit][:limit]
+    samples = [samples[index] for index in spread(len(samples), limit)]
     return [
         [part if isinstance(part, str) else made(part) for part in sample.turns[1].parts]
         for sample in samples
@@ -123,3 +124,12 @@ def test_refusals_and_prompts_without_pictures(model: Any) -> None:
     with pytest.raises(DataError, match="answers hold items"):
         classified_answers(model, "sort", {"train_source": "draw", "limit": 2})
     assert "The next digit." not in prompts_of(model.plan, "image")
+
+
+@pytest.mark.parametrize(("number", "limit"), [(399, 200), (12, 12), (7, 3), (2, 5), (5, None)])
+def test_a_limit_is_spread_over_the_whole_source(number: int, limit: int | None) -> None:
+    chosen = spread(number, limit)
+    assert len(chosen) == min(number, limit or number)
+    gaps = {after - before for before, after in itertools.pairwise([*chosen, number])}
+    assert chosen[0] == 0
+    assert max(gaps) - min(gaps) <= 1

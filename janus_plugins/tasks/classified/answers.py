@@ -37,8 +37,7 @@ class ClassifiedAnswers:
     def __call__(self, model: TrainedModel, source: Source, others: Mapping[str, Source]) -> dict[str, Any]:
         """Return the score, and text and items apart; see `core.contracts.EvaluationTask`."""
         settings, samples = self._config, samples_of(source)
-        if settings.limit is not None:
-            samples = samples[:: max(1, len(samples) // settings.limit)][: settings.limit]
+        samples = [samples[index] for index in spread(len(samples), settings.limit)]
         wanted = [_answer(sample) for sample in samples]
         judge = Judge.of(model, samples_of(others[settings.train_source]))
         said = _said(model, samples, settings)
@@ -51,6 +50,12 @@ class ClassifiedAnswers:
             "text": float(np.mean(texts)),
             "items": float(np.mean([hit for each in items for hit in each])),
         }
+
+
+def spread(number: int, limit: int | None) -> list[int]:
+    """Return at most `limit` of `number` indices, as far apart as can be."""
+    count = number if limit is None else min(number, limit)
+    return [place * number // count for place in range(count)]
 
 
 def _answer(sample: Sample) -> Sequence[Part]:
