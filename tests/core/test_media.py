@@ -114,6 +114,9 @@ BAD = {
     "five channels": np.zeros((4, 4, 5), np.uint8),
     "integers": np.zeros((4, 4), np.int64),
     "nul in path": "a\0b.png",
+    "16 bits in 32": Image.fromarray(np.full((4, 4), 40000, np.int32)),
+    "below zero": Image.fromarray(np.full((4, 4), -0.5, np.float32)),
+    "not a number": Image.fromarray(np.full((4, 4), np.nan, np.float32)),
 }
 
 
