@@ -82,7 +82,7 @@ def fill(order: Order, seats: int, device: torch.device) -> list[list[int]]:
         free = [row for row, seat in enumerate(taken) if seat.index is None]
         if len(free) == len(taken) and not waiting:
             return answers
-        if waiting and stream.given + look + max(order.limits) > stream.shape[1]:
+        if stream.given + look > stream.shape[1]:  # long prompts that came later pushed the others on
             stream.forget(free)
             stream.make_room()
         last = picks[-1]

@@ -80,6 +80,20 @@ def test_long_runs_move_the_cache_on(model):
     assert generate_text(model, prompts, stop=-1, max_new_tokens=9, max_rows=3) == expected
 
 
+def test_those_who_come_together_leave_room_for_the_longest_answer(model):
+    """Heads and tails are padded apart: a long head and a long tail push a short prompt far on."""
+    positions = model.plan.model.facts.max_positions
+    values = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
+    long = positions - 8
+    late, early = (
+        TextPrompt(list(range(long)), seed, [(start, values)]) for seed, start in ((1, long - 6), (2, 1))
+    )
+    prompts = [*rows(positions - 1, positions - 1, positions - 1), late, early, *rows(4)]
+    alone = [generate_text(model, [one], stop=-1, max_new_tokens=positions)[0] for one in prompts]
+    assert len(alone[-1]) == positions - 3
+    assert generate_text(model, prompts, stop=-1, max_new_tokens=positions, max_rows=3) == alone
+
+
 def test_questions_about_one_picture_share_its_prefill(model):
     image, other = picture(40), picture(200)
     questions = ["what?", "a longer question, is it?", "and?", "no?"]
