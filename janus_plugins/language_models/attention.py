@@ -21,6 +21,7 @@ from transformers import AttentionInterface
 from janus_plugins.core.contracts import Packed
 from janus_plugins.core.devices import without_plans
 from janus_plugins.core.errors import RunFileError
+from janus_plugins.language_models.cache import CachedAttention
 
 NAME = "janus_plugins"
 
@@ -64,7 +65,9 @@ def attention(
             f"{type(module).__name__} needs attention that this package does not have (soft caps or sinks), "
             "or does not pass arguments on to it; choose another language model"
         )
-    if sliding_window is not None and attend.reach > sliding_window:
+    if sliding_window is not None and isinstance(attend, CachedAttention):
+        attend = attend.within(sliding_window)
+    elif sliding_window is not None and attend.reach > sliding_window:
         raise RunFileError(
             f"{type(module).__name__} looks back {sliding_window} positions only, but a sequence here has "
             f"{attend.reach}; lower the stage's max_length or choose another language model"

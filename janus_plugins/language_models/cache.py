@@ -118,12 +118,25 @@ def _halves(both: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class CachedAttention:
-    """Attend from S new slots to everything before them in the cache, and among themselves as planned."""
+    """Attend from S new slots to everything before them in the cache, and among themselves as planned.
+
+    Args:
+        plan: what is seen.
+        cache: the keys and values.
+        shape: rows and slots.
+        device: of the slots.
+        window: how many each slot sees at most, the last of those that the plan shows it.
+    """
 
     by_layer = True
 
     def __init__(
-        self, plan: Cached, cache: KeyValueCache, shape: tuple[int, int], device: torch.device
+        self,
+        plan: Cached,
+        cache: KeyValueCache,
+        shape: tuple[int, int],
+        device: torch.device,
+        window: int | None = None,
     ) -> None:
         batch, slots = shape
         self.reach = plan.start + slots
@@ -136,8 +149,33 @@ class CachedAttention:
         self.slot = plan.slot
         self.padded = plan.padded
         self.cache = cache
-        self.causal = plan.visible is None and plan.start == 0 and slots > 1 and plan.block == 1
+        self.causal = (
+            plan.visible is None and plan.start == 0 and slots > 1 and plan.block == 1 and not window
+        )
         self.mask = None if self.causal else _mask(plan, slots, device)
+        if window:
+            self.mask = _last(window, self.mask, self.reach, device)
+        self._given = (plan, cache, shape, device)
+        self._within: dict[int, CachedAttention] = {}
+
+    def within(self, window: int) -> CachedAttention:
+        """Return the same for a layer whose slots see the last `window` alone of those before them.
+
+        Raises:
+            RunFileError: these slots see others, too, so that none is the last.
+        """
+        plan = self._given[0]
+        if plan.slot is None and self.reach <= window:
+            return self
+        if plan.block != 1 or (plan.visible is not None and plan.visible.dim() == 3):
+            raise RunFileError(
+                f"this language model looks back {window} positions only, but {self.reach} slots are decoded "
+                "here in another order than one by one (parallel, or decoding: zigzag); leave that out, or "
+                "choose another language model"
+            )
+        if window not in self._within:
+            self._within[window] = CachedAttention(*self._given, window)
+        return self._within[window]
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, dropout: float
@@ -156,6 +194,15 @@ class CachedAttention:
                 enable_gqa=query.shape[1] != key.shape[1],
             )
         return output.transpose(1, 2)
+
+
+def _last(window: int, mask: Tensor | None, reach: int, device: torch.device) -> Tensor:
+    """Return a mask [..., reach] of the last `window` slots that a mask shows (None: all that there are).
+
+    They are counted: between two slots of a row there may be padding.
+    """
+    seen = torch.ones(1, 1, 1, reach, dtype=torch.bool, device=device) if mask is None else mask
+    return seen & (seen.flip(-1).cumsum(-1).flip(-1) <= window)
 
 
 def _mask(plan: Cached, slots: int, device: torch.device) -> Tensor | None:

@@ -316,6 +316,42 @@ def test_a_sliding_window_is_refused_only_where_it_matters(tmp_path):
         model(torch.randn(1, 9, 32), positions, plan)
 
 
+def test_a_cache_is_longer_than_a_sliding_window(tmp_path):
+    """Rows of a cache see as far back as transformers' own model does, wherever their slots lie."""
+    torch.manual_seed(4)
+    sizes = {**SHAPE, "sliding_window": 8, "num_key_value_heads": 2}
+    theirs = transformers.MistralForCausalLM(transformers.MistralConfig(**sizes)).eval()
+    theirs.save_pretrained(tmp_path)
+    ours, _ = loaded(str(tmp_path))
+    ids, pads, given = torch.randint(61, (2, 22)), 5, 13
+    ids[1, :pads] = 0
+    with torch.no_grad():
+        alone_ = [
+            theirs.model(row[None], use_cache=False).last_hidden_state[0] for row in (ids[0], ids[1, pads:])
+        ]
+        visible = torch.ones(2, 22, dtype=torch.bool)
+        visible[1, :pads] = False
+        positions = (torch.arange(22) - torch.tensor([[0], [pads]])).clamp(min=0)
+        cache, embeds = ours.new_cache(2, 22), ours.embed(ids)
+        steps = [ours(embeds[:, :given], positions[:, :given], Cached(0, visible[:, :given]), cache)]
+        for slot in range(given, 22):
+            plan = Cached(slot, visible[:, : slot + 1])
+            steps.append(ours(embeds[:, slot : slot + 1], positions[:, slot : slot + 1], plan, cache))
+        hidden = torch.cat(steps, 1)
+        bare = ours(embeds[:1, :given], positions[:1, :given], Cached(0), ours.new_cache(1, given))
+    torch.testing.assert_close(hidden[0], alone_[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(hidden[1, pads:], alone_[1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(bare[0], alone_[0][:given], atol=1e-5, rtol=1e-4)
+
+
+def test_a_window_of_slots_that_see_others_is_refused(tmp_path):
+    config = folder_of(tmp_path, "MistralConfig", sliding_window=8, num_key_value_heads=2)
+    model = build_causal(config, config.facts())
+    positions = torch.arange(9)[None]
+    with pytest.raises(RunFileError, match="8 positions only, but 9 slots are decoded here in another order"):
+        model(torch.randn(1, 9, 32), positions, Cached(0, block=2), model.new_cache(1, 9))
+
+
 def test_a_hostile_config_runs_no_code(tmp_path):
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     hostile = {
