@@ -183,9 +183,11 @@ class _Lazy:
         few = self._few(source)
         if few is not None:
             return few(source)
-        if self.fast is not None:
+        # Of another format than the weight a source is under autocast, which then converts both.
+        lays_out = self._lays_out and (self.choice in FEW_BITS or source.dtype == self._dtype)
+        if self.fast is not None and lays_out:
             return self.fast(source)
-        if self.left > 0 or not self._lays_out:
+        if self.left > 0 or not lays_out:
             self.left -= 1
             parts = [linear(source, layer.weight, layer.bias) for layer in self.layers]
             return parts[0] if len(parts) == 1 else torch.cat(parts, -1)

@@ -66,6 +66,16 @@ def test_a_few_rows_and_many_take_turns():
         assert (one - model(source)).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("rows", [2, FEW_ROWS + 1])
+def test_under_autocast_layers_take_rows_of_either_format(way, rows):
+    model, source = layers(), torch.randn(rows, 256)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = model(source)
+        with fast_linears("packed", model):
+            for one in [source, source.to(torch.bfloat16)] * (linears._CALLS_BEFORE + 2):
+                torch.testing.assert_close(model(one).float(), expected.float(), atol=2e-2, rtol=2e-2)
+
+
 @pytest.mark.skipif(not can_run(), reason="this machine has no products in C")
 def test_layers_in_bf16_sum_up_in_fp32_where_the_cpu_does_not(monkeypatch):
     monkeypatch.setattr(linears, "is_slow", lambda dtype, device: True)
