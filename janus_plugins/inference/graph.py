@@ -55,6 +55,10 @@ REACH = 256
 """A step on a GPU looks back over a multiple of this many slots; each takes a recording of its own."""
 
 
+STEPS = 16
+"""Steps of a path that are kept, each with its cache; one that was not used for longest goes for another."""
+
+
 class SteppedDraws:
     """Give the numbers of one step, read from blocks that were drawn ahead: `core.contracts.Draws`.
 
@@ -344,7 +348,7 @@ class Kept:
     Attributes:
         weights: what they are like (`state_of`).
         prompts: what runs prompts; None where it was not made or cannot be.
-        steps: by what they were made for.
+        steps: by what they were made for, the latest used last.
     """
 
     weights: Hashable
@@ -353,9 +357,11 @@ class Kept:
 
     def step(self, key: Hashable, make: Callable[[], GraphStep]) -> GraphStep:
         """Return the step that was made for `key`, or make it."""
-        if key not in self.steps:
-            self.steps[key] = make()
-        return self.steps[key]
+        step = self.steps.pop(key, None) or make()
+        self.steps[key] = step
+        while len(self.steps) > STEPS:
+            del self.steps[next(iter(self.steps))]
+        return step
 
 
 _KEPT: WeakKeyDictionary[nn.Module, dict[Hashable, Kept]] = WeakKeyDictionary()

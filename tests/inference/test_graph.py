@@ -78,6 +78,21 @@ def test_a_step_is_kept_for_the_next_call_and_made_anew_for_other_weights(model,
     assert len(made) == 3
 
 
+def test_steps_that_were_not_used_for_longest_give_their_memory_back(model, monkeypatch):
+    monkeypatch.setattr(graph, "STEPS", 2)
+
+    def made(temperature):
+        known = set(map(id, steps_of(model)))
+        codes(model, "a seven", compile=True, temperature=temperature)
+        return next((weakref.ref(step.state) for step in steps_of(model) if id(step) not in known), None)
+
+    first, second = made(0.25), made(0.5)
+    assert made(0.25) is None  # it was kept, and is the latest now
+    third = made(0.75)
+    gc.collect()
+    assert [one() is None for one in (first, second, third)] == [False, True, False]
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_words_equal_those_of_the_eager_loop(model, temperature):
     questions = ["Put in order: seven two nine", "two one"]
