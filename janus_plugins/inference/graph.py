@@ -9,12 +9,13 @@ serves every later call of the same shapes, as long as the weights stay as they 
 from __future__ import annotations
 
 import functools
+import sys
 import types
+import weakref
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -250,11 +251,13 @@ class GraphStep:
             # The options of `torch.compile` would not do: whether weights are constants Dynamo asks the
             # global configuration.
             options = _INDUCTOR_IN_4_BITS if self.linears == "int4" else INDUCTOR
-            with inductor.patch(options), few_rows(rows):
+            with inductor.patch(options), few_rows(rows), _generated_for(self):
                 yield
 
     def _compile(self) -> Callable[..., None]:
-        compiled = torch.compile(_own_code(self._step), fullgraph=True, backend=BACKEND)
+        own = _own_code(self._step)
+        weakref.finalize(self, _forget_code, own.__func__.__code__).atexit = False
+        compiled = torch.compile(own, fullgraph=True, backend=BACKEND)
 
         def call(state: State, slots: Tensor) -> None:
             try:
@@ -282,6 +285,39 @@ class GraphStep:
         state.made.index_copy_(1, state.turn, picked[:, None])
         state.slot.add_(1)
         state.turn.add_(1)
+
+
+@contextmanager
+def _generated_for(step: GraphStep) -> Iterator[None]:
+    """Let the modules that Inductor generates meanwhile go with a step: it keeps them, and weights in them.
+
+    It does not promise to keep them where they are looked for; where they are not found they stay.
+    """
+    from torch._inductor.codecache import PyCodeCache
+
+    modules: list[types.ModuleType] = getattr(PyCodeCache, "modules", [])
+    before = set(map(id, modules))
+    try:
+        yield
+    finally:
+        anybodys = set(map(id, getattr(PyCodeCache, "modules_no_attr", {}).values()))
+        made = [one for one in modules if id(one) not in before | anybodys]
+        weakref.finalize(step, _forget_modules, modules, made).atexit = False
+
+
+def _forget_modules(modules: list[types.ModuleType], made: list[types.ModuleType]) -> None:
+    for one in made:
+        if one in modules:
+            modules.remove(one)
+        if sys.modules.get(one.__name__) is one:
+            del sys.modules[one.__name__]
+
+
+def _forget_code(code: types.CodeType) -> None:
+    """Let Dynamo forget what it compiled of a code: it would keep both for good, each for the other."""
+    reset = getattr(torch._C._dynamo.eval_frame, "reset_code", None)
+    if reset is not None:
+        reset(code)
 
 
 def _state(stream: Stream, first: Tensor, numbers: tuple[Tensor, Tensor], steps: int) -> State:
@@ -364,7 +400,7 @@ class Kept:
         return step
 
 
-_KEPT: WeakKeyDictionary[nn.Module, dict[Hashable, Kept]] = WeakKeyDictionary()
+_KEPT: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Kept]] = weakref.WeakKeyDictionary()
 
 
 def kept(owner: nn.Module, path: str, parts: list[nn.Module]) -> Kept:

@@ -78,6 +78,24 @@ def test_a_step_is_kept_for_the_next_call_and_made_anew_for_other_weights(model,
     assert len(made) == 3
 
 
+def other_weights(model):
+    with torch.no_grad():
+        for parameter in model.generation["image"].head.parameters():
+            parameter.mul_(-1)
+
+
+def test_what_was_compiled_for_other_weights_is_forgotten(monkeypatch):
+    graphs = []
+    monkeypatch.setattr(graph, "BACKEND", lambda made, _: graphs.append(weakref.ref(made)) or made)
+    model = small_model()
+    for _ in range(3):
+        codes(model, "a two", compile=True)
+        other_weights(model)
+    for _ in range(2):  # what is forgotten is held in circles, too
+        gc.collect()
+    assert [one() is None for one in graphs] == [True, True, False]
+
+
 def test_steps_that_were_not_used_for_longest_give_their_memory_back(model, monkeypatch):
     monkeypatch.setattr(graph, "STEPS", 2)
 
@@ -217,6 +235,26 @@ def test_weights_are_constants_of_their_own_model_alone(model, inductor, monkeyp
     torch._dynamo.utils.counters.clear()
     test_models_take_turns(model)
     test_a_step_is_kept_for_the_next_call_and_made_anew_for_other_weights(small_model(), monkeypatch)
+
+
+@pytest.mark.slow
+def test_weights_that_were_laid_out_go_with_their_step(inductor):
+    from torch._inductor.codecache import PyCodeCache
+
+    def laid_out():
+        for _ in range(2):
+            gc.collect()
+        values = [value for one in PyCodeCache.modules for value in vars(one).values()]
+        return sum(isinstance(value, torch.Tensor) for value in values)
+
+    def laid_out_after(model):
+        codes(model, "a two", compile=True)
+        return laid_out() - before
+
+    before, model = laid_out(), small_model()
+    first = laid_out_after(model)
+    other_weights(model)
+    assert laid_out_after(model) == first > 0
 
 
 @pytest.mark.slow
