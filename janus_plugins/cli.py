@@ -201,7 +201,10 @@ def generate(
     model: Model,
     out: Annotated[Path, typer.Option(help="folder for the files")],
     prompt: Annotated[list[str], typer.Option(help="what to make; repeatable")],
-    image: Annotated[list[Path] | None, typer.Option(help="an image that prompts show; repeatable")] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="an image that prompts show, before the text or at its <image>; repeatable"),
+    ] = None,
     item: Annotated[
         list[str] | None, typer.Option("--input", metavar="MODALITY=FILE", help="another item; repeatable")
     ] = None,
@@ -263,7 +266,9 @@ def generate(
 def ask(
     model: Model,
     question: Annotated[str, typer.Option(help="the question")],
-    image: Annotated[list[Path] | None, typer.Option(help="an image; repeatable")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="an image, before the question or at its <image>; repeatable")
+    ] = None,
     item: Annotated[
         list[str] | None, typer.Option("--input", metavar="MODALITY=FILE", help="another item; repeatable")
     ] = None,

@@ -6,11 +6,13 @@ processors of the encoders.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from janus_plugins.core.errors import DataError
+from janus_plugins.core.errors import BadSample, DataError
 
 Task = Literal["text", "understanding", "generation", "interleaved"]
 TASKS: tuple[Task, ...] = ("text", "understanding", "generation", "interleaved")
@@ -75,9 +77,12 @@ def question_sample(question: str, answer: str, key: str) -> Sample:
 
 
 def understanding_sample(modality: str, value: object, question: str, answer: str, key: str) -> Sample:
-    """Make a sample that shows one item, asks and answers. An empty question gives item -> text."""
-    parts: tuple[Part, ...] = (Item(modality, value), question) if question else (Item(modality, value),)
-    return Sample("understanding", (Turn("user", parts), Turn("assistant", (answer,))), key)
+    """Make a sample that shows one item, asks and answers. An empty question gives item -> text.
+
+    The item stands before the question, or where that marks it (`placed`).
+    """
+    asking = Turn("user", placed(question, (Item(modality, value),)))
+    return Sample("understanding", (asking, Turn("assistant", (answer,))), key)
 
 
 def generation_sample(prompt: str, modality: str, value: object, key: str) -> Sample:
@@ -86,8 +91,44 @@ def generation_sample(prompt: str, modality: str, value: object, key: str) -> Sa
     return Sample("generation", (Turn("user", (prompt,)), Turn("assistant", (item,))), key)
 
 
+def placed(text: str, items: Sequence[Item], marks: Mapping[str, str] | None = None) -> tuple[Part, ...]:
+    """Put items where a text marks them with their modality: `<image>`.
+
+    Args:
+        text: what is said. Blank text between marks is left out.
+        items: in order. Those of a modality that has no mark in the text stand before it.
+        marks: what else marks a place, by modality.
+
+    Raises:
+        BadSample: a modality has marks, but not as many as items.
+    """
+    names = dict.fromkeys(item.modality for item in items)
+    spelt = {f"<{name}>": name for name in names}
+    spelt |= {mark: name for name, mark in (marks or {}).items() if name in names}
+    pieces = re.split(f"({'|'.join(map(re.escape, spelt))})", text) if spelt else [text]
+    number = Counter(spelt[mark] for mark in pieces[1::2])
+    waiting = {name: [item for item in items if item.modality == name] for name in names}
+    for name, marked in number.items():
+        if marked != len(waiting[name]):
+            there = len(waiting[name])
+            raise BadSample(f"{_short(text)} marks {marked} places with <{name}> for {there} items")
+    parts: list[Part] = [item for item in items if item.modality not in number]
+    for place, piece in enumerate(pieces):
+        if place % 2:
+            parts.append(waiting[spelt[piece]].pop(0))
+        elif piece.strip() or (piece and not number):
+            parts.append(piece)
+    return tuple(parts)
+
+
+def _short(text: str, limit: int = 60) -> str:
+    return repr(text if len(text) <= limit else f"{text[:limit]}…")
+
+
 def asked(sample: Sample) -> tuple[str, list[Item]]:
     """Return the text of the user's turn, and the items that it shows.
+
+    Items that do not all stand before the text, or not by modality, are marked in it; see `placed`.
 
     Raises:
         DataError: it is a conversation of several questions, which cannot be asked as one.
@@ -100,7 +141,10 @@ def asked(sample: Sample) -> tuple[str, list[Item]]:
         )
     parts = [part for turn in sample.turns if turn.role == "user" for part in turn.parts]
     items = [part for part in parts if isinstance(part, Item)]
-    return "".join(part for part in parts if isinstance(part, str)), items
+    usual = sorted(items, key=lambda item: item.modality)
+    if parts[: len(items)] == usual:
+        return "".join(map(str, parts[len(items) :])), items
+    return "".join(f"<{part.modality}>" if isinstance(part, Item) else part for part in parts), items
 
 
 def answered(sample: Sample) -> list[Part]:
@@ -112,12 +156,15 @@ def generated(sample: Sample) -> tuple[str, Item]:
     """Return the prompt of a sample that generates one item, and the item.
 
     Raises:
-        DataError: it generates none, or several.
+        DataError: it generates none, or several, or its prompt shows items.
     """
     items = [part for turn in sample.turns for part in turn.parts if isinstance(part, Item) and part.learn]
     if len(items) != 1:
         raise DataError(f"{sample.key}: generates {len(items)} items; the task needs samples with one")
-    return asked(sample)[0], items[0]
+    prompt, shown = asked(sample)
+    if shown:
+        raise DataError(f"{sample.key}: its prompt shows items, and this task gives the model words alone")
+    return prompt, items[0]
 
 
 def item_columns(items: Sequence[Sequence[Item]]) -> dict[str, list[list[object]]] | None:

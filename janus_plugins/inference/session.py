@@ -59,8 +59,9 @@ def generate(
         model: the unified model.
         prompts: one prompt or several.
         modality: one of the model's generation paths (default: the only one, or "image" of several).
-        images: images that the prompt shows, before its text, in order (paths, PIL images, arrays); for
-            several prompts one list a prompt. A single image may stand without its list.
+        images: images that the prompt shows, in order (paths, PIL images, arrays), before its text or where
+            that marks each with `<image>`; for several prompts one list a prompt. A single image may stand
+            without its list.
         items: the same for any modality: modality -> items.
         num_per_prompt: items of each prompt.
         guidance: s of classifier-free guidance, `u + s (c - u)`; 1 is without.
@@ -90,7 +91,7 @@ def generate(
 
     Raises:
         RunFileError: an argument out of range, an unknown modality, or a prompt that is too long.
-        BadSample: an item that cannot be read.
+        BadSample: an item that cannot be read, or other marks than items.
     """
     texts = checks.texts_of(prompts, "prompt")
     checks.check_not_negative(guidance=guidance, temperature=temperature)
@@ -149,8 +150,9 @@ def ask(
     Args:
         model: the unified model.
         question: one question or several.
-        images: the question's images, in order (paths, PIL images, arrays); for several questions
-            one list a question. A single image may stand without its list.
+        images: the question's images, in order (paths, PIL images, arrays), before its text or where that
+            marks each with `<image>`; for several questions one list a question. A single image may stand
+            without its list.
         items: the same for any modality: modality -> items.
         max_new_tokens: most tokens of an answer.
         temperature: 0 means greedy.
@@ -168,7 +170,7 @@ def ask(
 
     Raises:
         RunFileError: an argument out of range, an unknown modality, or a question that is too long.
-        BadSample: an item that cannot be read.
+        BadSample: an item that cannot be read, or other marks than items.
     """
     texts = checks.texts_of(question, "question")
     checks.check_not_negative(temperature=temperature)
@@ -213,7 +215,7 @@ def encode(model: UnifiedModel, modality: str, items: Sequence[object]) -> Tenso
 
     Raises:
         RunFileError: an unknown modality, or no items.
-        BadSample: an item that cannot be read.
+        BadSample: an item that cannot be read, or other marks than items.
     """
     part = paths.generation_path(model, modality).encoder
     if not isinstance(items, (list, tuple)) or not items:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from janus_plugins.core.errors import BadSample
-from janus_plugins.core.samples import Item, Part, Sample, Task, Turn
+from janus_plugins.core.samples import Item, Part, Sample, Task, Turn, placed
 from janus_plugins.sequence.line import (
     NO_TARGET,
     Ids,
@@ -118,13 +118,19 @@ def plan_question(
     """Lay out a question about items, up to where the answer begins.
 
     Args:
-        question: the user's text; it stands after the items, as in the official prompts.
+        question: the user's text. It stands after the items, as in the official prompts, but for those
+            that it marks with `<image>` or the modality's placeholder (`core.samples.placed`).
         items: (modality, slots) of each item.
         spelling: tokenizer, template and item tokens.
         style: "chat", or "plain" for a model trained without role tags.
         system: system prompt (default: the template's).
+
+    Raises:
+        BadSample: other marks than items.
     """
-    return plan_turns((_asked(question, items),), [count for _, count in items], spelling, style, system)
+    turn, order = _asked(question, items, spelling)
+    plan = plan_turns((turn,), [items[index][1] for index in order], spelling, style, system)
+    return replace(plan, spans=_as_given(plan.spans, order))
 
 
 def plan_turns(
@@ -151,7 +157,7 @@ def plan_generation(
     """Lay out a prompt for an item, up to its begin token.
 
     Args:
-        prompt: the user's text; it stands after the items, as a question does.
+        prompt: the user's text; where the items stand is as for a question.
         modality: of the item to be made.
         spelling: tokenizer, template and item tokens.
         style: "chat", or "plain" for a model trained without role tags.
@@ -161,13 +167,17 @@ def plan_generation(
         The conditional ids [L], the unconditional ones [L], and where the shown items lie. The
         unconditional row is what a dropped prompt is in training: BOS, pads for all text, role tags
         included, the begin token, as in the official `generation_inference.py`; items stay.
+
+    Raises:
+        BadSample: other marks than items.
     """
-    counts = [count for _, count in items]
-    line = _write((_asked(prompt, items),), counts, spelling, Rules(style=style), then="item")
+    turn, order = _asked(prompt, items, spelling)
+    counts = [items[index][1] for index in order]
+    line = _write((turn,), counts, spelling, Rules(style=style), then="item")
     line.token(spelling.tokenizer.id_of(spelling.tokens_of(modality).begin))
     conditional, _, spans = line.finish()
     dropped = _text_slots(spans, len(conditional), stop=len(conditional) - 1)
-    return conditional, np.where(dropped, spelling.pad, conditional), spans
+    return conditional, np.where(dropped, spelling.pad, conditional), _as_given(spans, order)
 
 
 def plan_interleaved(
@@ -180,7 +190,7 @@ def plan_interleaved(
     """Lay out a prompt for an answer of text and items, up to where the answer begins.
 
     Args:
-        prompt: the user's text; it stands after the items.
+        prompt: the user's text; where the items stand is as for a question.
         items: (modality, slots) of each item that the prompt shows.
         spelling: tokenizer, template and item tokens.
         style: "chat", or "plain" for a model trained without role tags.
@@ -194,10 +204,16 @@ def plan_interleaved(
     return plan, np.where(dropped, spelling.pad, plan.ids)
 
 
-def _asked(text: str, items: Sequence[tuple[str, int]]) -> Turn:
-    """Return the user's turn that shows items and then says `text`."""
-    parts: tuple[Part, ...] = tuple(Item(modality, None) for modality, _ in items)
-    return Turn("user", (*parts, text) if text else parts)
+def _asked(text: str, items: Sequence[tuple[str, int]], spelling: Spelling) -> tuple[Turn, list[int]]:
+    """Return the user's turn that shows items and says `text`, and which item is read when."""
+    shown = [Item(modality, index) for index, (modality, _) in enumerate(items)]
+    parts = placed(text, shown, {name: spelling.tokens_of(name).placeholder for name, _ in items})
+    return Turn("user", parts), [cast(int, part.value) for part in parts if isinstance(part, Item)]
+
+
+def _as_given(spans: tuple[ItemSpan, ...], order: Sequence[int]) -> tuple[ItemSpan, ...]:
+    """Return spans that name items by their place in what was given, not by when they are read."""
+    return tuple(replace(span, item=order[span.item]) for span in spans)
 
 
 def _write(

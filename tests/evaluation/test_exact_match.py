@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from janus_plugins.core.errors import DataError
-from janus_plugins.core.samples import Item, Sample, Turn, asked, question_sample
+from janus_plugins.core.samples import Item, Sample, Turn, asked, generated, placed, question_sample
 from janus_plugins.tasks.exact_match.spec import ExactMatchConfig
 from janus_plugins.tasks.exact_match.task import ExactMatch
 
@@ -48,6 +48,32 @@ def test_questions_are_asked_under_their_own_system_prompt() -> None:
 def test_a_conversation_is_not_asked_as_one_question(turns: tuple[Turn, ...]) -> None:
     with pytest.raises(DataError, match=r"talk\[3\]: has . turns .*: make a row of each"):
         scored(Sample("text", turns, "talk[3]"))
+
+
+SEEN, HEARD = Item("image", 1), Item("audio", 2)
+
+
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        ((SEEN, "a", "b"), "ab"),
+        (("a", SEEN), "a<image>"),
+        ((HEARD, SEEN, "a"), "a"),  # by modality, as items are given
+        ((SEEN, HEARD, "a"), "<image><audio>a"),
+        ((SEEN, "a", HEARD, "b"), "<image>a<audio>b"),
+    ],
+)
+def test_items_that_do_not_come_first_are_marked(parts: tuple[Any, ...], text: str) -> None:
+    asking = asked(Sample("understanding", (Turn("user", parts),), "k"))
+    assert asking == (text, [part for part in parts if isinstance(part, Item)])
+    if "<" in text:
+        assert placed(*asking) == parts
+
+
+def test_a_prompt_that_shows_items_is_not_taken_for_its_words() -> None:
+    made = Turn("assistant", (Item("image", None, learn=True),))
+    with pytest.raises(DataError, match="k: its prompt shows items"):
+        generated(Sample("generation", (Turn("user", (SEEN, "Larger")), made), "k"))
 
 
 def test_words_alone_ask_nothing() -> None:

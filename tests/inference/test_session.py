@@ -123,6 +123,16 @@ def test_items_of_different_lengths_answer_as_they_do_alone(model, tmp_path):
     ]
 
 
+def test_items_stand_where_the_question_marks_them(model):
+    long, third = items(2, 9, 4)[1:]
+    options = {"images": [long, third], "max_new_tokens": 8}
+    before = model.ask("two images?", **options)
+    assert model.ask("<image><image_placeholder>\ntwo images?", **options) == before
+    assert model.ask("<image>two<image>images?", **options) != before
+    with pytest.raises(BadSample, match="'<image>' marks 1 places with <image> for 2 items"):
+        model.ask(["<image>"], images=[[long, third]])
+
+
 def test_items_are_embedded_alone_and_placed_in_their_order(model):
     short, long, third = (np.asarray(item, np.float32) for item in items(2, 9, 4))
     with torch.no_grad():

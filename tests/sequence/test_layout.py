@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -166,6 +167,54 @@ def test_training_and_use_share_the_prompt(style: str, template: str) -> None:
     dropped = planned(DRAWN, spelled=spelled, template=style, drop_prompt=1.0)
     assert list(dropped.ids[: len(conditional)]) == list(unconditional)
     assert len(conditional) == len(unconditional)
+
+
+MARKED = [
+    ("Is <image> larger than <image>?", ("Is ", 0, " larger than ", 1, "?")),
+    ("<image>\nIs it?\n<image>", (0, "\nIs it?\n", 1)),
+    ("<image> <image_placeholder>", (0, 1)),
+    ("Before it?", (0, 1, "Before it?")),
+]
+
+
+@pytest.mark.parametrize("style", ["chat", "plain"])
+@pytest.mark.parametrize(("text", "parts"), MARKED)
+def test_marked_items_stand_in_use_where_they_stand_in_training(
+    style: str, text: str, parts: tuple[str | int, ...]
+) -> None:
+    shown = tuple(part if isinstance(part, str) else Item("image", part) for part in parts)
+    for task, answer in (("understanding", "Yes"), ("generation", Item("image", None, learn=True))):
+        turns = (Turn("user", shown), Turn("assistant", (answer,)))
+        trained = planned(Sample(task, turns, "k"), template=style)  # type: ignore[arg-type]
+        if task == "generation":
+            ids, _, spans = plan_generation(text, "image", OLD, style, [("image", 4)] * 2)  # type: ignore[arg-type]
+        else:
+            asked = plan_question(text, [("image", 4)] * 2, OLD, style)  # type: ignore[arg-type]
+            ids, spans = asked.ids, asked.spans
+        assert list(trained.ids[: len(ids)]) == list(ids)
+        assert trained.spans[:2] == spans
+
+
+def test_spans_name_marked_items_by_their_place_among_those_given() -> None:
+    spelled = replace(OLD, tokens_of=lambda _: OLD.tokens_of("image"))
+    plan = plan_question("<sound> or <image>, <sound>?", [("image", 2), ("sound", 3), ("sound", 5)], spelled)
+    assert [(span.modality, span.item, span.length) for span in plan.spans] == [
+        ("sound", 1, 3),
+        ("image", 0, 2),
+        ("sound", 2, 5),
+    ]
+
+
+def test_other_marks_than_items_are_refused() -> None:
+    with pytest.raises(BadSample, match="'<image>, <image>' marks 2 places with <image> for 1 items"):
+        plan_question("<image>, <image>", [("image", 4)], OLD)
+    plan = plan_question("What is <image> in HTML?", [], OLD)  # nothing is shown: these are words
+    assert "<image>" in read(plan.ids, OLD)
+
+
+def test_an_item_stands_where_a_question_of_a_sample_marks_it() -> None:
+    sample = understanding_sample("image", None, "This: <image>.", "A cat", "k")
+    assert read(planned(sample, template="plain").ids, OLD) == "<bos>This: <b>____<e>.\nA cat<eos>"
 
 
 def test_unconditional_row_as_in_the_official_code() -> None:

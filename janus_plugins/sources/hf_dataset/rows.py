@@ -16,6 +16,7 @@ from janus_plugins.core.samples import (
     Sample,
     Turn,
     generation_sample,
+    placed,
     question_sample,
     text_sample,
 )
@@ -171,15 +172,10 @@ class RowReader:
         """Put items where the text marks them."""
         if not items and self.config.task == "text":
             return (text,)
-        pieces = text.split(self._mark)
-        if len(pieces) - 1 != len(items):
-            raise BadSample(
-                f"{where} marks {len(pieces) - 1} places with {self._mark} for {len(items)} items"
-            )
-        parts: list[Part] = [pieces[0]]
-        for item, piece in zip(items, pieces[1:], strict=True):
-            parts += [item, piece]
-        return tuple(part for part in parts if isinstance(part, Item) or part.strip())
+        number = text.count(self._mark)
+        if number != len(items):
+            raise BadSample(f"{where} marks {number} places with {self._mark} for {len(items)} items")
+        return tuple(part for part in placed(text, items) if isinstance(part, Item) or part.strip())
 
 
 def parsed(row: Mapping[str, Any], key: str = "the line") -> dict[str, Any]:
