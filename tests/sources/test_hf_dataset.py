@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import json
 from pathlib import Path
@@ -122,7 +121,6 @@ TEXT = {"text": "{a}"}
 ODD = ["3", "00501", "3.50", "None", "NA", "null", "nan", "true", "2024-01-01", "1e5", " x"]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # pandas leaves files open
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
 @pytest.mark.parametrize("named", ["path", "data_files", "folder"])
@@ -140,7 +138,6 @@ def test_cells_stay_as_the_file_has_them(tmp_path: Path, suffix: str, named: str
         options["path"] = file.parent
     assert answers(open_rows(columns=TEXT, **options)) == [*ODD, "bad: column 'a' is empty"]
     assert answers(open_rows(columns={"text": "{b}"}, **options)) == ["1;2"] * len(ODD) + ["x"]
-    gc.collect()  # pandas leaves the file open, which is told here rather than in another test
 
 
 def lines_of(folder: Path, name: str, *lines: str) -> Path:
