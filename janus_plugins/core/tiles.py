@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+GREY = (127, 127, 127)
+"""What pictures are padded with by default."""
+
 
 def choose_grid(width: int, height: int, tile: int, max_tiles: int) -> tuple[int, int]:
     """Return the (columns, rows) of at most `max_tiles` tiles whose shape is nearest to a picture's.
@@ -64,6 +67,20 @@ def split(image: Image.Image, tile: int, max_tiles: int, thumbnail: bool) -> lis
     if thumbnail and len(tiles) > 1:
         tiles.append(image.resize((tile, tile), Image.Resampling.BICUBIC))
     return tiles
+
+
+def check_fitting(max_tiles: int, fit: str, background: tuple[int, int, int]) -> None:
+    """Refuse options of how a picture is fitted into one square where it is cut into tiles instead.
+
+    Raises:
+        ValueError: one of them is not the default.
+    """
+    set_ = [name for name, own in (("fit", fit != "pad"), ("background", background != GREY)) if own]
+    if max_tiles > 1 and set_:
+        raise ValueError(
+            f"{' and '.join(set_)} say how a picture is fitted into one square, but with max_tiles "
+            f"{max_tiles} it is stretched to whole tiles; leave them out, or set max_tiles to 1"
+        )
 
 
 def most_tiles(max_tiles: int, thumbnail: bool) -> int:

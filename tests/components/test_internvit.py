@@ -10,6 +10,7 @@ from janus_plugins.core.errors import CheckpointError
 from janus_plugins.core.tiles import choose_grid, split
 from janus_plugins.encoders.internvit.processor import InternVitProcessor
 from janus_plugins.encoders.internvit.spec import INTERNVIT, InternVitConfig
+from janus_plugins.encoders.towers.eva_spec import EvaClipConfig
 from janus_plugins.sequence.assemble import collate_items
 from tests.components.keeps import made
 
@@ -97,6 +98,15 @@ def test_tiles_are_row_major_with_the_whole_at_the_end():
     assert (left.getpixel((5, 5)), right.getpixel((25, 5))) == ((0, 0, 0), (255, 0, 0))
     assert whole.size == (32, 32)
     assert len(split(image, 32, 4, thumbnail=False)) == 2
+
+
+@pytest.mark.parametrize("config", [InternVitConfig, EvaClipConfig])
+def test_how_one_square_is_filled_is_not_said_of_tiles(config):
+    said = {"fit": "crop", "background": (0, 0, 0)}
+    config(**said)
+    config(max_tiles=2, fit="pad", background=(127, 127, 127))  # as a saved run file spells it out
+    with pytest.raises(ValueError, match=r"fit and background say how .* max_tiles 2 .*; leave them out"):
+        config(max_tiles=2, **said)
 
 
 def test_each_tile_is_read_by_itself():

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from janus_plugins.core.facts import UnderstandingFacts
 from janus_plugins.core.kinds import Kind
 from janus_plugins.core.specs import ComponentConfig, ComponentSpec
-from janus_plugins.core.tiles import most_tiles
+from janus_plugins.core.tiles import GREY, check_fitting, most_tiles
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -52,7 +52,7 @@ class InternVitConfig(ComponentConfig):
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     fit: Literal["pad", "crop"] = Field(default="pad", description="of a picture that is not cut into tiles")
-    background: tuple[int, int, int] = Field(default=(127, 127, 127), description="colour of the padding")
+    background: tuple[int, int, int] = Field(default=GREY, description="colour of the padding")
     rotate: bool = Field(default=False, description="apply the EXIF orientation")
 
     @model_validator(mode="after")
@@ -63,6 +63,7 @@ class InternVitConfig(ComponentConfig):
             )
         if self.sizes.width % self.sizes.heads:
             raise ValueError(f"width {self.sizes.width} is not a multiple of num_heads {self.sizes.heads}")
+        check_fitting(self.max_tiles, self.fit, self.background)
         return self
 
     @staticmethod

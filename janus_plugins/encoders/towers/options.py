@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from janus_plugins.core.errors import CheckpointError
 from janus_plugins.core.facts import UnderstandingFacts
 from janus_plugins.core.specs import ComponentConfig
-from janus_plugins.core.tiles import most_tiles
+from janus_plugins.core.tiles import GREY, check_fitting, most_tiles
 
 Count = Annotated[int, Field(ge=1)]
 Colour = tuple[float, float, float]
@@ -44,8 +44,13 @@ class PictureConfig(ComponentConfig):
     fit: Literal["pad", "crop"] = Field(
         default="pad", description="pad: the whole picture, padded; crop: its middle"
     )
-    background: tuple[int, int, int] = Field(default=(127, 127, 127), description="colour of the padding")
+    background: tuple[int, int, int] = Field(default=GREY, description="colour of the padding")
     rotate: bool = Field(default=False, description="apply the EXIF orientation")
+
+    @model_validator(mode="after")
+    def _fitting_is_read(self) -> PictureConfig:
+        check_fitting(self.max_tiles, self.fit, self.background)
+        return self
 
     def colours(self, published: Colours) -> Colours:
         """Return what pictures are prepared with: the options', else what is published of the name."""
