@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from janus_plugins.core.facts import GenerationFacts, LanguageModelFacts
 from janus_plugins.inference.codes import CodeEmbedder
@@ -157,6 +158,15 @@ def test_a_table_is_made_only_where_it_is_exact_and_pays():
     placed = CodeEmbedder(PlacedCodeAdapter(), facts, 2)
     assert placed.table is None
     assert not placed.alike
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_small_places_are_noticed_in_every_format(dtype):
+    facts = GenerationFacts("image", "codes", TOKENS, 1, CODES, (2, 3))
+    adapter = PlacedCodeAdapter()
+    nn.init.normal_(adapter.places.weight, std=0.01, generator=torch.Generator().manual_seed(0))
+    assert not CodeEmbedder(adapter.to(dtype), facts, 2).alike
+    assert CodeEmbedder(ToyCodeAdapter().to(dtype), facts, 2).alike
 
 
 def text_rows(*lengths: int) -> list[TextPrompt]:
