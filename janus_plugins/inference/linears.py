@@ -22,13 +22,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, NoReturn, cast, get_args
 from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from janus_plugins.core.errors import JanusPluginsError
 from janus_plugins.core.native import on_gpu
 from janus_plugins.core.native.build import can_run
 from janus_plugins.core.native.products import Products, Weight
@@ -118,7 +119,17 @@ def _takes(dtype: torch.dtype, choice: Way) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and _takes_bf16(choice))
 
 
-class _ByKernel:
+class _Uncopied:
+    """Refuse to be copied or pickled: a copied layer would go on computing by the first one's weights."""
+
+    def __reduce__(self) -> NoReturn:
+        raise JanusPluginsError(
+            "a model cannot be copied or pickled while it answers; do it before the call or after it, or "
+            "answer with linears='plain'"
+        )
+
+
+class _ByKernel(_Uncopied):
     """Multiply a few rows by a layer's weight in a compiled step on a GPU; all else as the layer does."""
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -156,7 +167,7 @@ def _takes_bf16(choice: Way) -> bool:
     return choice in FEW_BITS or (can_run() and is_slow(torch.bfloat16, torch.device("cpu")))
 
 
-class _Lazy:
+class _Lazy(_Uncopied):
     """Stand in for layers of one input, and change over once called often enough.
 
     A language model that runs several layers on one input may ask for `joined(layers)`, and one that runs a

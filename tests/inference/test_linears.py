@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import pickle
 
 import pytest
 import torch
 from torch import nn
 
-from janus_plugins.core.errors import RunFileError
+from janus_plugins.core.errors import JanusPluginsError, RunFileError
 from janus_plugins.core.native.build import can_run
 from janus_plugins.core.native.products import FEW_ROWS, Products
 from janus_plugins.core.runfile import load_run_text
@@ -277,6 +279,20 @@ def test_a_call_within_another_computes_in_its_own_way(inner):
                 assert torch.equal(model(source), expected)
             assert any(before)
             assert [vars(layer).get("forward") for layer in model] == before
+
+
+@pytest.mark.parametrize("choice", ["packed", "int8"])
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_layers_are_not_copied_while_something_stands_in_for_them(way, choice, copied):
+    model, source = layers(), torch.randn(2, 256)
+    with torch.no_grad(), fast_linears(choice, model):
+        for _ in range(6):
+            model(source)
+        with pytest.raises(JanusPluginsError, match="while it answers; do it before the call or after"):
+            copied(model)
+        with fast_linears("plain", model):
+            copied(model)
+    copied(model)
 
 
 def test_layers_that_something_hangs_on_stay_as_they_are(monkeypatch):
