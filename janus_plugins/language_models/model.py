@@ -20,6 +20,7 @@ from janus_plugins.core.facts import LanguageModelFacts
 from janus_plugins.language_models.attention import NAME, Attend, packed_attention
 from janus_plugins.language_models.cache import CachedAttention, KeyValueCache
 from janus_plugins.language_models.keeping import selective_contexts
+from janus_plugins.language_models.longrope import each_by_its_length
 from janus_plugins.language_models.published import transformers_config
 from janus_plugins.language_models.spec import CausalLmConfig, LlamaConfig
 from janus_plugins.language_models.step import LlamaStep, can_step, join_weights
@@ -179,6 +180,7 @@ def _body(config: Any) -> Any:
         kind = type(config).__name__
         raise RunFileError(f"no language model can be built from a {kind}: {error}") from error
     _check_body(body)
+    each_by_its_length(body)
     return body
 
 

@@ -344,6 +344,42 @@ def test_a_cache_is_longer_than_a_sliding_window(tmp_path):
     torch.testing.assert_close(bare[0], alone_[0][:given], atol=1e-5, rtol=1e-4)
 
 
+def test_a_short_sample_keeps_its_angles_beside_a_long_one(tmp_path):
+    """Under `longrope` each sample is as transformers' own model makes it alone: of a pack, and of a cache."""
+    torch.manual_seed(5)
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 5.0, 9.0]}
+    rope |= {"rope_theta": 10000.0, "factor": 4.0}
+    short = {"original_max_position_embeddings": 16}
+    sizes = {**SHAPE, **short, "pad_token_id": 0, "rope_parameters": rope | short}
+    theirs = transformers.Phi3ForCausalLM(transformers.Phi3Config(**sizes)).eval()
+    theirs.save_pretrained(tmp_path)
+    ours, _ = loaded(str(tmp_path))
+    lengths, given = [16, 20, 17, 5], 18
+    ids = torch.randint(1, 61, (sum(lengths),))
+    samples = ids.split(lengths)
+    with torch.no_grad():
+        expected = [theirs.model(each[None], use_cache=False).last_hidden_state[0] for each in samples]
+        plan, positions = packed_rows([lengths], 60)
+        packed = ours(ours.embed(torch.nn.functional.pad(ids, (0, 2)))[None], positions, plan)[0]
+        rows = torch.stack([torch.nn.functional.pad(samples[at], (20 - lengths[at], 0)) for at in (1, 3)])
+        slots, pads = torch.arange(20), torch.tensor([[0], [15]])
+        positions, visible, cache = (slots - pads).clamp(min=0), slots >= pads, ours.new_cache(2, 20)
+        steps = [
+            ours(
+                ours.embed(rows[:, first:stop]),
+                positions[:, first:stop],
+                Cached(first, visible[:, :stop]),
+                cache,
+            )
+            for first, stop in [(0, given), (given, 19), (19, 20)]
+        ]
+    for made, wanted in zip(packed[:58].split(lengths), expected, strict=True):
+        torch.testing.assert_close(made, wanted, atol=1e-5, rtol=1e-4)
+    hidden = torch.cat(steps, 1)
+    torch.testing.assert_close(hidden[0], expected[1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(hidden[1, 15:], expected[3], atol=1e-5, rtol=1e-4)
+
+
 def test_a_window_of_slots_that_see_others_is_refused(tmp_path):
     config = folder_of(tmp_path, "MistralConfig", sliding_window=8, num_key_value_heads=2)
     model = build_causal(config, config.facts())
