@@ -3,7 +3,8 @@
 DeepSpeed divides a loss by the number of micro-batches and averages gradients over ranks. Both are undone
 here by one factor, so that world size, accumulation and packing never change a gradient.
 
-A bad step changes nothing. A non-finite loss poisons its own gradient (so the one check sees both), every
+A bad step changes nothing: what moves by itself in the forward pass (running means, as of codebooks) is put
+back. A non-finite loss poisons its own gradient (so the one check sees both), every
 DeepSpeed optimiser that wraps ours refuses a non-finite gradient on all ranks alike, and for the one case
 without a wrapper (ZeRO 0 in fp32) we look at the reduced gradients ourselves.
 """
@@ -117,6 +118,7 @@ class Engine:
         scales = loss_scales(counts, self._stage.loss_mean)
         scale = {path: value * self._undo for path, value in scales.items()}
         totals = _Totals()
+        before = {name: value.clone() for name, value in self.module.named_buffers()}
         for batch in micro:
             with widened(self.module), without_plans(self._world.device):
                 losses = self.deepspeed(batch.to(self._world.device), scale, self._stage.reconstruct)
@@ -126,7 +128,11 @@ class Engine:
                 self.deepspeed.backward(_poisoned(losses.loss))
             self._measure()
             self.deepspeed.step()
-        return StepOutcome(*totals.read(), *self._verdict(), max(rates))
+        applied, norm = self._verdict()
+        if not applied:
+            for name, value in self.module.named_buffers():
+                value.copy_(before[name])
+        return StepOutcome(*totals.read(), applied, norm, max(rates))
 
     def _measure(self) -> None:
         """Measure the reduced gradient, where DeepSpeed will not."""
