@@ -434,7 +434,8 @@ class EvaluationTask(Protocol):
         Args:
             model: the model, in eval mode; it must be left as it was.
             source: held-out samples, read by index.
-            others: the further data entries that `EvaluationFacts.sources` names.
+            others: the further data entries that `EvaluationFacts.sources` names. A sample of these that
+                cannot be read raises BadSample, for the task to pass over as training does.
         """
         ...
 

@@ -76,7 +76,7 @@ def _run_task(model: UnifiedModel, name: str) -> dict[str, Any]:
         raise plan.missing[name]
     test = plan.evaluation[name]
     source = _held_out(plan, test.block.source)
-    others = {other: _held_out(plan, other) for other in test.facts.sources}
+    others = {other: _by_index(plan, other) for other in test.facts.sources}
     try:
         task = load_factory(test.part.spec)(test.part.config, test.facts)
         answer: dict[str, Any] = json.loads(json.dumps(dict(task(model, source, others)), allow_nan=False))
@@ -123,6 +123,10 @@ class _Whole:
 
 
 def _held_out(plan: RunPlan, name: str) -> Source:
+    return cast("Source", _Whole(name, _by_index(plan, name)))
+
+
+def _by_index(plan: RunPlan, name: str) -> Source:
     source = open_source(plan.data[name].part)
     if is_streaming(source):
         raise DataError(
@@ -130,7 +134,7 @@ def _held_out(plan: RunPlan, name: str) -> Source:
             "streaming: false)"
         )
     size_of(name, source)
-    return cast("Source", _Whole(name, source))
+    return cast("Source", source)
 
 
 def start_with(source: Path, resume: bool) -> Start:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from janus_plugins.core.errors import DataError
-from janus_plugins.core.samples import Item, Sample
+from janus_plugins.core.errors import BadSample, DataError
+from janus_plugins.core.samples import Item, Sample, generated, generation_sample
 from janus_plugins.data.sources import open_source
 from janus_plugins.door import compose
 from janus_plugins.evaluation.pictures import prompts_of
@@ -43,9 +43,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module", autouse=True)
 def _one_judge(model: Any) -> Iterator[None]:
     """Train the classifier once for all tests."""
-    judge = Judge.of(model, samples_of(opened(model, "draw")))
+    judge = Judge(model, opened(model, "draw"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Judge, "of", lambda model, samples: judge)
+        patch.setattr("janus_plugins.tasks.classified.answers.Judge", lambda model, source: judge)
         yield
 
 
@@ -133,3 +133,34 @@ def test_a_limit_is_spread_over_the_whole_source(number: int, limit: int | None)
     gaps = {after - before for before, after in itertools.pairwise([*chosen, number])}
     assert chosen[0] == 0
     assert max(gaps) - min(gaps) <= 1
+
+
+class Damaged:
+    """Pictures of which one cannot be read and one's file is broken, and good ones."""
+
+    def __init__(self, source: Any, good: int) -> None:
+        self._source, self._good = source, good
+
+    def __len__(self) -> int:
+        return self._good + 2
+
+    def __getitem__(self, index: int) -> Sample:
+        if index == 0:
+            raise BadSample("prompt is empty")
+        return (
+            generation_sample("a kite", "image", b"no picture", "1")
+            if index == 1
+            else self._source[index - 2]
+        )
+
+
+def test_pictures_to_learn_from_that_cannot_be_read_are_passed_over(model: Any) -> None:
+    source = opened(model, "draw")
+    judge = Judge(model, Damaged(source, 40))
+    assert judge.passed_over() == {"unreadable": 2}
+    shown = [generated(source[index])[1].value for index in range(40)]
+    whole = Judge(model, [source[index] for index in range(40)])
+    assert whole.passed_over() == {}
+    assert list(judge.read_real(shown)) == list(whole.read_real(shown))
+    with pytest.raises(DataError, match="no picture to learn from can be read; the last: "):
+        Judge(model, Damaged(source, 0))

@@ -68,6 +68,15 @@ def test_prompts_are_taken_from_the_samples_that_can_be_read(
     assert pictures.prompts_of(door.plan(write_tiny(tmp_path)), "image") == ("a heron", "a kite")
 
 
+def _task(config: Any, facts: Any) -> Any:
+    def run(model: Any, source: Any, others: Any) -> dict[str, Any]:
+        with pytest.raises(BadSample, match="answer is empty"):
+            others["draw"][2]
+        return {"score": len(others["draw"])}
+
+    return run
+
+
 def test_a_sample_that_cannot_be_scored_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Damaged:
         split = "test"
@@ -86,3 +95,6 @@ def test_a_sample_that_cannot_be_scored_is_named(tmp_path: Path, monkeypatch: py
     with pytest.raises(DataError, match=r"data\.read_test: sample 2 cannot be read: answer is empty; .*mend"):
         list(source)
     assert len(copy.deepcopy(source)) == 3
+    monkeypatch.setattr(runner, "load_factory", lambda spec: _task)
+    answer = runner._run_task(SimpleNamespace(plan=door.plan(write_tiny(tmp_path))), "generation")  # type: ignore[arg-type]
+    assert answer == {"score": 3}

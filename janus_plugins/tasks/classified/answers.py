@@ -39,7 +39,7 @@ class ClassifiedAnswers:
         settings, samples = self._config, samples_of(source)
         samples = [samples[index] for index in spread(len(samples), settings.limit)]
         wanted = [_answer(sample) for sample in samples]
-        judge = Judge.of(model, samples_of(others[settings.train_source]))
+        judge = Judge(model, others[settings.train_source])
         said = _said(model, samples, settings)
         texts = [_shape(one) == _shape(other) for one, other in zip(said, wanted, strict=True)]
         items = [_items_right(judge, one, other) for one, other in zip(said, wanted, strict=True)]
@@ -49,6 +49,7 @@ class ClassifiedAnswers:
             "samples": len(samples),
             "text": float(np.mean(texts)),
             "items": float(np.mean([hit for each in items for hit in each])),
+            **judge.passed_over(),
         }
 
 

@@ -30,7 +30,7 @@ class ClassifiedGeneration:
     def __call__(self, model: TrainedModel, source: Source, others: Mapping[str, Source]) -> dict[str, Any]:
         """Return score, ceilings and accuracy by prompt; see `core.contracts.EvaluationTask`."""
         config = self._config
-        judge = Judge.of(model, samples_of(others[config.train_source]))
+        judge = Judge(model, others[config.train_source])
         labels, items = zip(*map(generated, samples_of(source)), strict=True)
         modality, values = items[0].modality, [item.value for item in items]
         rebuilt = model.decode(modality, model.encode(modality, values))
@@ -50,4 +50,10 @@ class ClassifiedGeneration:
             "reconstructed": float(np.mean(judge.read(rebuilt) == labels)),
         }
         score = float(np.mean(hits))
-        return {"score": score, "samples": len(hits), "ceilings": ceilings, "by_prompt": by_prompt}
+        return {
+            "score": score,
+            "samples": len(hits),
+            "ceilings": ceilings,
+            "by_prompt": by_prompt,
+            **judge.passed_over(),
+        }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.svm import SVC
 
+from janus_plugins.core.errors import BadSample, DataError, JanusPluginsError
 from janus_plugins.core.samples import Sample, generated
 
 if TYPE_CHECKING:
@@ -19,19 +20,32 @@ class Judge:
 
     Args:
         model: whose generation path makes the pictures; real ones are shown as its encoder sees them.
-        modality: that path's.
-        samples: real pictures to learn from; the prompt of each is its class.
+        source: real pictures to learn from; the prompt of each is its class. Those that cannot be read are
+            passed over, as the model passed them over in training.
+
+    Raises:
+        DataError: none can be read.
     """
 
-    def __init__(self, model: TrainedModel, modality: str, samples: Sequence[Sample]) -> None:
-        self._processor = model.processor(modality)
-        prompts, items = zip(*map(generated, samples), strict=True)
-        self._machine = SVC(C=10.0).fit(np.stack([self._real(item.value) for item in items]), prompts)
+    def __init__(self, model: TrainedModel, source: Source | Sequence[Sample]) -> None:
+        prompts, seen, self._unreadable, problem = [], [], 0, "there is none"
+        for index in range(len(source)):
+            try:
+                prompt, item = generated(source[index])
+                self._processor = model.processor(item.modality)
+                seen.append(self._real(item.value))
+                prompts.append(prompt)
+            except Exception as error:
+                if isinstance(error, JanusPluginsError) and not isinstance(error, BadSample):
+                    raise
+                self._unreadable, problem = self._unreadable + 1, str(error)
+        if not seen:
+            raise DataError(f"no picture to learn from can be read; the last: {problem}")
+        self._machine = SVC(C=10.0).fit(np.stack(seen), prompts)
 
-    @staticmethod
-    def of(model: TrainedModel, samples: Sequence[Sample]) -> Judge:
-        """Make the judge of the modality that the samples generate."""
-        return Judge(model, generated(samples[0])[1].modality, samples)
+    def passed_over(self) -> dict[str, int]:
+        """Return how many pictures could not be read, for a task's details; nothing where all could."""
+        return {"unreadable": self._unreadable} if self._unreadable else {}
 
     def read(self, artefacts: Sequence[Any]) -> np.ndarray:
         """Return the classes of made pictures [N]."""
