@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import tempfile
@@ -42,15 +43,19 @@ def make_folder(folder: Path) -> None:
 
 def partial_of(folder: Path) -> Path:
     """Return where a folder is written before it takes its place; what dead writers left there is removed."""
-    prefix = f".{folder.name}.tmp-"
-    if folder.parent.is_dir():
-        for path in folder.parent.iterdir():
-            owner = path.name.removeprefix(prefix)
-            if owner != path.name and owner.isdecimal() and not _alive(int(owner)):
-                shutil.rmtree(path, ignore_errors=True)
-    partial = folder.with_name(f"{prefix}{os.getpid()}")
+    for path in left_by_the_dead(folder, "tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+    partial = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     return partial
+
+
+def left_by_the_dead(folder: Path, kind: str) -> list[Path]:
+    """Return what writers of a folder that died have left beside it, `.NAME.KIND-PROCESS`."""
+    prefix = f".{folder.name}.{kind}-"
+    beside = list(folder.parent.glob(f"{glob.escape(prefix)}*")) if folder.parent.is_dir() else []
+    owners = {path: path.name.removeprefix(prefix) for path in beside}
+    return [path for path, owner in owners.items() if owner.isdecimal() and not _alive(int(owner))]
 
 
 def _alive(process: int) -> bool:

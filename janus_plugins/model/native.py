@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import janus_plugins
 from janus_plugins.core.catalogue import catalogue_for
 from janus_plugins.core.errors import CheckpointError, PluginError
-from janus_plugins.core.outputs import partial_of
+from janus_plugins.core.outputs import left_by_the_dead, partial_of
 from janus_plugins.core.plan import Part, RunPlan
 from janus_plugins.core.runfile import dump_run, load_run, locator
 from janus_plugins.core.wiring import resolve
@@ -53,6 +53,8 @@ def save_native(model: UnifiedModel, folder: str | Path, state: Mapping[str, Ten
         raise CheckpointError(f"{target} is not empty and no native checkpoint; choose another folder")
     partial = partial_of(target)
     try:
+        for old in left_by_the_dead(target, "old"):
+            _put_back(old, target)
         partial.mkdir(parents=True)
         _write(model, partial, state if state is not None else model.state_dict())
         _swap(partial, target)
@@ -97,11 +99,17 @@ def _swap(partial: Path, target: Path) -> None:
             target.rename(old)
         partial.rename(target)
     finally:
-        if old.exists() and target.exists():
-            _keep_others(old, target)
-            shutil.rmtree(old, ignore_errors=True)
-        elif old.exists():
-            old.rename(target)
+        if old.exists():
+            _put_back(old, target)
+
+
+def _put_back(old: Path, target: Path) -> None:
+    """Give a checkpoint that was moved away its name again, or what a user put there to the new one."""
+    if is_native(target):
+        _keep_others(old, target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        old.rename(target)
 
 
 def _keep_others(old: Path, target: Path) -> None:

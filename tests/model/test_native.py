@@ -67,6 +67,30 @@ def test_what_a_killed_writer_left_is_removed(model, tmp_path):
     assert others.exists()
 
 
+@pytest.mark.parametrize("renamed", [1, 2])
+def test_a_writer_killed_between_two_names_loses_nothing(model, tmp_path, renamed):
+    """Neither the checkpoint nor what a user put there, which the next save finds again."""
+    target = tmp_path / "model"
+    model.save(target)
+    (target / "notes.txt").write_text("mine")
+    child = os.fork()
+    if child == 0:
+        left, rename = iter(range(renamed)), Path.rename
+
+        def die(path, name):
+            return rename(path, name) if next(left) + 1 < renamed else os._exit(9)
+
+        Path.rename = die
+        save_native(model, target)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert target.exists() == (renamed == 1)
+    model.save(target)
+    load_native(target)
+    assert (target / "notes.txt").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_a_flipped_byte_is_refused_in_every_file(folder):
     for path in sorted(folder.iterdir()):
         if path.name == "manifest.json":
