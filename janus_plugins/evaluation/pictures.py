@@ -11,6 +11,7 @@ import numpy as np
 from janus_plugins.core.plan import RunPlan
 from janus_plugins.core.samples import Item
 from janus_plugins.data.sources import open_source, readable
+from janus_plugins.training.metrics import writing_to
 
 if TYPE_CHECKING:
     from janus_plugins.model.unified import UnifiedModel
@@ -64,7 +65,8 @@ def picture_grids(model: UnifiedModel, out: Path) -> dict[str, Path]:
     options = _guidance(model.plan)
     made = model.generate(prompts, num_per_prompt=COLUMNS, **options)
     path = out / "samples.png"
-    _grid([one.artefact for one in made], COLUMNS).save(path)
+    with writing_to(path):
+        _grid([one.artefact for one in made], COLUMNS).save(path)
     title = f"generated, a row a prompt: {'; '.join(prompts)}"
     return {title: path}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -65,7 +66,9 @@ def evaluate_model(
     result |= {"ceilings": ceilings, "details": details, "seconds_per_stage": dict(seconds or {})}
     if out is not None:
         with writing(out):
-            (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            partial = out / "evaluation.json.tmp"
+            partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            os.replace(partial, out / "evaluation.json")
     return result
 
 

@@ -49,7 +49,7 @@ class Metrics:
     ) -> None:
         if self._progress is not None:
             self._progress.stop()
-        with suppress(CheckpointError) if error else nullcontext(), _writing(self._out):
+        with suppress(CheckpointError) if error else nullcontext(), writing_to(self._out):
             self._close()
 
     def _close(self) -> None:
@@ -69,11 +69,11 @@ class Metrics:
         from torch.utils.tensorboard import SummaryWriter
 
         for name in (METRICS_FILE, QUARANTINE_FILE):
-            with _writing(self._out / name):
+            with writing_to(self._out / name):
                 cut_after(self._out / name, total)
-        with _writing(self._out / METRICS_FILE):
+        with writing_to(self._out / METRICS_FILE):
             self._file = (self._out / METRICS_FILE).open("a", encoding="utf-8")
-        with _writing(self._out / TENSORBOARD):
+        with writing_to(self._out / TENSORBOARD):
             self._writer = SummaryWriter(str(self._out / TENSORBOARD), purge_step=total + 1)
         if self._console.is_terminal:
             columns = (
@@ -100,10 +100,10 @@ class Metrics:
         """Write the numbers of one step: a JSON line, TensorBoard scalars, the bar or a line of text."""
         if not self._active:
             return
-        with _writing(self._out / METRICS_FILE):
+        with writing_to(self._out / METRICS_FILE):
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()
-        with _writing(self._out / TENSORBOARD):
+        with writing_to(self._out / TENSORBOARD):
             for name, value in _scalars(values):
                 self._writer.add_scalar(name, value, values["step"])
         if self._progress is not None:
@@ -123,7 +123,7 @@ class Metrics:
         """Name samples that could not be read in the quarantine file."""
         if self._active:
             path = self.quarantine_file
-            with _writing(path), path.open("a", encoding="utf-8") as stream:
+            with writing_to(path), path.open("a", encoding="utf-8") as stream:
                 stream.writelines(json.dumps({"step": step, **record}) + "\n" for record in records)
 
     def end_stage(self, name: str) -> None:
@@ -138,14 +138,19 @@ class Metrics:
         """Show sample pictures [H, W, 3] in TensorBoard."""
         if not self._active:
             return
-        with _writing(self._out / TENSORBOARD):
+        with writing_to(self._out / TENSORBOARD):
             for name, array in pictures:
                 self._writer.add_image(f"samples/{name}", array, step, dataformats="HWC")
             self._writer.flush()
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing_to(path: Path) -> Iterator[None]:
+    """Name the file of a run that cannot be written inside the block.
+
+    Raises:
+        CheckpointError: with the cause and the next step.
+    """
     try:
         yield
     except OSError as error:

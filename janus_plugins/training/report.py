@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from janus_plugins.training.metrics import read_metrics, unreadable
+from janus_plugins.training.metrics import read_metrics, unreadable, writing_to
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
@@ -38,6 +38,9 @@ def write_report(
         evaluation: scores by name; numbers further down (the ceilings, say) become rows of their own, but for
             those under "details".
         pictures: caption -> picture file, embedded in the page.
+
+    Raises:
+        CheckpointError: the disk is full or read-only; a report that was there stays.
     """
     steps = read_metrics(out)
     parts = [
@@ -52,8 +55,11 @@ def write_report(
         parts += ["<h2>Pictures</h2>", *(figure(caption, path) for caption, path in pictures.items())]
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(out.name)}</title>'
     path, partial = out / "report.html", out / "report.html.tmp"
-    partial.write_text(f"{head}<style>{STYLE}</style><body>{''.join(parts)}</body></html>", encoding="utf-8")
-    os.replace(partial, path)
+    with writing_to(path):
+        partial.write_text(
+            f"{head}<style>{STYLE}</style><body>{''.join(parts)}</body></html>", encoding="utf-8"
+        )
+        os.replace(partial, path)
     return path
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from janus_plugins import door
-from janus_plugins.core.errors import BadSample, DataError
+from janus_plugins.core.errors import BadSample, DataError, RunFileError
 from janus_plugins.core.samples import Sample, generation_sample
 from janus_plugins.evaluation import pictures, runner
 from janus_plugins.training import report, run
@@ -33,6 +33,18 @@ def test_ceilings_are_kept_by_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert told["details"] == {"one": {"samples": 3}, "two": {}, "three": {}}
     assert told["seconds_per_stage"] == {"unified": 3.0}
     assert ("ceilings: two: real", 0.61) in report.scores(told)
+
+
+def test_scores_that_cannot_be_written_leave_the_former(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_file_beyond: Any
+) -> None:
+    model: Any = SimpleNamespace(plan=SimpleNamespace(run=SimpleNamespace(evaluation=ANSWERS)))
+    monkeypatch.setattr(runner, "_run_task", lambda model, name: dict(ANSWERS[name]))
+    runner.evaluate_model(model, out=tmp_path)
+    before = (tmp_path / "evaluation.json").read_text()
+    with no_file_beyond(100), pytest.raises(RunFileError, match="cannot be written: File too large"):
+        runner.evaluate_model(model, out=tmp_path)
+    assert (tmp_path / "evaluation.json").read_text() == before
 
 
 def test_a_trained_model_is_evaluated_where_it_was_trained(

@@ -166,6 +166,17 @@ def test_files_that_cannot_be_written_are_named(tmp_path: Path, no_file_beyond: 
             write(metrics)
 
 
+def test_a_report_that_cannot_be_written_is_named_and_leaves_the_former(
+    world: World, tmp_path: Path, no_file_beyond: Any
+) -> None:
+    start(toy_run(), tmp_path, world)
+    before = write_report(tmp_path).read_text()
+    message = r"report\.html cannot be written: .*; make room and go on with --resume"
+    with no_file_beyond(2000), pytest.raises(CheckpointError, match=message):
+        write_report(tmp_path)
+    assert (tmp_path / "report.html").read_text() == before
+
+
 def test_lines_where_there_is_no_terminal_and_a_bar_where_there_is(world: World, tmp_path: Path) -> None:
     plain = Console(file=io.StringIO())
     start(toy_run(engine={"log_every": 2}), tmp_path / "plain", world, console=plain)
