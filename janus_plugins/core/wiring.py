@@ -31,7 +31,7 @@ from janus_plugins.core.plan import (
 )
 from janus_plugins.core.problems import option_worded
 from janus_plugins.core.schema import BESIDE_SCORES, ModelBlock, Named, RunConfig, StageBlock, Use
-from janus_plugins.core.specs import ComponentConfig
+from janus_plugins.core.specs import ComponentConfig, plain_options
 from janus_plugins.core.suggest import nearest
 from janus_plugins.core.unread import unread, unread_in_stage
 
@@ -145,11 +145,11 @@ class _Builder:
     def _config(self, address: str, entry: CatalogueEntry, use: Named) -> ComponentConfig:
         """Return a part's options, as they were where a checkpoint tells of other defaults than today's."""
         config = entry.spec.config.model_validate(use.options)
-        today = config.model_dump(mode="json") if address in self.options else {}
+        today = plain_options(config) if address in self.options else {}
         then = {name: value for name, value in self.options.get(address, {}).items() if name in today}
         if all(today[name] == value for name, value in then.items()):
             return config
-        return entry.spec.config.model_validate({**then, **use.options})
+        return entry.spec.config.model_validate(_laid_over(then, use.options))
 
     def _where(self, path: KeyPath) -> str:
         place = self.locate(path)
@@ -251,6 +251,16 @@ class _Builder:
             block.label: self.named(f"callbacks.{block.label}", Kind.CALLBACK, block, ("callbacks", position))
             for position, block in enumerate(run.callbacks)
         }
+
+
+def _laid_over(then: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of then with those that are given in their place, also within options of options."""
+    both = {
+        name: _laid_over(then[name], value)
+        for name, value in given.items()
+        if isinstance(value, dict) and isinstance(then.get(name), dict)
+    }
+    return {**then, **given, **both}
 
 
 def _differ(one: str, value: object, other: str, expected: object, fix: str) -> list[str]:

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic_core import PydanticSerializationError
 from torch import Tensor, nn
 
 import janus_plugins
 from janus_plugins.core.catalogue import catalogue_for
 from janus_plugins.core.errors import CheckpointError, PluginError
 from janus_plugins.core.outputs import left_by_the_dead, partial_of
-from janus_plugins.core.plan import Part, RunPlan
+from janus_plugins.core.plan import RunPlan
 from janus_plugins.core.runfile import dump_run, load_run, locator
+from janus_plugins.core.specs import plain_options
 from janus_plugins.core.wiring import resolve
 from janus_plugins.model.empty import Filler, compose_empty
 from janus_plugins.model.tensor_file import TensorFile, write_tensors
@@ -145,18 +145,11 @@ def provenance(model: UnifiedModel) -> dict[str, Any]:
             "component": f"{part.spec.kind}/{part.spec.name}",
             "distribution": part.owner.distribution,
             "version": part.owner.version,
-            "options": _options(part),
+            "options": plain_options(part.config),
         }
         for part in model.plan.model.parts()
     }
     return {"janus-plugins": janus_plugins.__version__, "torch": torch.__version__, "parts": parts}
-
-
-def _options(part: Part) -> dict[str, Any]:
-    try:
-        return part.config.model_dump(mode="json")
-    except PydanticSerializationError:  # of a plugin whose options are no plain data
-        return {}
 
 
 def save_tensors(state: Mapping[str, Tensor], folder: Path) -> None:

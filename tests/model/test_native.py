@@ -9,18 +9,24 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from pydantic import create_model
+from pydantic import BaseModel, Field, computed_field, create_model, field_validator
 from torch import nn
 
 import janus_plugins as jp
 from janus_plugins.core.catalogue import Catalogue, CatalogueEntry, catalogue
 from janus_plugins.core.errors import CheckpointError, PluginError
 from janus_plugins.core.plan import Owner
+from janus_plugins.core.runfile import load_run
+from janus_plugins.core.wiring import resolve
+from janus_plugins.encoders.siglip.spec import SiglipConfig
 from janus_plugins.model import native
+from janus_plugins.model.compose import compose_plan
 from janus_plugins.model.native import load_native, save_native
+from tests.tiny import write_tiny
 
 
 @pytest.fixture
@@ -283,3 +289,63 @@ def test_a_default_that_changed_since_is_that_of_the_checkpoint(model, folder, m
     after = jp.load(folder).plan.model.understanding["image"].encoder.config
     assert type(after) is changed
     assert after.normalize is before.normalize is True
+
+
+def changed_options(entries, config, name="siglip"):
+    """The catalogue, the options of one component being of another class."""
+    specs = [
+        CatalogueEntry(replace(entry.spec, config=config), entry.owner) if entry.spec.name == name else entry
+        for entry in entries
+    ]
+    return Catalogue(specs)
+
+
+def test_defaults_within_options_computed_and_renamed_ones_are_those_of_the_checkpoint(tmp_path, monkeypatch):
+    """Another default inside options of options counts as much; what is computed of them is none."""
+
+    class Crop(BaseModel):
+        left: int = 1
+        right: int = 2
+
+    class Then(SiglipConfig):
+        crop: Crop = Crop()
+        ratio: float = Field(default=1.0, alias="lambda")
+        size: int = 1
+
+        @computed_field
+        def area(self) -> int:
+            return 3
+
+    class LaterCrop(Crop):
+        right: int = 99
+
+    class Later(Then):
+        crop: LaterCrop = LaterCrop()
+        ratio: float = Field(default=5.0, alias="lambda")
+        size: int = 7
+
+    options = "model.understanding.image.encoder.options."
+    run = load_run(write_tiny(tmp_path), [options + "crop={left: 5}", options + "size=4"])
+    made = compose_plan(resolve(run, changed_options(catalogue().entries(), Then)))
+    made.save(tmp_path / "model")
+    later = changed_options(catalogue().entries(), Later)
+    monkeypatch.setattr(native, "catalogue_for", lambda run, locate: later)
+    after = jp.load(tmp_path / "model").plan.model.understanding["image"].encoder.config
+    assert (after.crop.left, after.crop.right, after.ratio, after.size) == (5, 2, 1.0, 4)
+
+
+def test_a_model_whose_options_are_no_plain_data_comes_back(tmp_path, monkeypatch):
+    class Precise(SiglipConfig):
+        precision: Any = "float32"
+
+        @field_validator("precision")
+        @classmethod
+        def _of_torch(cls, value):
+            return getattr(torch, value)
+
+    found = changed_options(catalogue().entries(), Precise)
+    run = load_run(write_tiny(tmp_path), ["model.understanding.image.encoder.options.precision=bfloat16"])
+    compose_plan(resolve(run, found)).save(tmp_path / "model")
+    monkeypatch.setattr(native, "catalogue_for", lambda run, locate: found)
+    after = jp.load(tmp_path / "model").plan.model.understanding["image"].encoder.config
+    assert after.precision is torch.bfloat16
