@@ -23,6 +23,7 @@ from janus_plugins.core.errors import CheckpointError, PluginError
 from janus_plugins.core.outputs import left_by_the_dead, partial_of
 from janus_plugins.core.plan import RunPlan
 from janus_plugins.core.runfile import dump_run, load_run, locator
+from janus_plugins.core.schema import ModelBlock
 from janus_plugins.core.specs import plain_options
 from janus_plugins.core.wiring import resolve
 from janus_plugins.model.empty import Filler, compose_empty
@@ -207,19 +208,27 @@ def read_plan(folder: Path) -> RunPlan:
         PluginError: one is not installed; the message says what to install.
     """
     made_by = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-    owners = {
-        (kind, name): part["distribution"]
-        for part in made_by["parts"].values()
-        for kind, _, name in [part["component"].partition("/")]
-    }
     options = {address: part.get("options", {}) for address, part in made_by["parts"].items()}
     run = load_run(folder / "config.yaml")
     locate = locator(run)
     try:
-        found = catalogue_for(run, locate).preferring(owners)
+        found = catalogue_for(run, locate).preferring(_owners(run.model, made_by["parts"]))
         return resolve(run, found, locate, trains=False, options=options)
     except PluginError as error:
         raise PluginError(f"{folder}: {error}\n{_install_hint(made_by)}") from error
+
+
+def _owners(block: ModelBlock, parts: Mapping[str, Any]) -> dict[tuple[str, str], str]:
+    """Return whose each component is that the run file calls by its bare name, by kind and name."""
+    owners = {}
+    for address, part in parts.items():
+        use: Any = block
+        for key in address.replace(".text_head", ".head").split("."):
+            use = use[key] if isinstance(use, dict) else getattr(use, key)
+        kind, _, name = part["component"].partition("/")
+        if use.use == name:
+            owners[kind, name] = part["distribution"]
+    return owners
 
 
 def _install_hint(made_by: Mapping[str, Any]) -> str:

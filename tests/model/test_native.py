@@ -19,6 +19,7 @@ from torch import nn
 import janus_plugins as jp
 from janus_plugins.core.catalogue import Catalogue, CatalogueEntry, catalogue
 from janus_plugins.core.errors import CheckpointError, PluginError
+from janus_plugins.core.kinds import Kind
 from janus_plugins.core.plan import Owner
 from janus_plugins.core.runfile import load_run
 from janus_plugins.core.wiring import resolve
@@ -349,3 +350,24 @@ def test_a_model_whose_options_are_no_plain_data_comes_back(tmp_path, monkeypatc
     monkeypatch.setattr(native, "catalogue_for", lambda run, locate: found)
     after = jp.load(tmp_path / "model").plan.model.understanding["image"].encoder.config
     assert after.precision is torch.bfloat16
+
+
+def test_a_bare_name_and_anothers_component_of_that_name_stay_apart(tmp_path, monkeypatch):
+    """Which of the two comes last in the provenance says nothing about the bare name."""
+
+    class Touch(SiglipConfig):
+        def facts(self):
+            return replace(super().facts(), modality="touch")
+
+    own, another = catalogue(), Owner("another", "1")
+    siglip = own.get(Kind.UNDERSTANDING_ENCODER, "siglip").spec
+    theirs = [replace(siglip, name="touch", config=Touch), own.get(Kind.ADAPTER, "mlp").spec]
+    found = Catalogue([*own.entries(), *(CatalogueEntry(spec, another) for spec in theirs)])
+    monkeypatch.setattr(native, "catalogue_for", lambda run, locate: found)
+    options = "{img_size: 8, patch_size: 4, embed_dim: 16, depth: 1, num_heads: 2}"
+    touch = f"{{encoder: {{use: touch, options: {options}}}, adapter: {{use: another/mlp}}}}"
+    run = load_run(write_tiny(tmp_path), ["model.understanding.touch=" + touch])
+    compose_plan(resolve(run, found)).save(tmp_path / "model")
+    paths = jp.load(tmp_path / "model").plan.model.understanding
+    owners = {name: path.adapter.owner.distribution for name, path in paths.items()}
+    assert owners == {"image": "janus-plugins", "touch": "another"}
