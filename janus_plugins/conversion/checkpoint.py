@@ -46,7 +46,7 @@ from janus_plugins.core.problems import listed
 from janus_plugins.core.schema import RunConfig, is_folder_name
 from janus_plugins.core.wiring import resolve
 from janus_plugins.model.empty import compose_empty
-from janus_plugins.model.native import is_native, read_plan, verify_manifest
+from janus_plugins.model.native import is_native, read_plan, verify_manifest, weight_files
 from janus_plugins.model.tensor_file import Entry, TensorFile
 from janus_plugins.model.unified import UnifiedModel
 from janus_plugins.sequence.templates import special_tokens
@@ -197,7 +197,7 @@ def _open_foreign(folder: Path, layout: Layout) -> Checkpoint:
 def _open_native(folder: Path) -> Checkpoint:
     verify_manifest(folder)
     model = compose_empty(read_plan(folder), load_tokenizer(folder))
-    weights = [TensorFile(path) for path in sorted(folder.glob("model*.safetensors"))]
+    weights = [TensorFile(path) for path in weight_files(folder)]
     files = TensorFiles(list(weights))
     shared: dict[str, str] = {}
     for file in weights:

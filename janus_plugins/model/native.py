@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -297,14 +298,22 @@ def load_tensors(model: nn.Module, folder: Path, *, partly: bool = False) -> Non
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    files = sorted(folder.glob("model*.safetensors"))
+    files = weight_files(folder)
     if not files:
-        raise CheckpointError(f"{folder} has no model*.safetensors")
+        raise CheckpointError(f"{folder} has no model.safetensors, nor shards of one")
     for path in files:
         file = TensorFile(path)
         yield from ((key, file.get(key)) for key in sorted(file.entries))
         shared: dict[str, str] = json.loads(file.metadata.get("shared", "{}"))
         yield from ((key, file.get(other)) for key, other in shared.items() if other in file.entries)
+
+
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of a folder's tensors; another name is a user's own copy (model_before.safetensors)."""
+    return sorted(path for path in folder.iterdir() if _WEIGHTS.fullmatch(path.name))
 
 
 def is_native(folder: Path) -> bool:
@@ -328,6 +337,7 @@ __all__ = [
     "save_native",
     "save_tensors",
     "verify_manifest",
+    "weight_files",
     "write_manifest",
     "write_texts",
 ]

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from janus_plugins.core.errors import CheckpointError
-from janus_plugins.model.native import load_tensors, save_tensors
+from janus_plugins.model.native import load_tensors, save_tensors, weight_files
 from janus_plugins.sequence.tokenizers import CONFIG_FILE as TOKENIZER_CONFIG
 from janus_plugins.sequence.tokenizers import FILE as TOKENIZER_FILE
 from janus_plugins.sequence.tokenizers import TextTokenizer, load_tokenizer
@@ -119,7 +119,7 @@ class Checkpoints:
             CheckpointError: they are not those of this model.
         """
         folder = self.root / START
-        if any(folder.glob("model*.safetensors")):
+        if folder.is_dir() and weight_files(folder):
             load_tensors(model, folder, partly=True)
 
     def save_step(

@@ -158,6 +158,19 @@ def test_saving_again_keeps_what_the_user_put_there(model, folder):
     load_native(folder)
 
 
+def test_a_copy_of_former_weights_beside_the_model_is_not_loaded(model, folder, tmp_path):
+    """Saving again keeps a user's files, and so must not read them as the model's."""
+    (folder / "model_before.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    name = "language_model.model.norm.weight"
+    state[name] += 1
+    save_native(model, folder, state)
+    assert (folder / "model_before.safetensors").exists()
+    assert torch.equal(jp.load(folder).state_dict()[name], state[name])
+    jp.convert(folder, tmp_path / "again")
+    assert torch.equal(jp.load(tmp_path / "again").state_dict()[name], state[name])
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 @pytest.mark.parametrize("at", [1, 2])
 def test_saving_that_is_broken_off_leaves_a_whole_checkpoint(model, folder, monkeypatch, error, at):
