@@ -28,7 +28,7 @@ from janus_plugins.core.schema import ModelBlock
 from janus_plugins.core.specs import plain_options
 from janus_plugins.core.wiring import resolve
 from janus_plugins.model.empty import Filler, compose_empty
-from janus_plugins.model.tensor_file import TensorFile, write_tensors
+from janus_plugins.model.tensor_file import KEPT_DTYPES, TensorFile, write_tensors
 from janus_plugins.model.unified import UnifiedModel
 from janus_plugins.sequence.tokenizers import load_tokenizer
 
@@ -158,15 +158,32 @@ def save_tensors(state: Mapping[str, Tensor], folder: Path) -> None:
     """Write tensors as model.safetensors, or as shards with an index; a shared tensor only once.
 
     Raises:
+        CheckpointError: a tensor is of a dtype that safetensors has no spelling for.
         OSError: the disk is full.
     """
+    for key, tensor in state.items():
+        if tensor.dtype not in KEPT_DTYPES.values():
+            raise CheckpointError(f"{key} is of {tensor.dtype}, which safetensors does not keep; convert it")
     shards, shared = _shards(state)
     for number, shard in enumerate(shards, start=1):
         name = (
             "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         )
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in shard.items()}
-        write_tensors(tensors, folder / name, {"format": "pt", "shared": json.dumps(shared)})
+        write_tensors(_apart(shard), folder / name, {"format": "pt", "shared": json.dumps(shared)})
+
+
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous tensors on the CPU; of two that lie over one another the later one is copied."""
+    spans: dict[int, list[tuple[int, int]]] = {}
+    apart = {}
+    for key, tensor in state.items():
+        plain = tensor.detach().cpu().contiguous()
+        first = plain.data_ptr()
+        others = spans.setdefault(plain.untyped_storage().data_ptr(), [])
+        over = any(first < end and begin < first + plain.nbytes for begin, end in others)
+        apart[key] = plain.clone() if over else plain
+        others.append((first, first + plain.nbytes))
+    return apart
 
 
 def _shards(state: Mapping[str, Tensor]) -> tuple[list[dict[str, Tensor]], dict[str, str]]:

@@ -37,6 +37,17 @@ DTYPES: dict[str, torch.dtype] = {
 }
 """The format's spelling of each dtype that is read and written."""
 
+KEPT_DTYPES: dict[str, torch.dtype] = {
+    **DTYPES,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "C64": torch.complex64,
+}
+"""With those that a plugin's own parameters and buffers may have; no foreign layout knows them."""
+
 SPELLINGS = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -92,10 +103,10 @@ class TensorFile:
     def get(self, name: str) -> Tensor:
         """Return one tensor in memory of its own."""
         entry = self.entries[name]
-        if entry.dtype not in DTYPES:
+        if entry.dtype not in KEPT_DTYPES:
             raise CheckpointError(f"{self.path}: {name} has dtype {entry.dtype}, which is not read")
         first, last = self._offsets[name]
-        tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+        tensor = torch.empty(entry.shape, dtype=KEPT_DTYPES[entry.dtype])
         if tensor.numel():
             with self.path.open("rb") as file:
                 file.seek(self._start + first)

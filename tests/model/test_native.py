@@ -254,6 +254,42 @@ def test_a_missing_plugin_is_reported_with_its_distribution(model, folder):
         load_native(folder)
 
 
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16, torch.uint32, torch.uint64, torch.complex64],
+)
+def test_what_a_folder_keeps_it_gives_back(plan, tmp_path, dtype):
+    model = compose_plan(plan)
+    encoder = model.understanding["image"].encoder
+    encoder.register_buffer("codes", torch.arange(6).to(dtype))
+    save_native(model, tmp_path / "model")
+    encoder.codes = torch.zeros(6).to(dtype)
+    native.load_tensors(model, tmp_path / "model")
+    assert torch.equal(encoder.codes.view(torch.uint8), torch.arange(6).to(dtype).view(torch.uint8))
+
+
+def test_a_dtype_that_no_folder_keeps_is_refused_when_it_is_saved(model, folder):
+    state = {**model.state_dict(), "waves": torch.zeros(2, dtype=torch.complex128)}
+    with pytest.raises(CheckpointError, match=r"waves is of torch\.complex128"):
+        save_native(model, folder, state)
+    load_native(folder)
+
+
+def test_tensors_that_lie_over_one_another_are_saved_each(plan, tmp_path):
+    model = compose_plan(plan)
+    encoder = model.understanding["image"].encoder
+    weight = next(encoder.parameters())
+    encoder.flat = nn.Parameter(weight.data.view(-1))
+    encoder.register_buffer("end", weight.data.view(-1)[1:])
+    save_native(model, tmp_path / "model")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        weight.zero_()
+    encoder.flat, encoder.end = nn.Parameter(encoder.flat.data.clone()), encoder.end.clone()
+    native.load_tensors(model, tmp_path / "model")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_shards_come_back(model, folder, monkeypatch):
     monkeypatch.setattr("janus_plugins.model.native.SHARD_BYTES", 20_000)
     save_native(model, folder)
