@@ -287,7 +287,8 @@ def _digest(path: Path) -> str:
 def load_tensors(model: nn.Module, folder: Path, *, partly: bool = False) -> None:
     """Load every tensor of a folder's safetensors into `model`, each key accounted for.
 
-    An empty parameter (on the meta device) becomes the tensor, in its own dtype; another is overwritten.
+    An empty parameter (on the meta device) becomes the tensor, in its own dtype, and so does a buffer of a
+    model of such; others are overwritten.
 
     Args:
         model: the model.
@@ -298,13 +299,14 @@ def load_tensors(model: nn.Module, folder: Path, *, partly: bool = False) -> Non
         CheckpointError: naming missing, unknown and wrongly shaped keys.
     """
     state, filler = model.state_dict(), Filler(model)
+    empty = any(value.is_meta for value in state.values())
     missing, problems = set(state), []
     for key, tensor in _tensors(folder):
         if key not in state:
             problems.append(f"unknown tensor {key}")
         elif state[key].shape != tensor.shape:
             problems.append(f"{key} has shape {list(tensor.shape)}, the model needs {list(state[key].shape)}")
-        elif state[key].is_meta:
+        elif state[key].is_meta or (empty and state[key].dtype != tensor.dtype):
             filler.put(key, tensor)
         else:
             state[key].copy_(tensor)
@@ -329,7 +331,7 @@ _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files of a folder's tensors; another name is a user's own copy (model_before.safetensors)."""
+    """Return the files of a folder's tensors; model_before.safetensors is a user's own copy."""
     return sorted(path for path in folder.iterdir() if _WEIGHTS.fullmatch(path.name))
 
 

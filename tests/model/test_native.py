@@ -290,6 +290,21 @@ def test_tensors_that_lie_over_one_another_are_saved_each(plan, tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_buffers_keep_their_precision_too(tmp_path):
+    """Codebooks that are buffers, of 32 bits beside layers of 16, could not be used."""
+    model = jp.compose("tones").to(torch.bfloat16)
+    save_native(model, tmp_path / "model")
+    loaded = jp.load(tmp_path / "model")
+    state, other = model.state_dict(), loaded.state_dict()
+    assert {name: value.dtype for name, value in other.items()} == {
+        name: value.dtype for name, value in state.items()
+    }
+    assert all(torch.equal(value, other[name]) for name, value in state.items())
+    codes = torch.arange(model.plan.model.generation["audio"].facts.tokens)[None, :, None].expand(1, -1, 4)
+    sound, before = loaded.decode("audio", codes)[0], model.eval().decode("audio", codes)[0]
+    assert sound.tolist() == before.tolist()
+
+
 def test_shards_come_back(model, folder, monkeypatch):
     monkeypatch.setattr("janus_plugins.model.native.SHARD_BYTES", 20_000)
     save_native(model, folder)
