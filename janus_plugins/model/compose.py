@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from janus_plugins.core.blame import blamed
+from janus_plugins.core.blame import blamed, full_name
 from janus_plugins.core.catalogue import load_factory
 from janus_plugins.core.errors import CheckpointError, PluginError, RunFileError, WiringError
 from janus_plugins.core.plan import GenerationPlan, Part, RunPlan, UnderstandingPlan
@@ -92,7 +93,7 @@ def build_part(part: Part) -> nn.Module:
     """Build one component by its factory.
 
     Raises:
-        PluginError: the factory raised, or answered something that is no `nn.Module`.
+        PluginError: the factory raised, or answered something that is no `nn.Module`, or a lazy one.
     """
     factory: Callable[..., object] = load_factory(part.spec)
     with blamed(part, "building"):
@@ -101,6 +102,12 @@ def build_part(part: Part) -> nn.Module:
         raise PluginError(
             f"{part.address}: {part.spec.factory} returned {type(built).__name__}, not an nn.Module"
         )
+    for name, tensor in [*built.named_parameters(), *built.named_buffers()]:
+        if is_lazy(tensor):
+            raise PluginError(
+                f"{full_name(part)}: {name} has no size before a first batch (a lazy layer), so that it can be "
+                "neither trained nor loaded; give the layer its sizes, which the facts tell"
+            )
     return built
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import janus_plugins
+from janus_plugins.core.blame import full_name
 from janus_plugins.core.catalogue import catalogue_for
 from janus_plugins.core.errors import CheckpointError, PluginError
 from janus_plugins.core.outputs import left_by_the_dead, partial_of
@@ -216,7 +217,19 @@ def load_native(folder: str | Path, device: torch.device | str = "cpu") -> Unifi
     verify_manifest(source)
     model = compose_empty(read_plan(source), load_tokenizer(str(source)))
     load_tensors(model, source)
+    _refuse_uncomputed(model)
     return model.to(device).eval()
+
+
+def _refuse_uncomputed(model: UnifiedModel) -> None:
+    """Refuse a buffer that a part computes of its weights when it is built, where it has none yet."""
+    for name, value in model.named_buffers():
+        if value.is_meta:
+            part = next(one for one in model.plan.model.parts() if name.startswith(one.address + "."))
+            raise PluginError(
+                f"{full_name(part)}: its buffer {name} is computed of weights when it is built, and not "
+                "kept with them; make it a persistent one (register_buffer without persistent=False)"
+            )
 
 
 def read_plan(folder: Path) -> RunPlan:

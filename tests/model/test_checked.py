@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
+import janus_plugins as jp
+from janus_plugins.core.catalogue import load_factory
 from janus_plugins.core.errors import BadSample, PluginError
+from janus_plugins.core.kinds import Kind
+from janus_plugins.model import compose
 from janus_plugins.model.compose import compose_plan
 
 READER, CODER = "understanding.image.encoder", "generation.image.encoder"
@@ -122,3 +127,46 @@ def test_memory_that_is_missing_is_nobodys_fault(fresh, batch_of, prepared, monk
         with pytest.raises(error, match="none left"):
             fresh(batch, dict.fromkeys(batch.targets(), 1.0))
         monkeypatch.undo()
+
+
+@pytest.fixture
+def reader_also(monkeypatch):
+    """Let the understanding encoder do something more when it is built."""
+
+    def use(more):
+        def load(spec):
+            factory = load_factory(spec)
+            if spec.kind != Kind.UNDERSTANDING_ENCODER:
+                return factory
+
+            def build(config, facts):
+                built = factory(config, facts)
+                more(built)
+                return built
+
+            return build
+
+        monkeypatch.setattr(compose, "load_factory", load)
+
+    return use
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("layer", [nn.LazyLinear, nn.LazyBatchNorm1d])
+def test_a_lazy_layer_is_refused_when_it_is_built(plan, reader_also, layer, device):
+    """It was trained, saved, and fitted no model that was built anew."""
+    sizes = () if layer is nn.LazyBatchNorm1d else (4,)
+    reader_also(lambda built: built.add_module("late", layer(*sizes)))
+    with pytest.raises(PluginError, match=rf"{READER}.*late\.\w+ has no size before a first batch"):
+        compose_plan(plan, device=device)
+
+
+def test_a_buffer_that_is_computed_of_weights_and_not_kept_is_named(plan, reader_also, tmp_path):
+    def more(built):
+        total = next(built.parameters()).detach().sum(0)
+        built.register_buffer("total", total, persistent=False)
+
+    reader_also(more)
+    compose_plan(plan).save(tmp_path / "model")
+    with pytest.raises(PluginError, match=rf"{READER}.*encoder\.total is computed of weights.*persistent"):
+        jp.load(tmp_path / "model")
