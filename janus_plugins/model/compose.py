@@ -105,7 +105,7 @@ def build_part(part: Part) -> nn.Module:
     for name, tensor in [*built.named_parameters(), *built.named_buffers()]:
         if is_lazy(tensor):
             raise PluginError(
-                f"{full_name(part)}: {name} has no size before a first batch (a lazy layer), so that it can be "
+                f"{full_name(part)}: {name} has no size before a first batch (a lazy layer), so it can be "
                 "neither trained nor loaded; give the layer its sizes, which the facts tell"
             )
     return built
