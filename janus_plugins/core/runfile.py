@@ -117,7 +117,7 @@ def _base_path(base: Node, file: Path) -> Path:
 
 def _nearest_base(name: str, beside: Path) -> str:
     """Guess which shipped run, or which file of the same folder, was meant."""
-    files = [Path(name).with_name(path.name) for path in sorted(beside.parent.glob("*.yaml"))]
+    files = [Path(name).parent / path.name for path in sorted(beside.parent.glob("*.yaml"))]
     spellings = {run: run for run in shipped_runs()} | {
         str(file.with_suffix("")): str(file) for file in files
     }
