@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
+from janus_plugins.core.catalogue import OWN
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.core.frame import below, holds_keys, model_of, names_entries
 from janus_plugins.core.nodes import KeyPath, Node
@@ -152,7 +153,7 @@ def _without_replaced(mapping: dict[str, Node], over: dict[str, Node], path: Key
     gone: tuple[str, ...] = ()
     if "share" in over and old is not None:
         gone = ("use", "options", "weights")
-    elif use is not None and old is not None and use.value != old.value:
+    elif use is not None and old is not None and _bare(use) != _bare(old):
         gone = ("options", "weights")
     elif use is not None and "share" in mapping:
         gone = ("share",)
@@ -161,6 +162,11 @@ def _without_replaced(mapping: dict[str, Node], over: dict[str, Node], path: Key
     if another and path == ("model", "language_model", "tokenizer"):
         gone = tuple(TOKENIZER_KEYS)
     return {key: node for key, node in mapping.items() if key not in gone}
+
+
+def _bare(use: Node) -> Any:
+    """Return a component's name as it is called without us: "janus-plugins/mlp" is no other than "mlp"."""
+    return use.value.removeprefix(f"{OWN}/") if isinstance(use.value, str) else use.value
 
 
 def _merge_stages(base: Node | None, over: Node) -> Node:

@@ -352,6 +352,23 @@ def test_another_component_does_not_inherit_options_or_weights(folder: Path) -> 
     assert load_run(folder / "judged.yaml", over).evaluation["read"].options == {}
 
 
+@pytest.mark.parametrize("base", [".", "..", "/"])
+def test_a_base_that_is_a_folder_is_refused(folder: Path, base: str) -> None:
+    (folder / "inner").mkdir()
+    (folder / "inner" / "over.yaml").write_text(f"base: {base}\n")
+    with pytest.raises(RunFileError, match="over.yaml:1: base: there is no file"):
+        load_run(folder / "inner" / "over.yaml")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("siglip", "janus-plugins/siglip"), ("janus-plugins/siglip", "siglip")]
+)
+def test_our_component_is_the_same_under_its_full_name(folder: Path, before: str, after: str) -> None:
+    over = [f"model.understanding.image.encoder.use={name}" for name in (before, after)]
+    encoder = load_run(folder / "run.yaml", over).model.understanding["image"].encoder
+    assert (encoder.use, encoder.options, encoder.weights) == (after, {"depth": 1}, "somewhere")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
