@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import janus_plugins
 from janus_plugins.core.blame import full_name
 from janus_plugins.core.catalogue import catalogue_for
-from janus_plugins.core.errors import CheckpointError, PluginError
+from janus_plugins.core.errors import CheckpointError, PluginError, RunFileError
 from janus_plugins.core.outputs import left_by_the_dead, partial_of
 from janus_plugins.core.plan import RunPlan
 from janus_plugins.core.runfile import dump_run, load_run, locator
@@ -236,7 +236,8 @@ def read_plan(folder: Path) -> RunPlan:
     """Resolve a native checkpoint's config, with the very plugins and options that it was made with.
 
     Raises:
-        PluginError: one is not installed; the message says what to install.
+        PluginError, RunFileError: one is not installed, or its options are others today; the
+            message says what to install.
     """
     made_by = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     options = {address: part.get("options", {}) for address, part in made_by["parts"].items()}
@@ -245,8 +246,8 @@ def read_plan(folder: Path) -> RunPlan:
     try:
         found = catalogue_for(run, locate).preferring(_owners(run.model, made_by["parts"]))
         return resolve(run, found, locate, trains=False, options=options)
-    except PluginError as error:
-        raise PluginError(f"{folder}: {error}\n{_install_hint(made_by)}") from error
+    except (PluginError, RunFileError) as error:
+        raise type(error)(f"{folder}: {error}\n{_install_hint(made_by)}") from error
 
 
 def _owners(block: ModelBlock, parts: Mapping[str, Any]) -> dict[tuple[str, str], str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +19,11 @@ from torch import nn
 
 import janus_plugins as jp
 from janus_plugins.core.catalogue import Catalogue, CatalogueEntry, catalogue
-from janus_plugins.core.errors import CheckpointError, PluginError
+from janus_plugins.core.errors import CheckpointError, PluginError, RunFileError
 from janus_plugins.core.kinds import Kind
 from janus_plugins.core.plan import Owner
 from janus_plugins.core.runfile import load_run
+from janus_plugins.core.specs import ComponentConfig
 from janus_plugins.core.wiring import resolve
 from janus_plugins.encoders.siglip.spec import SiglipConfig
 from janus_plugins.model import native
@@ -435,3 +437,23 @@ def test_a_bare_name_and_anothers_component_of_that_name_stay_apart(tmp_path, mo
     paths = jp.load(tmp_path / "model").plan.model.understanding
     owners = {name: path.adapter.owner.distribution for name, path in paths.items()}
     assert owners == {"image": "janus-plugins", "touch": "another"}
+
+
+@pytest.mark.parametrize(
+    ("later", "said"),
+    [
+        ({"pixels": (int, 4)}, "options.img_size: siglip has no such option"),
+        ({"img_size": (int, ...), "patch_size": (int, 4), "newly": (int, ...)}, "options.newly: is needed"),
+    ],
+)
+def test_options_that_are_others_today_tell_the_version_that_had_them(
+    model, folder, monkeypatch, later, said
+):
+    config = create_model("Later", __base__=ComponentConfig, **later)
+    monkeypatch.setattr(
+        native, "_install_hint", lambda made_by: "this model was made with: pip install it==1"
+    )
+    found = changed_options(catalogue().entries(), config)
+    monkeypatch.setattr(native, "catalogue_for", lambda run, locate: found)
+    with pytest.raises(RunFileError, match="(?s)" + re.escape(said) + ".*made with: pip install it==1"):
+        jp.load(folder)
