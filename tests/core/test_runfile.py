@@ -356,7 +356,7 @@ def test_another_component_does_not_inherit_options_or_weights(folder: Path) -> 
 def test_a_base_that_is_a_folder_is_refused(folder: Path, base: str) -> None:
     (folder / "inner").mkdir()
     (folder / "inner" / "over.yaml").write_text(f"base: {base}\n")
-    with pytest.raises(RunFileError, match=r"over.yaml:1: base: there is no file"):
+    with pytest.raises(RunFileError, match=r"over\.yaml:1: base: there is no file"):
         load_run(folder / "inner" / "over.yaml")
 
 
