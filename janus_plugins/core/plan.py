@@ -26,6 +26,14 @@ from janus_plugins.core.schema import DataBlock, EvaluationBlock, ParallelBlock,
 from janus_plugins.core.specs import ComponentConfig, ComponentSpec
 
 
+def plain_options(config: ComponentConfig) -> dict[str, Any]:
+    """Return options as plain data that the same class reads again; none where they are no plain data."""
+    try:
+        return config.model_dump(mode="json", by_alias=True, round_trip=True)
+    except ValueError:  # what pydantic raises, and text that is none
+        return {}
+
+
 @dataclass(frozen=True)
 class Part:
     """Hold one resolved component of a model or of its data.
@@ -204,4 +212,5 @@ __all__ = [
     "Part",
     "RunPlan",
     "UnderstandingPlan",
+    "plain_options",
 ]

@@ -54,14 +54,6 @@ class ComponentConfig(BaseModel):
         return tokens
 
 
-def plain_options(config: ComponentConfig) -> dict[str, Any]:
-    """Return options as plain data that the same class reads again; none where they are no plain data."""
-    try:
-        return config.model_dump(mode="json", by_alias=True, round_trip=True)
-    except ValueError:  # what pydantic raises, and text that is none
-        return {}
-
-
 @dataclass(frozen=True, kw_only=True)
 class ComponentSpec:
     """Declare one component.

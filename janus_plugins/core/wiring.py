@@ -28,10 +28,11 @@ from janus_plugins.core.plan import (
     Part,
     RunPlan,
     UnderstandingPlan,
+    plain_options,
 )
 from janus_plugins.core.problems import option_worded
 from janus_plugins.core.schema import BESIDE_SCORES, ModelBlock, Named, RunConfig, StageBlock, Use
-from janus_plugins.core.specs import ComponentConfig, plain_options
+from janus_plugins.core.specs import ComponentConfig
 from janus_plugins.core.suggest import nearest
 from janus_plugins.core.unread import unread, unread_in_stage
 

@@ -23,10 +23,9 @@ from janus_plugins.core.blame import full_name
 from janus_plugins.core.catalogue import catalogue_for
 from janus_plugins.core.errors import CheckpointError, PluginError, RunFileError
 from janus_plugins.core.outputs import left_by_the_dead, partial_of
-from janus_plugins.core.plan import RunPlan
+from janus_plugins.core.plan import RunPlan, plain_options
 from janus_plugins.core.runfile import dump_run, load_run, locator
 from janus_plugins.core.schema import ModelBlock
-from janus_plugins.core.specs import plain_options
 from janus_plugins.core.wiring import resolve
 from janus_plugins.model.empty import Filler, compose_empty
 from janus_plugins.model.tensor_file import KEPT_DTYPES, TensorFile, write_tensors
