@@ -27,10 +27,10 @@ def test_validates_and_survives_a_round_trip(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_fits_the_published_schema(path):
-    """The schema describes whole files; one with a base is checked as it is resolved."""
-    schema = json.loads((CONFIGS / "run.schema.json").read_text())
-    data = yaml.safe_load(dump_run(load_run(path)))
-    jsonschema.Draft202012Validator(schema).validate(data)
+    """As it is written, over its base, and as a whole."""
+    validator = jsonschema.Draft202012Validator(json.loads((CONFIGS / "run.schema.json").read_text()))
+    validator.validate(yaml.safe_load(path.read_text()))
+    validator.validate(yaml.safe_load(dump_run(load_run(path))))
 
 
 def test_the_published_schema_is_current():
@@ -46,6 +46,27 @@ def test_the_schema_refuses_a_wrong_option():
     data = yaml.safe_load(dump_run(load_run("digits")))
     data["model"]["understanding"]["image"]["encoder"]["options"]["img_sice"] = 3
     assert not jsonschema.Draft202012Validator(schema).is_valid(data)
+
+
+OVER = {
+    "stages: {unified: {batch: 8, learn: {language_model: 0.0001}}}": True,
+    "stages: {unified: {batches: 8}}": False,
+    "model: {understanding: {image: {encoder: {options: {width: 8}}}, audio: null}}": True,
+    "model: {understanding: {image: {encoder: {use: siglip, options: {img_size: 16}}}}}": True,
+    "model: {understanding: {image: {encoder: {use: siglip, options: {img_sise: 16}}}}}": False,
+    "model: {understanding: {image: {encoder: {share: generation.image.encoder}}}}": True,
+    "model: {understanding: {image: {encode: {}}}}": False,
+    "evaluation: {read: null}": True,
+    "callbacks: [{options: {}}]": False,  # a list replaces another, so that it is whole
+    "seed: one": False,
+}
+
+
+@pytest.mark.parametrize(("text", "fits"), OVER.items())
+def test_the_schema_of_what_stands_over_a_base(text, fits):
+    validator = jsonschema.Draft202012Validator(json.loads((CONFIGS / "run.schema.json").read_text()))
+    assert validator.is_valid(yaml.safe_load(f"base: digits.yaml\n{text}\n")) == fits
+    assert not validator.is_valid(yaml.safe_load(text))  # without a base it is no run file
 
 
 def test_parameters_of_the_reference():

@@ -23,17 +23,17 @@ _BLOCKS = {
 }
 """Blocks that name a component themselves, and the key under which they do."""
 
+_OVER = "over."
+"""Before the name of what may stand in a file with a base."""
+
 _USED = {kind for fields in _PLACES.values() for kind in fields.values()}
 
 
 def run_schema(found: Catalogue | None = None) -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) of a run file."""
+    """Return the JSON Schema (draft 2020-12) of a run file: a whole one, or what overrides a base."""
     found = found or catalogue()
-    schema = RunConfig.model_json_schema()
-    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    schema["properties"]["base"] = {"type": "string", "description": "a run file that this one overrides"}
-    schema["title"] = "janus-plugins run file"
-    definitions = schema["$defs"]
+    whole = RunConfig.model_json_schema()
+    definitions = whole.pop("$defs")
     for kind in (each for each in Kind if each in _USED):
         definitions[f"Use.{kind}"] = _use(definitions, found, kind)
     for block, fields in _PLACES.items():
@@ -44,7 +44,53 @@ def run_schema(found: Catalogue | None = None) -> dict[str, Any]:
         definitions[block]["allOf"] = _choices(definitions, found, kind, key)
     _allow_share(definitions)
     definitions.pop("Use", None)
-    return schema
+    parts = {f"{_OVER}{name}": _overriding(part) for name, part in definitions.items()}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "janus-plugins run file",
+        "$defs": {**definitions, **parts, "whole": whole, "over": _over(whole)},
+        "if": {"required": ["base"]},
+        "then": {"$ref": "#/$defs/over"},
+        "else": {"$ref": "#/$defs/whole"},
+    }
+
+
+def _over(whole: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a file with a base, in which stages may be overridden by their names."""
+    over: dict[str, Any] = _overriding(whole)
+    base = {"type": "string", "description": "a run file that this one overrides"}
+    by_name = {"additionalProperties": {"$ref": f"#/$defs/{_OVER}StageBlock"}, "type": "object"}
+    stages = {"anyOf": [by_name, whole["properties"]["stages"]], "title": "Stages"}
+    over["properties"] = {"base": base, **over["properties"], "stages": stages}
+    return over
+
+
+def _overriding(schema: Any) -> Any:
+    """Return what may stand over something of a schema: a part of it, and null, which removes.
+
+    A list replaces another one, and is whole.
+    """
+    if not isinstance(schema, dict):
+        return [_overriding(each) for each in schema] if isinstance(schema, list) else schema
+    made: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key == "properties":
+            made[key] = {name: _or_null(each) for name, each in value.items()}
+        elif key == "additionalProperties" and isinstance(value, dict):
+            made[key] = _or_null(value)
+        elif key == "$ref":
+            made[key] = value.replace("#/$defs/", f"#/$defs/{_OVER}")
+        elif key in ("items", "prefixItems", "if", "default", "enum", "const", "discriminator"):
+            made[key] = value
+        elif key not in ("required", "oneOf", "minProperties"):
+            made[key] = _overriding(value)
+    return made
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    over: dict[str, Any] = _overriding(schema)
+    told: dict[str, Any] = {key: over.pop(key) for key in ("title", "description", "default") if key in over}
+    return {"anyOf": [over, {"type": "null"}], **told} if over else told
 
 
 def _allow_share(definitions: dict[str, Any]) -> None:
