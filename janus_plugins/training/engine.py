@@ -4,9 +4,9 @@ DeepSpeed divides a loss by the number of micro-batches and averages gradients o
 here by one factor, so that world size, accumulation and packing never change a gradient.
 
 A bad step changes nothing: what moves by itself in the forward pass (running means, as of codebooks) is put
-back. A non-finite loss poisons its own gradient (so the one check sees both), every
-DeepSpeed optimiser that wraps ours refuses a non-finite gradient on all ranks alike, and for the one case
-without a wrapper (ZeRO 0 in fp32) we look at the reduced gradients ourselves.
+back. A non-finite loss poisons its own gradient (so the one check sees both), every DeepSpeed optimiser that
+wraps ours refuses a non-finite gradient on all ranks alike, and for the one case without a wrapper (ZeRO 0 in
+fp32) we look at the reduced gradients ourselves.
 """
 
 from __future__ import annotations
