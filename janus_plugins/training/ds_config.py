@@ -33,8 +33,9 @@ def deepspeed_config(engine: EngineBlock, stage: StageBlock, world_size: int) ->
 
     Raises:
         RunFileError: `engine.deepspeed` sets something that the run file sets elsewhere, or that DeepSpeed
-            does not know or refuses.
+            does not know or refuses; or a stage that reconstructs has too few items for its micro-batches.
     """
+    _check_items(engine, stage, world_size)
     config = copy.deepcopy(engine.deepspeed)
     for key, place in _OURS.items():
         if key in config:
@@ -62,6 +63,18 @@ def deepspeed_config(engine: EngineBlock, stage: StageBlock, world_size: int) ->
     zero_stage(engine)
     check_deepspeed(engine.deepspeed, config)
     return config
+
+
+def _check_items(engine: EngineBlock, stage: StageBlock, world_size: int) -> None:
+    """Refuse micro-batches of padding alone where it would move what moves in the forward pass."""
+    parts = engine.accumulate * world_size
+    if stage.reconstruct is not None and stage.batch < parts:
+        raise RunFileError(
+            f"stages.{stage.name}.batch: {stage.batch} items are fewer than the {parts} micro-batches of a "
+            f"step (engine.accumulate {engine.accumulate} times {world_size} ranks); the others would hold "
+            "padding, from which codebooks and running means learn, too. Raise the batch, or lower "
+            "engine.accumulate"
+        )
 
 
 def zero_stage(engine: EngineBlock) -> int:

@@ -172,6 +172,15 @@ def test_what_we_fill_in() -> None:
     assert "train_batch_size" not in user
 
 
+def test_items_for_every_micro_batch_of_a_reconstruction() -> None:
+    """Codebooks that move in the forward pass would move to padding."""
+    engine, stage = EngineBlock(accumulate=3), toy_stage(batch=5, reconstruct="image", mix={})
+    deepspeed_config(engine, stage, world_size=1)
+    deepspeed_config(engine, toy_stage(batch=5), world_size=2)
+    with pytest.raises(RunFileError, match=r"stages.one.batch: 5 items are fewer than the 6 micro-batches"):
+        deepspeed_config(engine, stage, world_size=2)
+
+
 @pytest.mark.parametrize(
     ("block", "message"),
     [
