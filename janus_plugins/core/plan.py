@@ -27,11 +27,28 @@ from janus_plugins.core.specs import ComponentConfig, ComponentSpec
 
 
 def plain_options(config: ComponentConfig) -> dict[str, Any]:
-    """Return options as plain data that the same class reads again; none where they are no plain data."""
+    """Return options as plain data that the same class reads again; none where they are no plain data.
+
+    Equal options give equal data in every process: sets are sorted, whose order is another in each.
+    """
+    how: dict[str, Any] = {"by_alias": True, "round_trip": True}
     try:
-        return config.model_dump(mode="json", by_alias=True, round_trip=True)
+        plain: dict[str, Any] = _in_order(config.model_dump(mode="json", **how), config.model_dump(**how))
     except ValueError:  # what pydantic raises, and text that is none
         return {}
+    return plain
+
+
+def _in_order(plain: Any, value: Any) -> Any:
+    """Return the plain data of a value with its sets sorted, where it is laid out as the value is."""
+    if isinstance(plain, list) and isinstance(value, (set, frozenset)):
+        return sorted(plain, key=repr)
+    if isinstance(plain, dict) and isinstance(value, dict) and len(plain) == len(value):
+        pairs = zip(plain.items(), value.values(), strict=True)
+        return {key: _in_order(one, of) for (key, one), of in pairs}
+    if isinstance(plain, list) and isinstance(value, (list, tuple)) and len(plain) == len(value):
+        return [_in_order(one, of) for one, of in zip(plain, value, strict=True)]
+    return plain
 
 
 @dataclass(frozen=True)

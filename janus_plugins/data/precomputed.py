@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from janus_plugins.core.errors import BadSample, DataError, RunFileError
-from janus_plugins.core.plan import DataPlan, Part, RunPlan
+from janus_plugins.core.plan import DataPlan, Part, RunPlan, plain_options
 from janus_plugins.core.schema import StageBlock
 from janus_plugins.data.mixture import stage_sources
 from janus_plugins.sequence.line import Path
@@ -118,9 +118,12 @@ def part_file(folder: File, number: int) -> File:
 def source_digest(data: DataPlan) -> str:
     """Return a sha256 of which component reads a data entry, and with which options."""
     part = data.part
-    return digest_of(
-        [part.owner.distribution, part.spec.name, part.config.model_dump(mode="json"), data.block.split]
-    )
+    return digest_of([part.owner.distribution, part.spec.name, options_of(part), data.block.split])
+
+
+def options_of(part: Part) -> Any:
+    """Return what tells a part's options from others, as plain data."""
+    return plain_options(part.config) or (repr(part.config) if type(part.config).model_fields else {})
 
 
 def item_digest(value: object) -> str:

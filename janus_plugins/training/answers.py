@@ -9,7 +9,7 @@ from torch import nn
 from janus_plugins.core.errors import DataError
 from janus_plugins.core.plan import Part, RunPlan
 from janus_plugins.core.schema import StageBlock
-from janus_plugins.data.precomputed import digest_of, open_stores
+from janus_plugins.data.precomputed import digest_of, open_stores, options_of
 
 
 def check_precomputed(plan: RunPlan, model: nn.Module, stage: StageBlock) -> None:
@@ -36,7 +36,7 @@ def check_precomputed(plan: RunPlan, model: nn.Module, stage: StageBlock) -> Non
 def encoder_key(part: Part, module: nn.Module, precision: str) -> str:
     """Return a sha256 of all that an encoder's answers hang on: component, options, processor, weights."""
     owner = [part.owner.distribution, part.owner.version, str(part.spec.kind), part.spec.name]
-    options = part.config.model_dump(mode="json")
+    options = options_of(part)
     digest = hashlib.sha256(digest_of([owner, options, part.spec.processor, precision]).encode())
     for name, tensor in sorted(module.state_dict().items()):
         exact = tensor.float() if tensor.is_floating_point() else tensor
