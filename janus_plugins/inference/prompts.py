@@ -43,7 +43,7 @@ def item_prompt(
 def question_prompt(
     model: UnifiedModel, question: str, shown: Shown, system: str | None, seed: int
 ) -> TextPrompt:
-    """Lay out a question about items, given as (modality, embeddings [T, M]), before its text.
+    """Lay out a question about items, given as (modality, embeddings [T, M]); see `plan_question`.
 
     Raises:
         RunFileError: it is longer than the language model's positions.
