@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from janus_plugins.core.errors import BadSample, DataError
+from janus_plugins.core.suggest import quoted
 
 Task = Literal["text", "understanding", "generation", "interleaved"]
 TASKS: tuple[Task, ...] = ("text", "understanding", "generation", "interleaved")
@@ -111,7 +112,7 @@ def placed(text: str, items: Sequence[Item], marks: Mapping[str, str] | None = N
     for name, marked in number.items():
         if marked != len(waiting[name]):
             there = len(waiting[name])
-            raise BadSample(f"{_short(text)} marks {marked} places with <{name}> for {there} items")
+            raise BadSample(f"{quoted(text)} marks {marked} places with <{name}> for {there} items")
     parts: list[Part] = [item for item in items if item.modality not in number]
     for place, piece in enumerate(pieces):
         if place % 2:
@@ -119,10 +120,6 @@ def placed(text: str, items: Sequence[Item], marks: Mapping[str, str] | None = N
         elif piece.strip() or (piece and not number):
             parts.append(piece)
     return tuple(parts)
-
-
-def _short(text: str, limit: int = 60) -> str:
-    return repr(text if len(text) <= limit else f"{text[:limit]}…")
 
 
 def asked(sample: Sample) -> tuple[str, list[Item]]:

@@ -1,4 +1,4 @@
-"""Guess what was meant by a misspelt word, for error messages."""
+"""What error messages share: a guess at what was meant by a misspelt word, and how a text is shown."""
 
 from __future__ import annotations
 
@@ -26,3 +26,8 @@ def unexpanded(path: str) -> str:
     """Return what to say of a path that was not found and holds $NAME or ${NAME}, or ""."""
     found = _VARIABLE.search(path)
     return f"; environment variables are not expanded: write what {found[0]} stands for" if found else ""
+
+
+def quoted(text: str, limit: int = 60) -> str:
+    """Return a text as a message shows it: in quotes, and cut off where it is long."""
+    return repr(text if len(text) <= limit else f"{text[:limit]}…")

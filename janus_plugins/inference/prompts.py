@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor
 
 from janus_plugins.core.errors import RunFileError
+from janus_plugins.core.suggest import quoted
 from janus_plugins.inference.decode import ItemPrompt
 from janus_plugins.inference.switching import AnswerPrompt, Switches
 from janus_plugins.inference.words import TextPrompt
@@ -36,7 +37,7 @@ def item_prompt(
     )
     # The last code (of blocks: the last block) is chosen, never read: it needs no position.
     slots = model.plan.model.generation[modality].facts.tokens - 1
-    _check_length(model, f"the prompt {_short(prompt)}", len(conditional), slots)
+    _check_length(model, f"the prompt {quoted(prompt)}", len(conditional), slots)
     return ItemPrompt(conditional.tolist(), unconditional.tolist(), seeds, _placed(spans, shown))
 
 
@@ -49,7 +50,7 @@ def question_prompt(
         RunFileError: it is longer than the language model's positions.
     """
     plan = plan_question(question, _counts(shown), _spelling(model), _style(model), system)
-    _check_length(model, f"the question {_short(question)}", len(plan), 0)
+    _check_length(model, f"the question {quoted(question)}", len(plan), 0)
     return TextPrompt(plan.ids.tolist(), seed, _placed(plan.spans, shown))
 
 
@@ -62,7 +63,7 @@ def answer_prompt(
         RunFileError: it is longer than the language model's positions.
     """
     plan, unconditional = plan_interleaved(prompt, _counts(shown), _spelling(model), _style(model), system)
-    _check_length(model, f"the prompt {_short(prompt)}", len(plan), 0)
+    _check_length(model, f"the prompt {quoted(prompt)}", len(plan), 0)
     return AnswerPrompt(plan.ids.tolist(), unconditional.tolist(), seed, _placed(plan.spans, shown))
 
 
@@ -107,7 +108,3 @@ def _check_length(model: UnifiedModel, what: str, given: int, following: int) ->
             f"{what} takes {given} positions{more}, but the language model has only {limit} (max_positions); "
             "shorten it"
         )
-
-
-def _short(text: str, limit: int = 60) -> str:
-    return repr(text if len(text) <= limit else f"{text[:limit]}…")
