@@ -157,6 +157,7 @@ class Checkpoints:
             "kind": kind,
             "position": asdict(position),
             "begun": self.begun,
+            "start": (self.root / START).is_dir(),
             "world_size": self._world.size,
             "identity": dict(self._identity),
             **facts,
@@ -230,6 +231,10 @@ class Checkpoints:
 
     def _verify(self, found: Found) -> None:
         publish.verify(self.root / found.name, found.manifest)
+        if found.manifest.get("start") and not (self.root / START).is_dir():
+            raise CheckpointError(
+                f"{found.name} builds on {START}, which is gone from {self.root}; put it back"
+            )
         before = self._before(found)
         if before is not None:
             try:
@@ -290,9 +295,11 @@ def begun_tokenizer(root: Path) -> TextTokenizer | None:
         CheckpointError: it is damaged.
     """
     folder = root / START
-    if not (folder / TOKENIZER_FILE).is_file():
+    if not folder.is_dir():
         return None
     manifest = publish.read_manifest(folder)
+    if TOKENIZER_FILE not in manifest["files"]:
+        return None
     for name in (TOKENIZER_FILE, TOKENIZER_CONFIG):
         publish.verify_file(folder / name, manifest["files"].get(name))
     return load_tokenizer(folder)

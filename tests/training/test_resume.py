@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,9 @@ def test_what_the_run_began_with_must_be_whole(world: World, tmp_path: Path) -> 
         stream.seek(-1, os.SEEK_END)
         stream.write(b"!")
     with pytest.raises(CheckpointError, match=r"step_2 builds on start: .* is damaged"):
+        start(toy_run(STAGES[1], engine=engine), tmp_path, world, resume=True)
+    shutil.rmtree(tmp_path / "checkpoints/start")
+    with pytest.raises(CheckpointError, match=r"step_2 builds on start, which is gone from .*; put it back"):
         start(toy_run(STAGES[1], engine=engine), tmp_path, world, resume=True)
 
 

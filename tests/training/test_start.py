@@ -139,6 +139,12 @@ def test_a_run_keeps_the_tokenizer_that_it_began_with(tmp_path: Path) -> None:
     (out / "checkpoints/start/tokenizer.json").write_text("{}", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json has 2 bytes"):
         train(longer, out, resume=True, console=quiet())
+    (out / "checkpoints/start/tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is missing"):
+        train(longer, out, resume=True, console=quiet())
+    shutil.rmtree(out / "checkpoints/start")
+    with pytest.raises(CheckpointError, match=r"stage_1 builds on start, which is gone"):
+        train(longer, out, resume=True, console=quiet())
 
 
 def test_a_run_that_begins_anew_trains_its_tokenizer_anew(tmp_path: Path) -> None:
