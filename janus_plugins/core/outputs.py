@@ -41,6 +41,17 @@ def make_folder(folder: Path) -> None:
             pass
 
 
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Give the place where a file is written before it takes the place of another, whole or not at all."""
+    partial = path.with_name(f"{path.name}.tmp")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def partial_of(folder: Path) -> Path:
     """Return where a folder is written before it takes its place; what dead writers left there is removed."""
     for path in left_by_the_dead(folder, "tmp"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from janus_plugins.core.outputs import replaced
 from janus_plugins.core.plan import RunPlan
 from janus_plugins.core.samples import Item
 from janus_plugins.data.sources import open_source, readable
@@ -65,8 +66,8 @@ def picture_grids(model: UnifiedModel, out: Path) -> dict[str, Path]:
     options = _guidance(model.plan)
     made = model.generate(prompts, num_per_prompt=COLUMNS, **options)
     path = out / "samples.png"
-    with writing_to(path):
-        _grid([one.artefact for one in made], COLUMNS).save(path)
+    with writing_to(path), replaced(path) as partial:
+        _grid([one.artefact for one in made], COLUMNS).save(partial, format="PNG")
     title = f"generated, a row a prompt: {'; '.join(prompts)}"
     return {title: path}
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from janus_plugins.core.catalogue import load_factory
 from janus_plugins.core.errors import BadSample, DataError, JanusPluginsError, PluginError, RunFileError
-from janus_plugins.core.outputs import make_folder, writing
+from janus_plugins.core.outputs import make_folder, replaced, writing
 from janus_plugins.core.suggest import nearest
 from janus_plugins.data.sources import is_streaming, open_source, size_of
 
@@ -65,10 +64,8 @@ def evaluate_model(
         details[name] = answer
     result |= {"ceilings": ceilings, "details": details, "seconds_per_stage": dict(seconds or {})}
     if out is not None:
-        with writing(out):
-            partial = out / "evaluation.json.tmp"
+        with writing(out), replaced(out / "evaluation.json") as partial:
             partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            os.replace(partial, out / "evaluation.json")
     return result
 
 

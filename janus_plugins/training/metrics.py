@@ -7,7 +7,6 @@ step appears twice.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from janus_plugins.core.errors import CheckpointError
+from janus_plugins.core.outputs import replaced
 from janus_plugins.core.schema import StageBlock
 
 Sampler = Callable[[Any], Sequence[tuple[str, np.ndarray]]]
@@ -179,13 +179,13 @@ def _scalars(values: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Drop the JSON lines of steps later than `step`, and a last line that was not finished."""
+    """Drop the JSON lines of steps later than `step`, and a last line that is broken off or damaged."""
     if not path.exists():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _is_until(line, step)]
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(partial, path)
+    text = path.read_text(encoding="utf-8", errors="replace")  # a crash of the machine leaves any bytes
+    kept = [line for line in text.splitlines() if _is_until(line, step)]
+    with replaced(path) as partial:
+        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
 
 def _is_until(line: str, step: int) -> bool:

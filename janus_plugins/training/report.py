@@ -6,11 +6,11 @@ import base64
 import html
 import io
 import mimetypes
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from janus_plugins.core.outputs import replaced
 from janus_plugins.training.metrics import read_metrics, unreadable, writing_to
 
 STYLE = """
@@ -54,12 +54,11 @@ def write_report(
     if pictures:
         parts += ["<h2>Pictures</h2>", *(figure(caption, path) for caption, path in pictures.items())]
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(out.name)}</title>'
-    path, partial = out / "report.html", out / "report.html.tmp"
-    with writing_to(path):
+    path = out / "report.html"
+    with writing_to(path), replaced(path) as partial:
         partial.write_text(
             f"{head}<style>{STYLE}</style><body>{''.join(parts)}</body></html>", encoding="utf-8"
         )
-        os.replace(partial, path)
     return path
 
 

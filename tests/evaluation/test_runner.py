@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from janus_plugins import door
-from janus_plugins.core.errors import BadSample, DataError, RunFileError
+from janus_plugins.core.errors import BadSample, CheckpointError, DataError, RunFileError
 from janus_plugins.core.samples import Sample, generation_sample
 from janus_plugins.evaluation import pictures, runner
 from janus_plugins.training import report, run
@@ -45,6 +46,24 @@ def test_scores_that_cannot_be_written_leave_the_former(
     with no_file_beyond(100), pytest.raises(RunFileError, match="cannot be written: File too large"):
         runner.evaluate_model(model, out=tmp_path)
     assert (tmp_path / "evaluation.json").read_text() == before
+
+
+def test_pictures_that_cannot_be_written_leave_the_former(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_file_beyond: Any
+) -> None:
+    made = [SimpleNamespace(artefact=Image.effect_noise((16, 16), 90)) for _ in range(pictures.COLUMNS)]
+    model: Any = SimpleNamespace(
+        plan=SimpleNamespace(model=SimpleNamespace(generation={"image": None}), evaluation={}),
+        generate=lambda *given, **named: made,
+    )
+    monkeypatch.setattr(pictures, "prompts_of", lambda plan, modality: ("a seven",))
+    (path,) = pictures.picture_grids(model, tmp_path).values()
+    before = path.read_bytes()
+    message = r"samples\.png cannot be written: .*; make room and go on with --resume"
+    with no_file_beyond(100), pytest.raises(CheckpointError, match=message):
+        pictures.picture_grids(model, tmp_path)
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["samples.png"]
 
 
 def test_a_trained_model_is_evaluated_where_it_was_trained(

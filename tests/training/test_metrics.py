@@ -55,6 +55,9 @@ def test_a_line_cut_in_half_is_dropped(tmp_path: Path) -> None:
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     cut_after(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    path.write_bytes(path.read_bytes() + b'{"step": 2, \xff\x00')  # as a machine that crashed can leave it
+    cut_after(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
 @dataclass(frozen=True)
