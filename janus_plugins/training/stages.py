@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from janus_plugins.core.errors import CheckpointError
 from janus_plugins.core.schema import StageBlock
 from janus_plugins.data.order import key_of
 from janus_plugins.model.lora import under
@@ -154,10 +155,24 @@ def _rebuilt(run: Run, stage: StageBlock, weights: dict[str, torch.Tensor]) -> n
 
 
 def _write_native(run: Run, folder: Path, model: nn.Module | None) -> None:
-    """Write the model at the end of a stage to a folder, for use. The main rank gives the model."""
-    if model is not None and run.recipe.save_native is not None:
-        run.recipe.save_native(model, folder)
-    run.world.barrier()
+    """Write the model at the end of a stage to a folder, for use. The main rank gives the model.
+
+    Raises:
+        CheckpointError: the folder holds something else, or the disk is full.
+    """
+
+    def write() -> None:
+        if model is None or run.recipe.save_native is None:
+            return
+        try:
+            run.recipe.save_native(model, folder)
+        except (CheckpointError, OSError) as error:
+            raise CheckpointError(
+                f"{folder} could not be written: {error.__cause__ or error}\nthe checkpoints are intact: "
+                "make room, or move away what is in the way, and go on with --resume"
+            ) from error
+
+    run.world.from_main(write)
 
 
 def undone_stages(stages: Sequence[StageBlock], index: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import shutil
 from dataclasses import replace
@@ -14,6 +15,7 @@ from rich.console import Console
 from janus_plugins.core.errors import CheckpointError, RunFileError
 from janus_plugins.door import plan as read_plan
 from janus_plugins.evaluation.runner import start_with
+from janus_plugins.model import native
 from janus_plugins.model.compose import compose_plan
 from janus_plugins.model.native import load_native, save_native
 from janus_plugins.model.start import take_weights
@@ -145,6 +147,29 @@ def test_a_run_keeps_the_tokenizer_that_it_began_with(tmp_path: Path) -> None:
     shutil.rmtree(out / "checkpoints/start")
     with pytest.raises(CheckpointError, match=r"stage_1 builds on start, which is gone"):
         train(longer, out, resume=True, console=quiet())
+
+
+def test_a_model_that_cannot_be_written_is_written_on_resuming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
+
+    plan, out = read_plan(words(tmp_path, *FIRST)), tmp_path / "out"
+    message = r"(?s)model could not be written: .*No space left.*checkpoints are intact.* go on with --resume"
+    monkeypatch.setattr(native, "_write", full)
+    with pytest.raises(CheckpointError, match=message):
+        train(plan, out, console=quiet())
+    monkeypatch.undo()
+    (out / "model").mkdir()
+    (out / "model" / "mine.txt").write_text("in the way")
+    with pytest.raises(CheckpointError, match=r"is not empty.*\n.*move away what is in the way"):
+        train(plan, out, resume=True, console=quiet())
+    shutil.rmtree(out / "model")
+    train(plan, out, resume=True, console=quiet())
+    train(plan, tmp_path / "whole", console=quiet())
+    ends = [load_native(folder / "model").state_dict() for folder in (out, tmp_path / "whole")]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
 def test_a_run_that_begins_anew_trains_its_tokenizer_anew(tmp_path: Path) -> None:
