@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_plugins.core.errors import CheckpointError
+from janus_plugins.core.schema import EngineBlock
 from janus_plugins.training.checkpoint import Checkpoints, Found
 from janus_plugins.training.ds_config import zero_stage
 from janus_plugins.training.publish import read_manifest, sweep
@@ -22,9 +23,16 @@ def run_identity(recipe: Recipe) -> dict[str, Any]:
             "precision": recipe.engine.precision,
             "accumulate": recipe.engine.accumulate,
             "zero_stage": zero_stage(recipe.engine),
+            # DeepSpeed deals the state out to ranks in another order, and loads one for the other silently.
+            "round_robin_gradients": bool(_zero(recipe.engine).get("round_robin_gradients")),
         },
         "stages": [stage.model_dump(mode="json") for stage in recipe.stages],
     }
+
+
+def _zero(engine: EngineBlock) -> Mapping[str, Any]:
+    block = engine.deepspeed.get("zero_optimization")
+    return block if isinstance(block, Mapping) else {}
 
 
 def start_from(
@@ -96,8 +104,10 @@ def _refuse_changes(found: Found, own: dict[str, Any], root: Path) -> None:
     """Refuse a run file that differs in what the checkpoint was trained with; later stages may change."""
     begun = found.position.stage + 1
     saved = found.manifest.get("identity", {})
-    if "draws" not in saved:  # a run that was begun before this was recorded
+    if "draws" not in saved:  # a run that was begun before this was recorded, as below
         own = {key: value for key, value in own.items() if key != "draws"}
+    if "round_robin_gradients" not in saved.get("engine", {}):
+        own["engine"] = {key: own["engine"][key] for key in own["engine"] if key != "round_robin_gradients"}
     lines = differences(_until(saved, begun), _until(own, begun))
     if found.kind == "stage":  # how the next stage runs is free
         lines = [line for line in lines if not line.startswith("engine.")]

@@ -139,6 +139,11 @@ def test_a_signal_saves_and_stops(number: int, code: int, world: World, tmp_path
     [
         ((toy_stage("one", steps=6, clip=0.5),), {}, r"stages\[0\].clip: 1.0 was saved, this run has 0.5"),
         ((toy_stage("one"),), zero(1), r"engine.zero_stage: 0 was saved, this run has 1"),
+        (
+            (toy_stage("one"),),
+            {"deepspeed": {"zero_optimization": {"stage": 0, "round_robin_gradients": True}}},
+            r"engine.round_robin_gradients: False was saved, this run has True",
+        ),
         ((toy_stage("one"), toy_stage("new")), {}, None),  # later stages are free
     ],
 )
