@@ -297,12 +297,27 @@ def begun_tokenizer(root: Path) -> TextTokenizer | None:
     folder = root / START
     if not folder.is_dir():
         return None
-    manifest = publish.read_manifest(folder)
-    if TOKENIZER_FILE not in manifest["files"]:
+    files = _files(folder)
+    if TOKENIZER_FILE not in files:
         return None
     for name in (TOKENIZER_FILE, TOKENIZER_CONFIG):
-        publish.verify_file(folder / name, manifest["files"].get(name))
+        publish.verify_file(folder / name, files.get(name))
     return load_tokenizer(folder)
+
+
+def keeps_weights(root: Path) -> bool:
+    """Answer whether a run keeps the frozen weights that it began with (not verified).
+
+    Raises:
+        CheckpointError: what it began with is damaged.
+    """
+    folder = root / START
+    return folder.is_dir() and any(name.endswith(".safetensors") for name in _files(folder))
+
+
+def _files(folder: Path) -> dict[str, Any]:
+    files: dict[str, Any] = publish.read_manifest(folder)["files"]
+    return files
 
 
 def _free(path: Path) -> Path:

@@ -48,6 +48,7 @@ def plan_recipe(
     sampler: Sampler | None = None,
     start: Start | None = None,
     tokenizer: Tokenizer | None = None,
+    kept: bool = False,
 ) -> Recipe:
     """Make the recipe of a resolved run file; its tokenizer is built once, here.
 
@@ -59,6 +60,7 @@ def plan_recipe(
         sampler: makes sample pictures.
         start: what the run begins with.
         tokenizer: what the run was begun with before.
+        kept: whether checkpoints keep all weights that it began with, so that none are read from elsewhere.
     """
     if tokenizer is None and start is not None and plan.run.model.language_model.tokenizer.type == "trained":
         tokenizer = start.tokenizer
@@ -67,8 +69,8 @@ def plan_recipe(
     def build(weights: bool) -> nn.Module:
         if not weights:
             return prepared(compose_empty(plan, tokenizer), plan.run.engine)
-        model = compose_plan(plan, tokenizer, weights=start is None)
-        if start is not None:
+        model = compose_plan(plan, tokenizer, weights=start is None and not kept)
+        if start is not None and not kept:
             start.give(model)
         return prepared(model, plan.run.engine)
 

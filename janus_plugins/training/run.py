@@ -18,7 +18,7 @@ from janus_plugins.core.contracts import TrainingRun
 from janus_plugins.core.errors import Interrupted, PluginError, RunFileError
 from janus_plugins.core.plan import RunPlan
 from janus_plugins.training.callbacks import Callbacks
-from janus_plugins.training.checkpoint import Checkpoints, Found, Position, begun_tokenizer
+from janus_plugins.training.checkpoint import Checkpoints, Found, Position, begun_tokenizer, keeps_weights
 from janus_plugins.training.ds_config import deepspeed_config
 from janus_plugins.training.guard import StopSignals, locked
 from janus_plugins.training.loop import Run, Tally
@@ -85,7 +85,8 @@ def train(
     later = [stage.name for stage in plan.run.stages[1:]]
     goes_on = resume or (start is None and only_stage in later)
     tokenizer = begun_tokenizer(out / "checkpoints") if goes_on else None
-    recipe = plan_recipe(plan, sampler, start, tokenizer)
+    kept = goes_on and keeps_weights(out / "checkpoints")
+    recipe = plan_recipe(plan, sampler, start, tokenizer, kept)
     result = run_recipe(recipe, out, world, only_stage=only_stage, resume=resume, console=console)
     atexit.register(close_world)
     return result

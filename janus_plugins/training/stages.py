@@ -21,7 +21,7 @@ from janus_plugins.training.random_state import seed_all
 from janus_plugins.training.recipe import Recipe
 from janus_plugins.training.weights import (
     Kept,
-    frozen_weights,
+    begun_weights,
     full_weights,
     keep_frozen,
     load_weights,
@@ -69,7 +69,7 @@ def _train_stage(run: Run, out: Path, start: Position, found: Found | None) -> P
         run.checkpoints.load_start(model)
     elif begins:
         rounds = recipe.engine.precision != "fp32" or recipe.source is not None
-        run.checkpoints.save_start(frozen_weights(model, learning) if rounds else {}, recipe.save_start)
+        run.checkpoints.save_start(begun_weights(model, learning) if rounds else {}, recipe.save_start)
     if recipe.check_inputs is not None:
         check, whole = recipe.check_inputs, model
         world.from_main(lambda: check(whole, stage))

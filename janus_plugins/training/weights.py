@@ -28,6 +28,11 @@ def frozen_weights(model: nn.Module, learning: Learning) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in model.named_parameters() if name not in learning.rates}
 
 
+def begun_weights(model: nn.Module, learning: Learning) -> dict[str, Tensor]:
+    """Return what a model's checkpoint holds and a stage does not learn by gradient, by name."""
+    return {name: value for name, value in model.state_dict().items() if name not in learning.rates}
+
+
 def full_weights(engine: Engine, world: World, kept: Kept, averaged: bool = False) -> dict[str, Tensor]:
     """Return every parameter and buffer of an engine on the CPU of the main rank; elsewhere nothing.
 

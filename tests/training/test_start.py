@@ -7,6 +7,7 @@ import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,11 +20,14 @@ from janus_plugins.model import native
 from janus_plugins.model.compose import compose_plan
 from janus_plugins.model.native import load_native, save_native
 from janus_plugins.model.start import take_weights
+from janus_plugins.model.unified import UnifiedModel
+from janus_plugins.training import plan_recipe as recipes
+from janus_plugins.training.checkpoint import Checkpoints
 from janus_plugins.training.plan_recipe import Start, plan_recipe
 from janus_plugins.training.run import train
 from tests.tiny import write_tiny
 
-from .runs import weights
+from .runs import Crash, assert_same, weights
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +57,38 @@ def test_the_first_stage_starts_from_a_checkpoint(run_file: Path, folder: Path, 
     table = "generation.image.adapter.table.weight"  # taken from the codebook that was trained
     for name, value in given.named_parameters():
         assert torch.equal(ends[name], value.float()) == (name not in learnt | {table}), name
+
+
+@pytest.mark.parametrize("given_again", [True, False])
+def test_resuming_reads_no_weights_of_what_the_run_began_with(
+    given_again: bool, run_file: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save_and_die(*given: Any) -> None:
+        save_step(*given)
+        raise Crash
+
+    def gone(*given: object, **named: object) -> None:
+        raise AssertionError("read again")
+
+    plan, save_step = read_plan(run_file, ["engine.save_every=1"]), Checkpoints.save_step
+    there = Start("there", lambda model: take_weights(model, load_native(folder), "there"))
+    options: dict[str, Any] = {"only_stage": "tokenizer", "console": Console(file=io.StringIO())}
+    train(plan, tmp_path / "whole", start=there, **options)
+    monkeypatch.setattr(Checkpoints, "save_step", save_and_die)
+    with pytest.raises(Crash):
+        train(plan, tmp_path / "out", start=there, **options)
+    monkeypatch.undo()
+    again = replace(there, give=gone) if given_again else None
+    composed: list[bool] = []
+
+    def compose(*given: Any, weights: bool) -> UnifiedModel:
+        composed.append(weights)
+        return compose_plan(*given, weights=weights)
+
+    monkeypatch.setattr(recipes, "compose_plan", compose)
+    train(plan, tmp_path / "out", start=again, resume=True, **options)
+    assert composed == [False]
+    assert_same(weights(tmp_path / "out", 0), weights(tmp_path / "whole", 0))
 
 
 def test_another_size_is_refused_with_both(run_file: Path, folder: Path) -> None:
