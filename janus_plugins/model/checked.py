@@ -64,7 +64,8 @@ def codes_of(plan: GenerationPlan | None, encoder: Any, items: Any) -> Tensor:
     with blamed(part, "encoding a batch of", items):
         codes: Tensor = encoder.encode(items)
     last = "width" if facts.form == "latents" else "codebooks"
-    check_sizes(part, facts.form, codes, [("N", None), *zip(("T", last), facts.shape, strict=False)])
+    number = len(next(iter(items.values())))
+    check_sizes(part, facts.form, codes, [("N", number), *zip(("T", last), facts.shape, strict=False)])
     if codes.is_floating_point() != (facts.form == "latents"):
         raise PluginError(
             f"{full_name(part)}: its {facts.form} are {codes.dtype}, which cannot be; {advice(part)}"

@@ -49,6 +49,9 @@ CASES = {
     "an adapter of another width": (
         "understanding.image.adapter.forward", lambda answer: answer[..., 1:], ["understanding.image.adapter", "width"],
     ),
+    "codes of an item too few": (
+        "generation.image.encoder.encode", lambda answer: answer[:-1], [CODER, "its codes are [2, ", "N=3"],
+    ),
     "codes of another shape": ("generation.image.encoder.encode", cut, [CODER, "its codes are", "T="]),
     "codes that are not whole": (
         "generation.image.encoder.encode", lambda answer: answer.float(), [CODER, "its codes are torch.float32"],
