@@ -35,10 +35,12 @@ def features_of(plan: UnderstandingPlan | None, read: Any, items: Any, entering:
         features: Tensor = read(items)
     wanted = [("N", len(entering)), ("T", plan.facts.tokens), ("width", plan.facts.width)]
     check_sizes(part, "features", features, wanted)
-    if entering and features.shape[1] < max(entering):
+    have, fixed = features.shape[1], plan.facts.tokens
+    wrong = [number for number in entering if number > have or number != (fixed or number)]
+    if wrong:
         raise PluginError(
-            f"{full_name(part)}: it answered {features.shape[1]} features an item, but its processor's "
-            f"num_tokens counts {max(entering)}; {advice(part)}"
+            f"{full_name(part)}: it answered {have} features an item, but its processor's num_tokens counts "
+            f"{wrong[0]}; {advice(part)}"
         )
     if not features.is_floating_point():
         raise PluginError(

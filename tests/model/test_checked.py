@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -107,6 +109,18 @@ def test_what_a_component_raises_names_it(place, fresh, batch_of, prepared, monk
     monkeypatch.undo()
     wrap(monkeypatch, fresh, place, explaining)
     with pytest.raises(BadSample, match=r"^explained$"):
+        fresh(batch, dict.fromkeys(batch.targets(), 1.0))
+
+
+@pytest.mark.parametrize("counted", [1, 3, 5])
+def test_a_processor_that_counts_other_tokens_is_named(counted, fresh, batch_of, prepared):
+    """Counted too low, the rest of each picture would never be seen."""
+    batch = batch_of([prepared["read"]])
+    items = batch.understanding["image"]
+    batch.understanding["image"] = dataclasses.replace(items, entering=(counted,) * len(items.entering))
+    with pytest.raises(
+        PluginError, match=rf"{READER}: .*4 features.* its processor's num_tokens counts {counted}"
+    ):
         fresh(batch, dict.fromkeys(batch.targets(), 1.0))
 
 
