@@ -12,10 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from janus_plugins.core.errors import BadSample, CheckpointError, JanusPluginsError
+from janus_plugins.core.blame import advice, full_name
+from janus_plugins.core.errors import BadSample, CheckpointError, JanusPluginsError, PluginError
+from janus_plugins.core.plan import GenerationPlan, UnderstandingPlan
 from janus_plugins.core.samples import Item
 from janus_plugins.data.precomputed import Address, item_digest
 from janus_plugins.inference.halves import widened
+from janus_plugins.model.checked import codes_of, features_of
 from janus_plugins.sequence.assemble import collate_items, finite
 from janus_plugins.training.publish import sync
 
@@ -28,6 +31,7 @@ class Encoder:
     """Hold an encoder ready to answer, in evaluation mode on its device, and the digest of what it is."""
 
     address: Address
+    plan: UnderstandingPlan | GenerationPlan
     module: nn.Module
     processor: Any
     key: str
@@ -35,13 +39,31 @@ class Encoder:
 
     @torch.no_grad()
     def answer(self, arrays: Sequence[Any]) -> list[np.ndarray]:
-        """Return codes [T] or [T, Q] (int32), latents or features [T, C] (float32) of processed items."""
+        """Return codes [T] or [T, Q] (int32), latents or features [T, C] (float32) of processed items.
+
+        Raises:
+            PluginError: the encoder failed, or answered something else than its facts say.
+        """
         items = {name: value.to(self.device) for name, value in collate_items(list(arrays)).items()}
-        path, _ = self.address
         with widened(self.module):
-            made: Any = self.module.encode(items) if path == "generation" else self.module(items)  # type: ignore[operator]
+            if isinstance(self.plan, GenerationPlan):
+                made = codes_of(self.plan, self.module, items)
+                _check_codes(self.plan, made)
+            else:
+                entering = [self.processor.num_tokens(one) for one in arrays]
+                made = features_of(self.plan, self.module, items, entering)
         kind = torch.float32 if made.is_floating_point() else torch.int32
         return list(made.to("cpu", kind).numpy())
+
+
+def _check_codes(plan: GenerationPlan, made: torch.Tensor) -> None:
+    """Refuse codes that there are not: training would take them for a damaged file."""
+    size = plan.facts.codebook_size
+    if size is not None and not (made.min() >= 0 and made.max() < size):
+        raise PluginError(
+            f"{full_name(plan.encoder)}: its codes reach from {int(made.min())} to {int(made.max())}, but by "
+            f"its facts there are {size}, from 0; {advice(plan.encoder)}"
+        )
 
 
 @dataclass

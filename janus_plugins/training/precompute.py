@@ -112,6 +112,7 @@ def precompute(
         RunFileError: an entry or a path cannot be precomputed, another process writes the entry's folder, or
             the folder cannot be written.
         DataError: the folder holds answers of another encoder or source.
+        PluginError: an encoder answers something else than its facts say.
         CheckpointError: the disk is full or read-only.
     """
     able = _chosen_paths(plan, paths)
@@ -197,7 +198,8 @@ def _encoders(
         kind = torch.bfloat16 if precision == "bf16" else torch.float32
         module = module.to(world.device, kind).eval()
         processor = load_processor(part.spec)(part.config)
-        encoders[path, modality] = Encoder((path, modality), module, processor, key, world.device)
+        reader = getattr(plan.model, path)[modality]
+        encoders[path, modality] = Encoder((path, modality), reader, module, processor, key, world.device)
     return encoders
 
 

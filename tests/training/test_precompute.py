@@ -20,7 +20,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from janus_plugins.cli import app
-from janus_plugins.core.errors import CheckpointError, DataError, RunFileError
+from janus_plugins.core.errors import CheckpointError, DataError, PluginError, RunFileError
 from janus_plugins.core.plan import RunPlan
 from janus_plugins.core.runfile import load_run
 from janus_plugins.core.wiring import resolve
@@ -313,6 +313,43 @@ def test_codes_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     for number in (1, 2):
         with pytest.raises(DataError, match=r"part-000000.* holds others than the codes 0 to 1023"):
             store.get(number, 0, f"draw[{number}]", number)
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "message"),
+    [
+        (
+            "generation",
+            lambda made: made + 16,
+            "its codes reach from .* but by its facts there are 16, from 0",
+        ),
+        ("generation", lambda made: made[1:], r"its codes are \[3, 16\], but .* \[N=4, T=16\]"),
+        ("generation", lambda made: made.float(), "its codes are torch.float32"),
+        (
+            "understanding",
+            lambda made: torch.cat([made, made], 1),
+            r"its features are \[4, 8, 16\], but .* T=4",
+        ),
+        ("understanding", lambda made: (made,), "its features are a tuple"),
+    ],
+)
+def test_answers_are_held_to_the_encoders_facts(
+    path: str, change: Any, message: str, plan: RunPlan, world: World, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Features that are twice as many would take twice the slots when they are read, without a word."""
+
+    def build(*given: Any) -> Any:
+        model = compose_plan(*given)
+        encoder = model.get_submodule(f"{path}.image.encoder")
+        name = "encode" if path == "generation" else "forward"
+        whole = getattr(encoder, name)
+        monkeypatch.setattr(encoder, name, lambda items: change(whole(items)))
+        return model
+
+    monkeypatch.setattr(module, "compose_plan", build)
+    with pytest.raises(PluginError, match=rf"{path}.image.encoder: .*{message}.*janus-plugins check"):
+        precompute(plan, tmp_path, world, paths=[f"{path}.image"], batch=4)
+    assert not list(tmp_path.rglob("*.parquet"))
 
 
 def test_a_stage_knows_which_codes_there_are(tiny: Path, folder: Path) -> None:
