@@ -15,6 +15,7 @@ from janus_plugins.core.plan import RunPlan
 from janus_plugins.core.schema import EngineBlock, StageBlock
 from janus_plugins.data.loader import StepLoader
 from janus_plugins.data.mixture import stage_sources
+from janus_plugins.data.precomputed import options_of
 from janus_plugins.model.compose import build_tokenizer_for, compose_plan
 from janus_plugins.model.empty import compose_empty
 from janus_plugins.model.native import save_native
@@ -85,6 +86,7 @@ def plan_recipe(
 
     understanding, generation = plan.model.understanding.values(), plan.model.generation.values()
     encoders = [path.encoder for path in understanding] + [path.encoder for path in generation]
+    sources = [data.part for data in plan.data.values() if data.block.split == "train"]
     return Recipe(
         stages=plan.run.stages,
         engine=plan.run.engine,
@@ -103,6 +105,7 @@ def plan_recipe(
                 for name, block in plan.run.data.items()
                 if block.split == "train"
             },
+            "options": {part.address: options_of(part) for part in [*plan.model.parts(), *sources]},
             "draws": [sorted(stage_sources(plan, stage)) for stage in plan.run.stages],
         },
         provenance=provenance(plan),

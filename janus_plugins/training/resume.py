@@ -104,11 +104,11 @@ def _refuse_changes(found: Found, own: dict[str, Any], root: Path) -> None:
     """Refuse a run file that differs in what the checkpoint was trained with; later stages may change."""
     begun = found.position.stage + 1
     saved = found.manifest.get("identity", {})
-    if "draws" not in saved:  # a run that was begun before this was recorded, as below
-        own = {key: value for key, value in own.items() if key != "draws"}
+    for key in {"draws", "options"} - saved.keys():  # a run that was begun before this was recorded, as below
+        own = {name: value for name, value in own.items() if name != key}
     if "round_robin_gradients" not in saved.get("engine", {}):
         own["engine"] = {key: own["engine"][key] for key in own["engine"] if key != "round_robin_gradients"}
-    lines = differences(_until(saved, begun), _until(own, begun))
+    lines = _told(_until(saved, begun), _until(own, begun))
     if found.kind == "stage":  # how the next stage runs is free
         lines = [line for line in lines if not line.startswith("engine.")]
     if lines:
@@ -118,6 +118,32 @@ def _refuse_changes(found: Found, own: dict[str, Any], root: Path) -> None:
         )
 
 
+def _told(saved: dict[str, Any], own: dict[str, Any]) -> list[str]:
+    """Return where two identities differ; of options what holds counts, wherever it is said.
+
+    A default may have changed with a plugin since. One that only one of the two knows is new, or gone.
+    """
+    then, now = saved.pop("options", {}), own.pop("options", {})
+    lines = [line for line in differences(saved, own) if not _both_know(line, then, now)]
+    return lines + differences(_shared(then, now), _shared(now, then), "options")
+
+
+def _both_know(line: str, *known: Mapping[str, Any]) -> bool:
+    """Answer whether a difference is of an option of a run file whose value is known on both sides."""
+    address, _, rest = line.partition(": ")[0].partition(".options.")
+    address = address.removeprefix("model.").replace("language_model.head", "language_model.text_head")
+    name = rest.partition(".")[0].partition("[")[0]
+    options = [one.get(address) for one in known]
+    return all(isinstance(one, Mapping) and name in one for one in options)
+
+
+def _shared(one: Any, other: Any) -> Any:
+    """Return plain data without the keys that the other does not have."""
+    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
+        return one
+    return {key: _shared(value, other[key]) for key, value in one.items() if key in other}
+
+
 def _until(identity: Mapping[str, Any], begun: int) -> dict[str, Any]:
     """Return what an identity says of the first stages: their rows, and the data that they draw from."""
     kept = {**identity, "stages": identity.get("stages", [])[:begun]}
@@ -125,6 +151,11 @@ def _until(identity: Mapping[str, Any], begun: int) -> dict[str, Any]:
         kept["draws"] = identity["draws"][:begun]
         drawn = {name for names in kept["draws"] for name in names}
         kept["data"] = {name: block for name, block in identity["data"].items() if name in drawn}
+        kept["options"] = {
+            address: options
+            for address, options in identity.get("options", {}).items()
+            if not address.startswith("data.") or address.removeprefix("data.") in drawn
+        }
     return kept
 
 

@@ -285,6 +285,41 @@ def test_data_counts_where_it_was_drawn_from(
             start(recipe, tmp_path, world, resume=True)
 
 
+EYE = "understanding.image.encoder"
+
+
+def _made_with(given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Return an identity whose encoder has options in the run file, and these altogether."""
+    block = {"understanding": {"image": {"encoder": {"use": "eye", "options": given}}}}
+    return {"model": block, "data": {}, "draws": [[], []], "options": {EYE: options}}
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "named"),
+    [
+        ({}, {"scale": 2.0}, rf"options.{EYE}.scale: 1.0 was saved, this run has 2.0"),  # another default
+        ({"scale": 2.0}, {"scale": 2.0}, rf"options.{EYE}.scale: 1.0 was saved, this run has 2.0"),
+        ({"scale": 1.0}, {"scale": 1.0}, None),  # what held before, written down
+        ({}, {"scale": 1.0, "new": 3}, None),
+        ({"new": 7}, {"scale": 1.0, "new": 7}, rf"model.{EYE}.options.new: None was saved, this run has 7"),
+    ],
+)
+def test_options_are_those_that_hold(
+    given: dict[str, Any], options: dict[str, Any], named: str | None, world: World, tmp_path: Path
+) -> None:
+    """A plugin of another version may have other defaults: the model would be another one, unsaid."""
+    saved = _made_with({}, {"scale": 1.0})
+    first = toy_run(*STAGES, data=CrashingRecipe(3), engine={"save_every": 1}, identity=saved)
+    with pytest.raises(Crash):
+        start(first, tmp_path, world)
+    recipe = toy_run(*STAGES, identity=_made_with(given, options))
+    if named is None:
+        assert start(recipe, tmp_path, world, resume=True).steps == 8
+    else:
+        with pytest.raises(CheckpointError, match=named):
+            start(recipe, tmp_path, world, resume=True)
+
+
 def test_bad_data_before_the_first_step_leaves_nothing_to_resume(world: World, tmp_path: Path) -> None:
     class First(ToyRecipe):
         def bad(self, step: int) -> tuple[Any, ...]:
