@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from janus_plugins.core.errors import PluginError
+from janus_plugins.core.errors import PluginError, RunFileError
 from janus_plugins.core.facts import (
     AdapterFacts,
     CallbackFacts,
@@ -196,10 +196,10 @@ class RunPlan:
     Attributes:
         run: the file.
         model: the model's parts.
-        data: sources by name.
+        data: sources by name; for a model that is only used, those that can be had.
         evaluation: evaluation tasks by name.
         callbacks: training callbacks by label; none where a trained model is only used.
-        missing: for a model that is only used, why an evaluation task cannot be had, by name.
+        missing: for a model that is only used, why an evaluation task, or its data, cannot be had, by name.
     """
 
     run: RunConfig
@@ -207,7 +207,7 @@ class RunPlan:
     data: dict[str, DataPlan]
     evaluation: dict[str, EvaluationPlan] = field(default_factory=dict)
     callbacks: dict[str, Part] = field(default_factory=dict)
-    missing: Mapping[str, PluginError] = field(default_factory=dict)
+    missing: Mapping[str, PluginError | RunFileError] = field(default_factory=dict)
 
     def extras(self) -> Iterator[Part]:
         """Yield what is resolved beside the model's parts: sources, evaluation tasks, callbacks."""

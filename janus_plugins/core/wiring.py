@@ -55,8 +55,8 @@ def resolve(
         found: the installed components (default: this process's, but for those that the run blocks).
         locate: where a path of the file stands, for messages.
         trains: False where a trained model is only used: its stages, and settings without effect, may be
-            what would be refused today, it needs no callbacks, and an evaluation task that cannot be had is
-            kept as `missing` until it is asked for.
+            what would be refused today, it needs no callbacks and no data, and an evaluation task that
+            cannot be had, or not its data, is kept as `missing` until it is asked for.
         options: by part's address, options that a checkpoint was made with: defaults of those that the run
             does not give, in the place of today's.
 
@@ -66,8 +66,9 @@ def resolve(
         PluginError: a component that is not installed, or whose plugin is broken.
     """
     builder = _Builder(found or catalogue_for(run, locate), locate or (lambda path: ""), options or {})
-    model, data = builder.model(run), builder.data(run)
-    evaluation, missing = builder.evaluation(run, lenient=not trains)
+    model = builder.model(run)
+    data, absent = builder.data(run, lenient=not trains)
+    evaluation, missing = builder.evaluation(run, absent, lenient=not trains)
     plan = RunPlan(run, model, data, evaluation, builder.callbacks(run) if trains else {}, missing)
     problems = [*_model_problems(plan), *_data_problems(plan), *_evaluation_problems(plan)]
     problems += _callback_problems(plan)
@@ -109,6 +110,11 @@ def _check_facts(part: Part, facts: object) -> None:
             f"{full_name(part)}: its {part.spec.config.__name__}.facts() answers a {type(facts).__name__}, "
             f"not {wanted.__name__}; {advice(part)}"
         )
+
+
+_CannotBeHad = PluginError | RunFileError
+_CANNOT_BE_HAD = (PluginError, RunFileError)
+"""A plugin that is not there, or whose options are others today."""
 
 
 class _Builder:
@@ -222,28 +228,42 @@ class _Builder:
         head = self.part(f"{base}.head", Kind.HEAD, block.head, (*top, "head"), encoder.facts, model)
         return GenerationPlan(encoder, adapter, head, block.parallel)
 
-    def data(self, run: RunConfig) -> dict[str, DataPlan]:
-        return {
-            name: DataPlan(block, self.named(f"data.{name}", Kind.SOURCE, block, ("data", name)))
-            for name, block in run.data.items()
-        }
+    def data(self, run: RunConfig, lenient: bool) -> tuple[dict[str, DataPlan], dict[str, _CannotBeHad]]:
+        """Return the data entries and, where that is allowed, why others cannot be had."""
+        entries: dict[str, DataPlan] = {}
+        absent: dict[str, _CannotBeHad] = {}
+        for name, block in run.data.items():
+            try:
+                part = self.named(f"data.{name}", Kind.SOURCE, block, ("data", name))
+            except _CANNOT_BE_HAD as error:
+                if not lenient:
+                    raise
+                absent[name] = error
+            else:
+                entries[name] = DataPlan(block, part)
+        return entries, absent
 
     def evaluation(
-        self, run: RunConfig, lenient: bool
-    ) -> tuple[dict[str, EvaluationPlan], dict[str, PluginError]]:
-        """Return the evaluation tasks and, where that is allowed, why others cannot be had."""
+        self, run: RunConfig, absent: Mapping[str, _CannotBeHad], lenient: bool
+    ) -> tuple[dict[str, EvaluationPlan], dict[str, _CannotBeHad]]:
+        """Return the evaluation tasks and, where that is allowed, why others or their data cannot be had."""
         tests: dict[str, EvaluationPlan] = {}
-        missing: dict[str, PluginError] = {}
+        missing: dict[str, _CannotBeHad] = {}
         for name, block in run.evaluation.items():
             use, path = Named(use=block.task, options=block.options), ("evaluation", name)
             try:
                 part = self.named(f"evaluation.{name}", Kind.EVALUATION_TASK, use, path, key="task")
-            except PluginError as error:
+            except _CANNOT_BE_HAD as error:
                 if not lenient:
                     raise
                 missing[name] = error
+                continue
+            test = EvaluationPlan(block, part)
+            lacks = [one for one in (block.source, *test.facts.sources) if one in absent]
+            if lacks:
+                missing[name] = absent[lacks[0]]
             else:
-                tests[name] = EvaluationPlan(block, part)
+                tests[name] = test
         return tests, missing
 
     def callbacks(self, run: RunConfig) -> dict[str, Part]:
@@ -472,6 +492,8 @@ def _data_problems(plan: RunPlan) -> list[str]:
                     f"are {sorted(have)}; add that path or change the source's modality"
                 )
     for name, test in plan.run.evaluation.items():
+        if name in plan.missing:
+            continue
         if test.source not in plan.data:
             problems.append(
                 f"evaluation.{name}: no data entry {test.source!r}.{nearest(test.source, plan.data)}"

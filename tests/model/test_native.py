@@ -26,6 +26,7 @@ from janus_plugins.core.runfile import load_run
 from janus_plugins.core.specs import ComponentConfig
 from janus_plugins.core.wiring import resolve
 from janus_plugins.encoders.siglip.spec import SiglipConfig
+from janus_plugins.evaluation.runner import evaluate_model
 from janus_plugins.model import native
 from janus_plugins.model.compose import compose_plan
 from janus_plugins.model.native import load_native, save_native
@@ -240,20 +241,44 @@ def test_wrong_tensors_are_named(model, folder):
         load_native(folder)
 
 
-def test_a_missing_plugin_is_reported_with_its_distribution(model, folder):
+def edited(folder, old, new, made_by=None):
+    """Rewrite a folder's config.yaml, and its provenance, as whoever made it would have."""
     import hashlib
 
-    config = (folder / "config.yaml").read_text().replace("use: siglip", "use: siglip-of-someone")
-    (folder / "config.yaml").write_text(config)
-    made_by = json.loads((folder / "provenance.json").read_text())
-    made_by["parts"]["understanding.image.encoder"] |= {"distribution": "someones-encoders", "version": "2.1"}
-    (folder / "provenance.json").write_text(json.dumps(made_by))
+    config = (folder / "config.yaml").read_text()
+    assert old in config
+    (folder / "config.yaml").write_text(config.replace(old, new))
+    if made_by is not None:
+        (folder / "provenance.json").write_text(json.dumps(made_by))
     manifest = json.loads((folder / "manifest.json").read_text())
     for name in ("config.yaml", "provenance.json"):
         manifest["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_missing_plugin_is_reported_with_its_distribution(model, folder):
+    made_by = json.loads((folder / "provenance.json").read_text())
+    made_by["parts"]["understanding.image.encoder"] |= {"distribution": "someones-encoders", "version": "2.1"}
+    edited(folder, "use: siglip", "use: siglip-of-someone", made_by)
     with pytest.raises(PluginError, match=r"pip install someones-encoders==2\.1"):
         load_native(folder)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("use: digits", "use: digits-of-someone", "no source is called 'digits-of-someone'"),
+        (" ask: understanding", " asked: understanding", "asked"),  # a version that has it no more
+    ],
+)
+def test_a_model_answers_without_the_plugin_of_its_data(model, folder, old, new, message):
+    edited(folder, old, new)
+    loaded = load_native(folder)
+    assert loaded.ask("What is it?", max_new_tokens=2) == model.ask("What is it?", max_new_tokens=2)
+    with pytest.raises((PluginError, RunFileError), match=rf"data.read_test.*{message}"):
+        evaluate_model(loaded, ("understanding",))
+    loaded.save(folder)
+    assert new in (folder / "config.yaml").read_text()
 
 
 @pytest.mark.parametrize(
