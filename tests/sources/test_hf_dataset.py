@@ -436,3 +436,26 @@ def texts_of(path=None, **options):
     config = HfDatasetConfig(columns={"text": "{a}"}, **given)
     source = build(config, config.facts())
     return list(source.texts())
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_saved_dataset_is_read_in_the_split_that_was_asked_for(tmp_path, streaming):
+    """Read whole instead, what is held out would be trained on."""
+    from datasets import Dataset, DatasetDict, NamedSplit
+
+    data = Dataset.from_dict({"text": [f"row {number}" for number in range(10)]}, split=NamedSplit("test"))
+    data.save_to_disk(tmp_path / "one")
+    DatasetDict({"train": data, "test": data.select([0])}).save_to_disk(tmp_path / "dict")
+
+    def rows(name: str, split: str) -> list[int]:
+        source = open_rows(tmp_path / name, {"text": "{text}"}, split=split, streaming=streaming)
+        return [int(text.split()[1]) for text in source.texts()]
+
+    for name in ("one", "dict"):
+        assert rows(name, "train") == list(range(10))
+        assert rows(name, "train[:90%]") == list(range(9))
+        assert rows(name, "train[90%:]") == [9]
+    assert rows("one", "test[2:4]") == [2, 3]
+    assert rows("dict", "test+train[8:]") == [0, 8, 9]
+    with pytest.raises(DataError, match=r"split 'valid'\) cannot be opened: ValueError: Unknown split"):
+        rows("one", "valid")

@@ -135,8 +135,20 @@ def _saved(path: Path, config: HfDatasetConfig) -> Any:
     import datasets
 
     saved = datasets.load_from_disk(str(path))
-    dataset = saved[config.split] if isinstance(saved, datasets.DatasetDict) else saved
+    several = isinstance(saved, datasets.DatasetDict)
+    parts = dict(saved) if several else dict.fromkeys(("train", str(saved.split or "train")), saved)
+    wanted = datasets.ReadInstruction.from_spec(config.split).to_absolute(
+        {name: len(part) for name, part in parts.items()}
+    )
+    dataset = datasets.concatenate_datasets(
+        [_rows(parts[one.splitname], one.from_, one.to) for one in wanted]
+    )
     return dataset.to_iterable_dataset() if config.streaming else dataset
+
+
+def _rows(dataset: Any, first: int | None, end: int | None) -> Any:
+    """Return a run of rows; None stands for the first and for the last of all."""
+    return dataset.select(range(*slice(first, end).indices(len(dataset))))
 
 
 def _checked(dataset: Any, lines: bool, config: HfDatasetConfig) -> Any:
