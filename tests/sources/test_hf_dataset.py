@@ -372,6 +372,23 @@ def test_conversations_put_items_where_they_are_marked() -> None:
     assert reader(TALK).sample({"talk": unmarked, "image": "cat.png"}, "k").turns[0].parts == (item, "What?")
 
 
+@pytest.mark.parametrize("shown", [{"image": None}, {"image": []}, {}])
+def test_conversations_without_items_among_others_are_text_alone(shown: dict[str, Any]) -> None:
+    talk = [{"from": "human", "value": "Two and two?"}, {"from": "gpt", "value": "Four."}]
+    sample = reader(TALK).sample({"talk": talk, **shown}, "k")
+    assert sample.task == "understanding"
+    assert sample.turns == (Turn("user", ("Two and two?",)), Turn("assistant", ("Four.",)))
+    marked = [{"from": "human", "value": "<image>What?"}, talk[1]]
+    with pytest.raises(BadSample, match="marks 1 places with <image> for 0 items"):
+        reader(TALK).sample({"talk": marked, **shown}, "k")
+
+
+@pytest.mark.parametrize("shown", [{"image": None}, {"image": []}, {}])
+def test_items_that_a_task_needs_are_there(shown: dict[str, Any]) -> None:
+    with pytest.raises(BadSample, match="column 'image'"):
+        reader({"image": "{image}", "answer": "a cat"}).sample(shown, "k")
+
+
 @pytest.mark.parametrize(
     "talk", [[], "hello", [{"from": "dog", "value": "woof"}], ["hello"], [{"from": ["gpt"]}]]
 )

@@ -101,6 +101,12 @@ class RowReader:
     def _mark(self) -> str:
         return f"<{self.config.modality}>"
 
+    @property
+    def _item_column(self) -> str:
+        reference = COLUMN.fullmatch(self.config.columns[self.config.modality])
+        assert reference, "the options were checked"
+        return reference[1]
+
     def _text(self, row: Mapping[str, Any], name: str) -> str:
         text = COLUMN.sub(lambda found: self._filled(row, found[1]), self.config.columns[name])
         if not text.strip():
@@ -123,9 +129,9 @@ class RowReader:
         raise BadSample(f"column {column!r} holds {type(value).__name__}, not text")
 
     def _items(self, row: Mapping[str, Any], learn: bool = False) -> list[Item]:
-        reference = COLUMN.fullmatch(self.config.columns[self.config.modality])
-        assert reference, "the options were checked"
-        value = _column(row, reference[1])
+        value = _column(row, self._item_column)
+        if value == [] and isinstance(value, list):
+            raise BadSample(f"column {self._item_column!r} is empty")
         many = value if isinstance(value, list) and value and _is_reference(value[0]) else [value]
         return [Item(self.config.modality, self._opened(one), learn) for one in many]
 
@@ -155,7 +161,7 @@ class RowReader:
 
     def _conversation(self, row: Mapping[str, Any]) -> tuple[Turn, ...]:
         messages = list(self._messages(row))
-        items = self._items(row) if self.config.modality in self.config.columns else []
+        items = self._items(row) if self._shows(row) else []
         if items and not any(self._mark in text for _, text in messages):
             first = next((i for i, (role, _) in enumerate(messages) if role == "user"), 0)
             messages[first] = (messages[first][0], self._mark * len(items) + messages[first][1])
@@ -167,6 +173,10 @@ class RowReader:
         if left:
             raise BadSample(f"{len(left)} items have no {self._mark} in the conversation")
         return tuple(turns)
+
+    def _shows(self, row: Mapping[str, Any]) -> bool:
+        """Answer whether a conversation is about items; in LLaVA's mixtures some rows are text alone."""
+        return self.config.modality in self.config.columns and row.get(self._item_column) not in (None, [])
 
     def _marked(self, text: str, items: list[Item], where: str) -> tuple[Part, ...]:
         """Put items where the text marks them."""
