@@ -60,10 +60,11 @@ def attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Answer transformers' attention call: ([B, S, H, D], no weights)."""
-    if attend is None or softcap is not None or s_aux is not None:
+    # No mask is built for this attention: one that comes all the same is the layer's own.
+    if attend is None or softcap is not None or s_aux is not None or attention_mask is not None:
         raise RunFileError(
-            f"{type(module).__name__} needs attention that this package does not have (soft caps or sinks), "
-            "or does not pass arguments on to it; choose another language model"
+            f"{type(module).__name__} needs attention that this package does not have (soft caps, sinks or "
+            "masks of its own), or does not pass arguments on to it; choose another language model"
         )
     if sliding_window is not None and isinstance(attend, CachedAttention):
         attend = attend.within(sliding_window)

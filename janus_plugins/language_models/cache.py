@@ -156,6 +156,7 @@ class CachedAttention:
         if window:
             self.mask = _last(window, self.mask, self.reach, device)
         self._given = (plan, cache, shape, device)
+        self._asked: set[int] = set()
         self._within: dict[int, CachedAttention] = {}
 
     def within(self, window: int) -> CachedAttention:
@@ -180,7 +181,18 @@ class CachedAttention:
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, dropout: float
     ) -> Tensor:
-        """Write the new keys and values, and attend over the filled part."""
+        """Write the new keys and values, and attend over the filled part.
+
+        Raises:
+            RunFileError: the layer asks a second time, and would write over what it wrote at first.
+        """
+        if layer in self._asked:
+            raise RunFileError(
+                f"layer {layer} of this language model attends twice, but a cache keeps one pair of keys "
+                "and values a layer; choose another language model"
+            )
+        if not torch.compiler.is_compiling():
+            self._asked.add(layer)
         keys, values = self.cache.update(layer, key, value, self.start, self.slot)
         with without_plans(query.device):
             output = scaled_dot_product_attention(

@@ -30,6 +30,10 @@ _SCALED_LOGITS = {"logit_scale": 1.0, "logits_scaling": 1.0, "final_logit_softca
 """Options of a configuration that change logits after the head, and the value that changes nothing."""
 
 
+_LAYERS = {"full_attention", "attention", "sliding_attention"}
+"""Kinds of layers that keep nothing but keys and values, and see nothing but what the plan shows them."""
+
+
 class CausalLanguageModel(nn.Module):
     """Run a causal transformer over embeddings; see `core.contracts.LanguageModel`."""
 
@@ -191,6 +195,14 @@ def _check_body(body: Any) -> None:
     if not body._supports_attention_backend or lacking:
         why = f"takes no {' and no '.join(lacking)}" if lacking else "cannot be given other attention"
         raise RunFileError(f"{type(body).__name__} {why}; choose another language model")
+    stateful = {"recurrent"} if getattr(body, "_is_stateful", False) else set()
+    others = {*(getattr(body.config, "layer_types", None) or stateful)} - _LAYERS
+    if others:
+        raise RunFileError(
+            f"{type(body).__name__} has layers that are no plain attention ({', '.join(sorted(others))}): "
+            "they would carry over from sample to sample of a pack, and forget what came before in an "
+            "answer; choose another language model"
+        )
     for name, neutral in _SCALED_LOGITS.items():
         value = getattr(body.config, name, neutral)
         if value != neutral and value is not None:

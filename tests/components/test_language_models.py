@@ -306,6 +306,37 @@ def test_models_that_would_run_wrongly_are_refused(tmp_path, name):
         build_causal(config, config.facts())
 
 
+HYBRIDS = {
+    "Lfm2Config": {"layer_types": ["conv", "full_attention"]},
+    "GraniteMoeHybridConfig": {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "mamba_d_head": 8},
+    "MiniMaxConfig": {"layer_types": ["linear_attention", "full_attention"]},
+}
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_layers_that_keep_more_than_keys_and_values_are_refused(tmp_path, name):
+    config = folder_of(tmp_path, name, num_key_value_heads=2, **HYBRIDS[name])
+    with pytest.raises(RunFileError, match="layers that are no plain attention"):
+        build_causal(config, config.facts())
+
+
+def test_a_family_with_such_layers_is_taken_where_a_model_has_none(tmp_path):
+    config = folder_of(tmp_path, "Lfm2Config", num_key_value_heads=2, layer_types=["full_attention"] * 2)
+    model = build_causal(config, config.facts())
+    plan, positions = alone(5)
+    assert model(torch.randn(1, 5, 32), positions, plan).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("DogeConfig", "masks of its own"), ("DiffLlamaConfig", "attends twice")]
+)
+def test_attention_that_is_more_than_one_look_is_refused(tmp_path, name, why):
+    config = folder_of(tmp_path, name, num_key_value_heads=2)
+    model = build_causal(config, config.facts())
+    with pytest.raises(RunFileError, match=why), torch.no_grad():
+        model(torch.randn(1, 5, 32), torch.arange(5)[None], Cached(0), model.new_cache(1, 5))
+
+
 def test_a_sliding_window_is_refused_only_where_it_matters(tmp_path):
     config = folder_of(tmp_path, "MistralConfig", sliding_window=8, num_key_value_heads=2)
     model = build_causal(config, config.facts())
