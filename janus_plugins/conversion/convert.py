@@ -29,6 +29,7 @@ from janus_plugins.core.errors import CheckpointError, RunFileError
 from janus_plugins.core.suggest import nearest
 from janus_plugins.model import native
 from janus_plugins.model.tensor_file import DTYPES, Entry, TensorWriter, shard, shard_names
+from janus_plugins.model.unified import UnifiedModel
 
 _NATIVE_ONLY = ("generation.image.encoder.quantize.unused_for",)
 """State of training that no foreign layout has a place for; it is left out, and starts anew."""
@@ -120,12 +121,8 @@ def _write(checkpoint: Checkpoint, folder: Path, layout: Layout) -> Written:
 
 
 def _write_native(checkpoint: Checkpoint, folder: Path) -> Written:
-    tied = checkpoint.model.plan.model.facts.tied
-    entries, shared = dict(checkpoint.entries), {}
-    if tied:
-        head = "language_model.text_head.output.weight"
-        shared[head] = "language_model.model.embed_tokens.weight"
-        entries.pop(head, None)
+    shared = _shared(checkpoint.model)
+    entries = {name: entry for name, entry in checkpoint.entries.items() if name not in shared}
     getters = {name: _getter(checkpoint, name) for name in entries}
     metadata = {"format": "pt", "shared": json.dumps(shared)}
     native.write_texts(checkpoint.model, folder)
@@ -133,6 +130,14 @@ def _write_native(checkpoint: Checkpoint, folder: Path) -> Written:
     extras = _write_extras(checkpoint, folder, "native")
     native.write_manifest(folder, extras)
     return entries, list(checkpoint.extras), (*checkpoint.notes, *notes)
+
+
+def _shared(model: UnifiedModel) -> dict[str, str]:
+    """Return the names of weights that are another's, such as a tied head's, and whose they are."""
+    first: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)
+    names = {name: first.setdefault(id(each), name) for name, each in state.items()}
+    return {name: other for name, other in names.items() if name != other}
 
 
 def _getter(checkpoint: Checkpoint, name: str) -> Callable[[], Tensor]:

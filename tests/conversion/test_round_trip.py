@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -176,6 +177,20 @@ def test_tied_weights_are_written_once_and_stay_tied(tmp_path):
         assert not head.is_meta
     theirs = JanusForConditionalGeneration.from_pretrained(tmp_path / "t")
     assert torch.equal(theirs.lm_head.weight, made["language_model.model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("name", ["GPT2Config", "GPTNeoXConfig", "OPTConfig"])
+def test_tied_weights_of_any_language_model_stay_tied(tmp_path, name):
+    """What the embedding is called differs from family to family."""
+    sizes = {"vocab_size": 96, "hidden_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}
+    getattr(transformers, name)(**sizes, tie_word_embeddings=True).save_pretrained(tmp_path / "lm")
+    torch.manual_seed(0)
+    block = "model.language_model"
+    model = jp.compose("digits", [f"{block}.use=causal-lm", f"{block}.options.folder={tmp_path / 'lm'}"])
+    model.save(tmp_path / "n")
+    jp.convert(tmp_path / "n", tmp_path / "again")
+    same(jp.load(tmp_path / "again").state_dict(), model.state_dict())
+    same(read_tensors(tmp_path / "again"), read_tensors(tmp_path / "n"))
 
 
 def test_an_output_layer_in_the_file_counts_whatever_the_config_says(converted, oracle, tmp_path):
