@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers import LlamaConfig as TransformersLlamaConfig
 
-from janus_plugins.core.contracts import AttentionPlan, Packed
+from janus_plugins.core.contracts import AttentionPlan, Cached, Packed
 from janus_plugins.core.errors import PluginError, RunFileError
 from janus_plugins.core.facts import LanguageModelFacts
 from janus_plugins.language_models.attention import NAME, Attend, packed_attention
 from janus_plugins.language_models.cache import CachedAttention, KeyValueCache
 from janus_plugins.language_models.keeping import selective_contexts
-from janus_plugins.language_models.longrope import each_by_its_length
+from janus_plugins.language_models.longrope import each_by_its_length, outgrown
 from janus_plugins.language_models.published import transformers_config
 from janus_plugins.language_models.spec import CausalLmConfig, LlamaConfig
 from janus_plugins.language_models.step import LlamaStep, can_step, join_weights
@@ -38,7 +38,6 @@ class CausalLanguageModel(nn.Module):
     """Run a causal transformer over embeddings; see `core.contracts.LanguageModel`."""
 
     text_head: nn.Module
-    static_steps = True
     free_masks = True
 
     def __init__(self, config: Any, facts: LanguageModelFacts, attention: str) -> None:
@@ -47,6 +46,9 @@ class CausalLanguageModel(nn.Module):
         self.facts = facts
         self.attention = attention
         self.model = _body(config)
+        original = each_by_its_length(self.model)
+        self._short = original if original is not None and original < facts.max_positions else None
+        self.static_steps = self._short is None
 
     def _apply(self, fn: Any, recurse: bool = True) -> CausalLanguageModel:
         """Keep the frequencies of rotary positions as precise as they are, whatever the weights become.
@@ -95,7 +97,10 @@ class CausalLanguageModel(nn.Module):
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         """Return hidden states after the final norm [B, S, M]; see `core.contracts.LanguageModel`."""
-        embeds = embeds.to(next(self.model.parameters()).dtype)
+        embeds, slots = embeds.to(next(self.model.parameters()).dtype), embeds.shape[1]
+        if self._short is not None and cache is not None and isinstance(attention, Cached):
+            anew = outgrown(embeds, positions, attention, cache, self._short)
+            embeds, positions, attention = anew or (embeds, positions, attention)
         attend = self._attend(embeds, attention, cache)
         step = self._step(embeds, cache)
         if step is not None and isinstance(attend, CachedAttention) and step.takes(embeds, attend):
@@ -106,7 +111,7 @@ class CausalLanguageModel(nn.Module):
             use_cache=False,
             attend=attend,
         )
-        return output.last_hidden_state  # type: ignore[no-any-return]
+        return output.last_hidden_state[:, -slots:]  # type: ignore[no-any-return]
 
     def _step(self, embeds: Tensor, cache: KeyValueCache | None) -> LlamaStep | None:
         """Return the short way of a few slots, made once a cache that holds something, where there is one."""
@@ -184,7 +189,6 @@ def _body(config: Any) -> Any:
         kind = type(config).__name__
         raise RunFileError(f"no language model can be built from a {kind}: {error}") from error
     _check_body(body)
-    each_by_its_length(body)
     return body
 
 

@@ -1,5 +1,6 @@
 """The language models against transformers' own, and their facts against what is built."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -375,8 +376,8 @@ def test_a_cache_is_longer_than_a_sliding_window(tmp_path):
     torch.testing.assert_close(bare[0], alone_[0][:given], atol=1e-5, rtol=1e-4)
 
 
-def test_a_short_sample_keeps_its_angles_beside_a_long_one(tmp_path):
-    """Under `longrope` each sample is as transformers' own model makes it alone: of a pack, and of a cache."""
+def phi3_of_two_angles(tmp_path):
+    """Return transformers' model whose samples of more than 16 positions are turned by other angles, and ours."""
     torch.manual_seed(5)
     rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 5.0, 9.0]}
     rope |= {"rope_theta": 10000.0, "factor": 4.0}
@@ -384,7 +385,12 @@ def test_a_short_sample_keeps_its_angles_beside_a_long_one(tmp_path):
     sizes = {**SHAPE, **short, "pad_token_id": 0, "rope_parameters": rope | short}
     theirs = transformers.Phi3ForCausalLM(transformers.Phi3Config(**sizes)).eval()
     theirs.save_pretrained(tmp_path)
-    ours, _ = loaded(str(tmp_path))
+    return theirs, loaded(str(tmp_path))[0]
+
+
+def test_a_short_sample_keeps_its_angles_beside_a_long_one(tmp_path):
+    """Under `longrope` each sample is as transformers' own model makes it alone: of a pack, and of a cache."""
+    theirs, ours = phi3_of_two_angles(tmp_path)
     lengths, given = [16, 20, 17, 5], 18
     ids = torch.randint(1, 61, (sum(lengths),))
     samples = ids.split(lengths)
@@ -409,6 +415,31 @@ def test_a_short_sample_keeps_its_angles_beside_a_long_one(tmp_path):
     hidden = torch.cat(steps, 1)
     torch.testing.assert_close(hidden[0], expected[1], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(hidden[1, 15:], expected[3], atol=1e-5, rtol=1e-4)
+
+
+def test_an_answer_that_outgrows_its_angles_is_run_anew(tmp_path):
+    """Under `longrope` every step is as transformers' own model makes it of the row so far, without a cache."""
+    theirs, ours = phi3_of_two_angles(tmp_path)
+    pads, given, length = [0, 4], 10, 24
+    ids = torch.randint(1, 61, (2, length))
+    slots = torch.arange(length)
+    positions = (slots - torch.tensor(pads)[:, None]).clamp(min=0)
+    visible, cache = slots >= torch.tensor(pads)[:, None], ours.new_cache(2, length)
+    bounds = [0, given, *range(given + 1, length - 2), length]
+    with torch.no_grad():
+        for first, stop in itertools.pairwise(bounds):
+            plan = Cached(first, visible[:, :stop])
+            hidden = ours(ours.embed(ids[:, first:stop]), positions[:, first:stop], plan, cache)
+            assert hidden.shape == (2, stop - first, 32)
+            for row, pad in enumerate(pads):
+                wanted = theirs.model(ids[row : row + 1, pad:stop], use_cache=False).last_hidden_state
+                torch.testing.assert_close(hidden[row, -1], wanted[0, -1], atol=1e-5, rtol=1e-4)
+        chosen = cache.select(torch.tensor([1, 1]))
+        plan, free = Cached(15, visible[:, :16]), torch.ones(2, 1, 16, dtype=torch.bool)
+        ours(ours.embed(ids[:, 15:16]), positions[1:, 15:16], plan, chosen)  # short again
+        with pytest.raises(RunFileError, match="decoded here in another order"):
+            ours(ours.embed(ids[:, 15:16]), torch.tensor([[40]]), Cached(15, free), chosen)
+    assert not ours.static_steps
 
 
 def test_a_window_of_slots_that_see_others_is_refused(tmp_path):
