@@ -219,7 +219,9 @@ def _check_body(body: Any) -> None:
 def build(config: LlamaConfig, facts: LanguageModelFacts) -> CausalLanguageModel:
     """Build a Llama from its sizes, or from the config.json in its folder, with random weights."""
     if config.folder is not None:
-        return CausalLanguageModel(transformers_config(config.folder), facts, config.attention)
+        return CausalLanguageModel(
+            transformers_config(config.folder, config.described), facts, config.attention
+        )
     sizes = TransformersLlamaConfig(
         vocab_size=facts.vocab_size,
         hidden_size=facts.width,
@@ -240,7 +242,7 @@ def build(config: LlamaConfig, facts: LanguageModelFacts) -> CausalLanguageModel
 
 def build_causal(config: CausalLmConfig, facts: LanguageModelFacts) -> CausalLanguageModel:
     """Build the causal language model that a folder or hub id describes, with random weights."""
-    described = transformers_config(config.folder)
+    described = transformers_config(config.folder, config.described)
     if type(described) not in AutoModelForCausalLM._model_mapping:
         raise RunFileError(f"{config.folder!r} is a {described.model_type}, not a causal language model")
     return CausalLanguageModel(described, facts, config.attention)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,17 @@ def read_config(folder: str) -> dict[str, Any] | None:
     return config
 
 
-def llama_facts(folder: str) -> LanguageModelFacts:
-    """Return the facts of the Llama whose config.json is in `folder`."""
-    config = read_config(folder)
+def described_in(folder: str) -> dict[str, Any] | None:
+    """Return what a local folder's config.json says; None where it cannot be read."""
+    try:
+        return read_config(folder)
+    except RunFileError:  # it is said when the facts are asked for
+        return None
+
+
+def llama_facts(folder: str, described: dict[str, Any] | None) -> LanguageModelFacts:
+    """Return the facts of the Llama whose config.json is in `folder`, or is given."""
+    config = described or read_config(folder)
     if config is None:
         raise RunFileError(f"there is no folder {folder!r}; 'folder' of llama must be a local one")
     if config.get("model_type", "llama") != "llama":
@@ -65,22 +74,28 @@ def llama_facts(folder: str) -> LanguageModelFacts:
     return _facts({**LLAMA_DEFAULTS, **config})
 
 
-def causal_facts(folder: str) -> LanguageModelFacts:
+def causal_facts(folder: str, described: dict[str, Any] | None) -> LanguageModelFacts:
     """Return the facts of any causal language model, from its config.json or through transformers."""
-    config = read_config(folder)
+    config = described or read_config(folder)
     if config is not None and all(_known(config, names) for names in _SPELLINGS.values()):
         return _facts(config)
-    return _facts(transformers_config(folder).to_dict())
+    return _facts(transformers_config(folder, described).to_dict())
 
 
-def transformers_config(folder: str) -> Any:
-    """Return transformers' configuration of a local folder or hub id; never runs foreign code.
+def transformers_config(folder: str, described: dict[str, Any] | None) -> Any:
+    """Return transformers' configuration of a config.json that is given, or of a local folder or hub id.
+
+    Foreign code is never run.
 
     Raises:
         RunFileError: it cannot be had.
     """
     from transformers import AutoConfig
 
+    if described is not None:
+        with tempfile.TemporaryDirectory() as place:  # transformers mends old spellings only of what it reads
+            (Path(place) / "config.json").write_text(json.dumps(described), encoding="utf-8")
+            return transformers_config(place, None)
     local = Path(folder).expanduser()
     asked = "" if local.is_dir() else ", which is no folder here; so the hub was asked"
     if asked and not _HUB_ID.fullmatch(folder):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,10 @@ Attention = Annotated[
     Literal["auto", "sdpa", "varlen", "flex"],
     Field(description="kernel of packed attention; auto: varlen on a GPU in 16 bits, else SDPA by length"),
 ]
+Described = Annotated[
+    dict[str, Any] | None,
+    Field(description="what the folder's config.json says: read from there, and kept with a checkpoint"),
+]
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads")
 
 
@@ -23,6 +27,7 @@ class LlamaConfig(ComponentConfig):
     """Set the sizes of a Llama, or name a folder whose config.json sets them."""
 
     folder: str | None = Field(default=None, description="folder with a Llama's config.json")
+    described: Described = None
     vocab_size: Count | None = None
     hidden_size: Count | None = None
     intermediate_size: Count | None = None
@@ -39,13 +44,16 @@ class LlamaConfig(ComponentConfig):
     @model_validator(mode="after")
     def _folder_or_sizes(self) -> LlamaConfig:
         given = self.model_fields_set - {"folder", "attention", "init_std"}
-        if self.folder is not None and given:
+        kept = self.described is not None  # of a checkpoint, which has the defaults beside it
+        if self.folder is not None and given and not kept:
             raise ValueError(f"'folder' sets every size; remove {', '.join(sorted(given))}")
         missing = [name for name in _SIZES if getattr(self, name) is None]
         if self.folder is None and missing:
             raise ValueError(f"set {', '.join(missing)}, or name a 'folder' with a config.json")
         if self.folder is None:
             self._check_heads()
+        elif not kept:
+            object.__setattr__(self, "described", published.described_in(self.folder))
         return self
 
     def _check_heads(self) -> None:
@@ -64,7 +72,7 @@ class LlamaConfig(ComponentConfig):
             RunFileError: the folder has no config.json of a Llama.
         """
         if self.folder is not None:
-            return published.llama_facts(self.folder)
+            return published.llama_facts(self.folder, self.described)
         return LanguageModelFacts(
             width=self.hidden_size or 0,
             vocab_size=self.vocab_size or 0,
@@ -81,7 +89,14 @@ class CausalLmConfig(ComponentConfig):
     """Name a published causal language model; its config.json sets every size."""
 
     folder: str = Field(description="folder with a config.json, or hub id")
+    described: Described = None
     attention: Attention = "auto"
+
+    @model_validator(mode="after")
+    def _described(self) -> CausalLmConfig:
+        if self.described is None:
+            object.__setattr__(self, "described", published.described_in(self.folder))
+        return self
 
     def facts(self, *neighbours: object) -> LanguageModelFacts:
         """Answer from config.json; asks transformers (and so torch) only where a field is missing.
@@ -89,7 +104,7 @@ class CausalLmConfig(ComponentConfig):
         Raises:
             RunFileError: there is no such folder or hub id, or its model is not a causal one.
         """
-        return published.causal_facts(self.folder)
+        return published.causal_facts(self.folder, self.described)
 
 
 LLAMA = ComponentSpec(

@@ -16,6 +16,7 @@ import pytest
 import torch
 from pydantic import BaseModel, Field, computed_field, create_model, field_validator
 from torch import nn
+from transformers import LlamaConfig
 
 import janus_plugins as jp
 from janus_plugins.core.catalogue import Catalogue, CatalogueEntry, catalogue
@@ -482,3 +483,29 @@ def test_options_that_are_others_today_tell_the_version_that_had_them(
     monkeypatch.setattr(native, "catalogue_for", lambda run, locate: found)
     with pytest.raises(RunFileError, match="(?s)" + re.escape(said) + ".*made with: pip install it==1"):
         jp.load(folder)
+
+
+@pytest.mark.parametrize("use", ["llama", "causal-lm"])
+def test_a_language_model_that_a_folder_describes_loads_without_the_folder(tmp_path, monkeypatch, use):
+    """Its config.json is kept with the checkpoint: the folder may be gone, or hold another by then."""
+    vocabulary = load_run(write_tiny(tmp_path)).model.language_model.options["vocab_size"]
+    sizes = {"vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    shape = LlamaConfig(**sizes, num_attention_heads=2, max_position_embeddings=128, rope_theta=500.0)
+    shape.save_pretrained(tmp_path / "lm")
+    monkeypatch.chdir(tmp_path)
+    block = "model.language_model"
+    options = [f"{block}.use=causal-lm", f"{block}.use={use}", f"{block}.options.folder=lm"]
+    model = compose_plan(resolve(load_run(write_tiny(tmp_path), options)))
+    model.save("first")
+    (tmp_path / "lm" / "config.json").write_text('{"model_type": "llama", "hidden_size": 8}')
+    jp.load("first").save("second")
+    (tmp_path / "lm").rename(tmp_path / "gone")
+    jp.convert("second", "third")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    question = "Put in order: two one"
+    said = model.ask(question, max_new_tokens=3)
+    for name in ("first", "second", "third"):
+        loaded = jp.load(tmp_path / name)
+        assert loaded.language_model.config.rope_parameters["rope_theta"] == 500.0
+        assert loaded.ask(question, max_new_tokens=3) == said
