@@ -6,7 +6,11 @@ worker on any rank makes the same step of the same order.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,6 +32,10 @@ from janus_plugins.sequence.packing import pack
 if TYPE_CHECKING:
     from janus_plugins.core.contracts import Arrays
     from janus_plugins.sequence.tokenizers import TextTokenizer
+
+
+_LOOKS = 1.0
+"""Seconds between looks at the process that a worker belongs to."""
 
 
 @dataclass(frozen=True)
@@ -186,3 +194,16 @@ def start_worker(_: int) -> None:
     """Set up a data worker: signals are the main process's business, which saves and then stops it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.pid,), daemon=True).start()
+
+
+def _end_with(parent: int | None) -> None:
+    """End this process soon after its parent, however that died.
+
+    torch's own end of a worker first waits until a pipe is read that nobody reads any more.
+    """
+    while os.getppid() == parent:
+        time.sleep(_LOOKS)
+    os._exit(1)

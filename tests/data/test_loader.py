@@ -7,9 +7,12 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -254,3 +257,45 @@ def test_a_hanging_worker_is_an_error() -> None:
     one = loader({"words": {"task": "text", "hangs": True}}, {}, {"workers": 1, "data_timeout": 1.0})
     with pytest.raises(DataError, match=r"no data came within engine\.data_timeout \(1 s\)"):
         next(iter(one))
+
+
+LEFT_ALONE = """
+import multiprocessing, time, torch
+from torch.utils.data import DataLoader
+from janus_plugins.data.parcel import pack
+from janus_plugins.data.worker import start_worker
+
+content = [torch.zeros(100_000, dtype=torch.uint8)] * 100  # more than a pipe takes, sent through it all the same
+loader = DataLoader(content, batch_size=None, num_workers=2, collate_fn=pack, worker_init_fn=start_worker,
+                    multiprocessing_context="fork")
+steps = iter(loader)
+next(steps)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+time.sleep(100)
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", LEFT_ALONE], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    workers = [int(word) for word in parent.stdout.readline().split()]
+    time.sleep(0.5)  # they fill the pipe
+    parent.kill()
+    parent.communicate()
+    until = time.monotonic() + 20
+    try:
+        while any(map(lives, workers)) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert len(workers) == 2
+        assert not any(map(lives, workers))
+    finally:
+        for worker in filter(lives, workers):
+            os.kill(worker, signal.SIGKILL)
+
+
+def lives(process: int) -> bool:
+    """Answer whether a process runs; one that has ended may wait for its new parent to notice."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
