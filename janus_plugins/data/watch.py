@@ -83,12 +83,20 @@ class _Watch:
         while not over.wait(min(_BETWEEN, max(0.0, last - time.monotonic()))):
             if time.monotonic() >= last:
                 self.expired = True
-                for worker in self._workers:
-                    worker.kill()
+            if self.expired or any(worker.exitcode for worker in self._workers):
+                self._end()
             if self.expired or not all(worker.is_alive() for worker in self._workers):
                 self._free()
             if self.expired:
                 return
+
+    def _end(self) -> None:
+        """Let a read of the pipe end: a worker killed in the middle of a message never finishes it."""
+        for worker in self._workers:
+            worker.kill()
+        writer = getattr(getattr(self._steps, "_worker_result_queue", None), "_writer", None)
+        if writer is not None:
+            writer.close()
 
     def _free(self) -> None:
         """Let go of the lock that all of them share: one that was killed may have died holding it."""

@@ -17,10 +17,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from janus_plugins.core.errors import DataError, RunFileError
 from janus_plugins.data import watch
 from janus_plugins.data.loader import StepBatch, StepLoader
+from janus_plugins.data.parcel import pack
 
 from .toys import only_stage, toy_plan, toy_tokenizer
 
@@ -257,6 +259,27 @@ def test_a_hanging_worker_is_an_error() -> None:
     one = loader({"words": {"task": "text", "hangs": True}}, {}, {"workers": 1, "data_timeout": 1.0})
     with pytest.raises(DataError, match=r"no data came within engine\.data_timeout \(1 s\)"):
         next(iter(one))
+
+
+@pytest.mark.usefixtures("_quick_look")
+@pytest.mark.parametrize("ends", ["killed", "too late"])
+def test_a_worker_that_ends_in_the_middle_of_a_message_is_an_error(ends: str) -> None:
+    content = [
+        torch.zeros(100_000, dtype=torch.uint8)
+    ] * 100  # more than a pipe takes, sent through it all the same
+    context = "fork"
+    loader = DataLoader(
+        content, batch_size=None, num_workers=2, collate_fn=pack, multiprocessing_context=context
+    )
+    steps = watch.prepared_steps(loader, 2, 100.0 if ends == "killed" else 2.0)
+    next(steps)
+    time.sleep(0.5)  # the pipe fills up
+    for child in multiprocessing.active_children():
+        os.kill(child.pid or 0, signal.SIGKILL if ends == "killed" else signal.SIGSTOP)
+    started = time.monotonic()
+    with pytest.raises(DataError, match="a data worker failed"):
+        list(steps)
+    assert time.monotonic() - started < 30
 
 
 LEFT_ALONE = """
