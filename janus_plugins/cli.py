@@ -55,24 +55,30 @@ def main() -> None:
 
 
 def _fail_unforeseen(error: Exception, debug: bool) -> None:
-    from janus_plugins.training.peers import LOST, is_lost_peer
+    from janus_plugins.core.peers import LOST, is_lost_peer
 
     said = f"{type(error).__name__}: {error}"
     if is_lost_peer(error):  # rank 0 may be the one that has ended
         _fail(error, 1, debug, f"{LOST}\n({said})", ranks=("0", "1"))
     hint = "this is a bug or a broken machine; run again with --debug for the traceback"
-    _fail(error, 1, debug, f"{said}\n{hint}")
+    _fail(error, 1, debug, f"{said}\n{hint}", own=True)
 
 
 def _fail(
-    error: BaseException, code: int, debug: bool, text: str | None = None, ranks: tuple[str, ...] = ("0",)
+    error: BaseException,
+    code: int,
+    debug: bool,
+    text: str | None = None,
+    ranks: tuple[str, ...] = ("0",),
+    own: bool = False,
 ) -> NoReturn:
     if debug:
         traceback.print_exception(error)
     rank = os.environ.get("RANK", "0")
+    own = own or getattr(error, "of_one_rank", False) or isinstance(error.__cause__, OSError)
     if rank in ranks:  # every rank of a run raises the same
         typer.echo(f"error: {text or error}", err=True)
-    elif isinstance(error.__cause__, OSError):  # but for what its own machine refuses
+    elif own:  # but for what befalls one alone
         typer.echo(f"error on rank {rank}: {text or error}", err=True)
     sys.exit(code)
 

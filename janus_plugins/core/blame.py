@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from janus_plugins.core.errors import JanusPluginsError, PluginError
+from janus_plugins.core.peers import is_lost_peer
 from janus_plugins.core.plan import Part
 
 
@@ -40,7 +41,7 @@ def blamed(part: Part, doing: str, *given: Any) -> Iterator[None]:
     except (JanusPluginsError, MemoryError):
         raise
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, of a device
+        if type(error).__name__ == "OutOfMemoryError" or is_lost_peer(error):  # of a device; of another rank
             raise
         doing = " ".join([doing, *map(_spelt, given)])
         package = part.spec.factory.partition(":")[0].partition(".")[0]

@@ -8,9 +8,15 @@ from __future__ import annotations
 
 
 class JanusPluginsError(Exception):
-    """Be the root of every error this package raises on purpose."""
+    """Be the root of every error this package raises on purpose.
+
+    Attributes:
+        exit_code: what the command line ends with.
+        of_one_rank: whether the other ranks of a run may know nothing of it; else all raise the same.
+    """
 
     exit_code = 1
+    of_one_rank = False
 
 
 class RunFileError(JanusPluginsError):

@@ -109,7 +109,9 @@ class StageLoop:
         self._ahead: tuple[Any, JanusPluginsError | None] | None = None
         self._late = 0.0
         with undisturbed():
-            self._batches: Iterator[Any] = iter(run.recipe.loader(self._stage, run.world, state or None))
+            self._batches: Iterator[Any] = run.world.together(
+                lambda: iter(run.recipe.loader(self._stage, run.world, state or None))
+            )
 
     def finish(self) -> Position:
         """Take every remaining step, or end early where a callback asks; return the position after the last.
@@ -146,7 +148,8 @@ class StageLoop:
         outcome = None
         if any(counts.values()):
             meanwhile = self._look_ahead if self._run.world.works_aside else None
-            outcome = self._engine.step(batch.micro, counts, self._position.step - 1, meanwhile)
+            with self._run.world.apart():
+                outcome = self._engine.step(batch.micro, counts, self._position.step - 1, meanwhile)
         waited += self._late
         parts = self._run.world.gather((outcome, batch.tokens, batch.slots, waited))
         if outcome is not None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_plugins.core.errors import CheckpointError, JanusPluginsError
-from janus_plugins.training.peers import is_lost_peer
+from janus_plugins.core.peers import is_lost_peer
 from janus_plugins.training.world import World
 
 MANIFEST = "manifest.json"
@@ -55,7 +55,8 @@ def publish(
         shutil.rmtree(partial, ignore_errors=True)
         if is_lost_peer(error):
             raise
-        raise _unwritable(root, name, error) from error
+        with world.apart():
+            raise _unwritable(root, name, error) from error
 
 
 def _unwritable(root: Path, name: str, error: Exception) -> CheckpointError:

@@ -86,7 +86,7 @@ def train(
     goes_on = resume or (start is None and only_stage in later)
     tokenizer = begun_tokenizer(out / "checkpoints") if goes_on else None
     kept = goes_on and keeps_weights(out / "checkpoints")
-    recipe = plan_recipe(plan, sampler, start, tokenizer, kept)
+    recipe = world.together(lambda: plan_recipe(plan, sampler, start, tokenizer, kept))
     result = run_recipe(recipe, out, world, only_stage=only_stage, resume=resume, console=console)
     atexit.register(close_world)
     return result

@@ -60,7 +60,7 @@ def _train_stage(run: Run, out: Path, start: Position, found: Found | None) -> P
     """Train one stage, save its end, and return where the next begins."""
     recipe, world, stage = run.recipe, run.world, run.recipe.stages[start.stage]
     begins = start.stage == run.checkpoints.begun
-    model = recipe.build(True) if begins else _stage_end(run, start.stage - 1)
+    model = world.together(lambda: recipe.build(True) if begins else _stage_end(run, start.stage - 1))
     for later in recipe.stages[start.stage + 1 :]:
         choose_learning(model, later)  # a wrong name is found now, not when its stage begins
         check_lora(model, later)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -92,6 +93,31 @@ class World:
         if problem is not None:
             raise problem
         return answer  # type: ignore[no-any-return]
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Run `work`, which waits for no other rank, on all; the first rank's error reaches all."""
+        if self.size == 1:
+            return work()
+        problem: JanusPluginsError | None = None
+        try:
+            made = work()
+        except JanusPluginsError as error:
+            problem = error
+        everyone = self.gather(None if problem is None else (type(problem), str(problem)))
+        for rank, each in enumerate(everyone):
+            if each is not None:
+                kind, text = each
+                raise kind(f"rank {rank}: {text}" if rank else text) from problem
+        return made
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Mark an error of the body as one that the other ranks may not meet: every rank says its own."""
+        try:
+            yield
+        except JanusPluginsError as error:
+            error.of_one_rank = True
+            raise
 
 
 def open_world() -> World:

@@ -8,13 +8,15 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
 from torch.distributed import DistBackendError, DistNetworkError
 
+from janus_plugins.core.blame import blamed
+from janus_plugins.core.peers import is_lost_peer
 from janus_plugins.training.metrics import read_metrics
-from janus_plugins.training.peers import is_lost_peer
 from janus_plugins.training.world import World
 
 from .mixed import run_mixed
@@ -96,6 +98,60 @@ def test_who_is_left_when_a_rank_is_killed_says_so(killed: int) -> None:
     assert "error: another rank has ended" in said[1 - killed]
     assert "on with --resume" in said[1 - killed]
     assert "this is a bug" not in said[1 - killed]
+
+
+ALONE = """
+import sys, torch
+from janus_plugins import cli
+from janus_plugins.core.errors import CheckpointError
+from janus_plugins.training.world import open_world
+
+def app(standalone_mode):
+    world = open_world()
+    def work():
+        if world.rank == 1:
+            raise RuntimeError("out of memory") if sys.argv[1] == "memory" else CheckpointError("no weights")
+    if sys.argv[1] == "build":
+        world.together(work)
+    with world.apart():
+        work()
+    world.barrier()
+
+cli.app = app
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "zero", "one"),
+    [
+        ("build", "error: rank 1: no weights\n", ""),
+        ("step", "error: another rank has ended", "error on rank 1: no weights\n"),
+        ("memory", "error: another rank has ended", "error on rank 1: RuntimeError: out of memory\n"),
+    ],
+)
+def test_what_befalls_one_rank_alone_is_said(what: str, zero: str, one: str) -> None:
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ALONE, what],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=100)[1] for process in processes]
+    code = 1 if what == "memory" else 4
+    assert [process.returncode for process in processes] == [code if what == "build" else 1, code]
+    for text, wanted in zip(said, (zero, one), strict=True):
+        assert text.startswith(wanted) if wanted else not text
+
+
+def test_a_plugin_is_not_blamed_for_a_rank_that_ends() -> None:
+    error = RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:5296")
+    with pytest.raises(RuntimeError, match="closed by peer"), blamed(cast(Any, None), "encoding"):
+        raise error
 
 
 def test_the_end_of_another_rank_is_told_from_other_errors() -> None:
