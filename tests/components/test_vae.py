@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from janus_plugins.core.errors import BadSample, CheckpointError
+from janus_plugins.encoders.vae.scale import LatentScale
 from janus_plugins.encoders.vae.spec import VAE, VaeConfig
 from tests.components.keeps import made, pictures, processor_of
 from tests.components.original_vae import Original
@@ -159,6 +160,46 @@ def test_a_running_mean_does_not_stand_still_in_16_bits():
     seen = scale(5 + 0.1 * torch.randn(500, 4, 2, 2, generator=draw))
     assert abs(float(seen.mean())) < 0.1
     assert float(seen.std()) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_a_scale_is_that_of_a_whole_step_on_all_ranks(drawn, monkeypatch):
+    """Two micro-batches of unlike sizes on each of two ranks, one after the other, are as one batch."""
+    draw = torch.Generator().manual_seed(0)
+    one, ranks = LatentScale(4, 0.0, None), [LatentScale(4, 0.0, None) for _ in range(2)]
+    for rank in ranks:
+        rank.set_accumulation(2)
+    for _ in range(3):
+        means = 3 + 2 * torch.randn(8, 4, 2, 2, generator=draw)
+        variances = torch.rand(8, 4, 2, 2, generator=draw)
+        one.measure(means, variances if drawn else None)
+        parts = [
+            (mean, variance if drawn else None)
+            for mean, variance in zip(means.split([1, 2, 3, 2]), variances.split([1, 2, 3, 2]), strict=True)
+        ]
+        for rank, micro in zip(ranks, (parts[:2], parts[2:]), strict=True):
+            before = rank._read().clone()
+            rank.measure(*micro[0])
+            assert torch.equal(rank._read(), before)
+        given = sums(parts[:2]), sums(parts[2:])
+        with monkeypatch.context() as both:
+            both.setattr(torch.distributed, "is_initialized", lambda: True)
+            for rank, last, other in zip(ranks, (parts[1], parts[3]), reversed(given), strict=True):
+                both.setattr(torch.distributed, "all_reduce", lambda total, other=other: total.add_(other))
+                rank.measure(*last)
+        for rank in ranks:
+            assert torch.allclose(rank._read(), one._read(), rtol=1e-6)
+    assert torch.equal(ranks[0]._read(), ranks[1]._read())
+    assert int(ranks[0].batches) == int(one.batches) == 3
+    assert set(one.state_dict()) == {"statistics", "batches"}
+
+
+def sums(parts):
+    """Return what a rank has seen in micro-batches: sums, sums of squares, numbers, by channel."""
+    squares = [mean.square() + (0 if variance is None else variance) for mean, variance in parts]
+    means = torch.cat([mean for mean, _ in parts]).double()
+    numbers = torch.full((4,), float(means.numel() // 4), dtype=torch.float64)
+    return torch.stack([means.sum((0, 2, 3)), torch.cat(squares).double().sum((0, 2, 3)), numbers])
 
 
 def test_a_given_scale_is_not_measured():

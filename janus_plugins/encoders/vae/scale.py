@@ -29,6 +29,7 @@ class LatentScale(nn.Module):
 
     statistics: Tensor
     batches: Tensor
+    seen: Tensor
 
     def __init__(self, channels: int, shift: float, scale: float | None) -> None:
         super().__init__()
@@ -39,6 +40,13 @@ class LatentScale(nn.Module):
             # a running mean would stand still (its steps are below the last bit).
             self.register_buffer("statistics", start.view(torch.int32))
             self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+            # What the batches of a step have given so far: sums, sums of squares, numbers (float64's bits).
+            self.register_buffer("seen", torch.zeros(3, channels, dtype=torch.int64), persistent=False)
+        self.set_accumulation(1)
+
+    def set_accumulation(self, number: int) -> None:
+        """Say how many batches make a step; see `core.contracts.GenerationEncoder`."""
+        self._batches, self._measured = number, 0
 
     def forward(self, latents: Tensor, *, back: bool = False) -> Tensor:
         """Return scaled latents, or with `back` the autoencoder's own (float32)."""
@@ -47,7 +55,7 @@ class LatentScale(nn.Module):
         return scaled
 
     def measure(self, means: Tensor, variances: Tensor | None) -> None:
-        """Take note of a batch of latents, unless the scale is fixed.
+        """Take note of a batch of latents, unless the scale is fixed; once a step, of those of all ranks.
 
         Args:
             means: of the latents [N, C, H, W].
@@ -58,10 +66,18 @@ class LatentScale(nn.Module):
         with torch.no_grad():
             seen = means.float()
             squares = seen.square() if variances is None else seen.square() + variances.float()
-            fresh = torch.stack([each.mean((0, 2, 3)) for each in (seen, squares)])
+            sums = torch.stack([each.double().sum((0, 2, 3)) for each in (seen, squares, seen * 0 + 1)])
+            total = self.seen.view(torch.float64)
+            total.add_(sums)
+            self._measured = (self._measured + 1) % self._batches
+            if self._measured:
+                return
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.all_reduce(total)
             self.batches.add_(1)
             weight = (1 / self.batches.float()).clamp(min=_SLOWEST)
-            self._write(self._read().lerp(fresh, weight))
+            self._write(self._read().lerp((total[:2] / total[2]).float(), weight))
+            total.zero_()
 
     def publish(self, description: Mapping[str, Any]) -> None:
         """Take what diffusers' config.json says: `scaling_factor`, a shift or statistics if there are any."""
