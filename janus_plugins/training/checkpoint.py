@@ -82,13 +82,28 @@ class Found:
 class Checkpoints:
     """Keep the checkpoints of one run.
 
+    Args:
+        root: their folder.
+        world: who we are.
+        identity: what a resumed run must share.
+        keep: how many of those in the middle of a stage stay.
+        check: called on the main rank before anything is written; raises where the folder is not ours.
+
     Attributes:
         root: their folder.
         begun: index of the stage that the run began with.
     """
 
-    def __init__(self, root: Path, world: World, identity: Mapping[str, Any], keep: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        world: World,
+        identity: Mapping[str, Any],
+        keep: int,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self.root = root
+        self._check = check
         self.begun = 0
         self._world, self._identity, self._keep = world, identity, keep
 
@@ -108,7 +123,7 @@ class Checkpoints:
 
         if weights or others is not None:
             position = Position(self.begun, 0, 0)
-            publish.publish(self._world, self.root, START, write, self._facts(START, position, {}))
+            self._publish(START, write, self._facts(START, position, {}))
         else:
             self._world.from_main(lambda: publish.remove(self.root / START))  # of a beginning that died
 
@@ -134,7 +149,7 @@ class Checkpoints:
             text = json.dumps({"loader": loader_state})
             (folder / f"rank_{rank}.json").write_text(text, encoding="utf-8")
 
-        publish.publish(self._world, self.root, name, write, self._facts("step", position, facts))
+        self._publish(name, write, self._facts("step", position, facts))
         self._world.from_main(self._prune)
         return self.root / name
 
@@ -149,8 +164,12 @@ class Checkpoints:
                 save_tensors(model.state_dict(), folder)
 
         name = f"stage_{position.stage}"
-        publish.publish(self._world, self.root, name, write, self._facts("stage", position, facts))
+        self._publish(name, write, self._facts("stage", position, facts))
         return self.root / name
+
+    def _publish(self, name: str, write: Callable[[Path], None], facts: Mapping[str, Any]) -> None:
+        self._world.from_main(self._check)
+        publish.publish(self._world, self.root, name, write, facts)
 
     def _facts(self, kind: str, position: Position, facts: Mapping[str, Any]) -> dict[str, Any]:
         return {

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -23,8 +23,11 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
-def locked(out: Path) -> Iterator[None]:
+def locked(out: Path) -> Iterator[Callable[[], None]]:
     """Hold an output folder for this run alone.
+
+    Yields a function that raises a CheckpointError where this folder was removed and another run has taken
+    one of the same name: a lock does not outlive its file's name.
 
     Raises:
         RunFileError: another run holds it.
@@ -42,7 +45,18 @@ def locked(out: Path) -> Iterator[None]:
         stream.truncate(0)
         stream.write(f"process {os.getpid()} on {socket.gethostname()}")
         stream.flush()
-        yield
+        yield lambda: _check(stream.fileno(), out)
+
+
+def _check(descriptor: int, out: Path) -> None:
+    try:
+        same = os.path.samestat(os.fstat(descriptor), (out / ".lock").stat())
+    except OSError:  # removed, and nobody's
+        return
+    if not same:
+        raise CheckpointError(
+            f"{out} was removed and is another run's now; this one stops, and leaves that one's files alone"
+        )
 
 
 def _take(descriptor: int, out: Path) -> None:

@@ -132,7 +132,8 @@ def precompute(
 
 def _lock(world: World, stack: ExitStack, folder: Path) -> None:
     """Let the main rank hold a folder until the stack ends: other processes would write the same parts."""
-    world.from_main(lambda: stack.enter_context(locked(folder)) and None)
+    held: list[object] = []  # by the main rank
+    world.from_main(lambda: held.append(stack.enter_context(locked(folder))))
 
 
 def _sources(

@@ -118,10 +118,13 @@ def run_recipe(
     for index in chosen:
         deepspeed_config(recipe.engine, recipe.stages[index], world.size)
     with ExitStack() as stack:
-        world.from_main(lambda: stack.enter_context(locked(out)) and None)
+        holds: list[Callable[[], None]] = []  # of the main rank
+        world.from_main(lambda: holds.append(stack.enter_context(locked(out))))
         metrics = Metrics(out, active=world.is_main, log_every=recipe.engine.log_every, console=console)
         stack.enter_context(metrics)
-        checkpoints = Checkpoints(out / "checkpoints", world, run_identity(recipe), recipe.engine.keep)
+        checkpoints = Checkpoints(
+            out / "checkpoints", world, run_identity(recipe), recipe.engine.keep, *holds
+        )
         found = world.from_main(
             lambda: start_from(recipe, checkpoints, metrics.say, chosen, only_stage, resume)
         )

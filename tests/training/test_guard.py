@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from janus_plugins.core.errors import RunFileError
+from janus_plugins.core.errors import CheckpointError, RunFileError
 from janus_plugins.training import random_state
+from janus_plugins.training.checkpoint import Checkpoints, Position
 from janus_plugins.training.guard import StopSignals, locked
 from janus_plugins.training.world import World, open_world
+
+from .toys import toy_model
 
 HOLD = (
     "import sys, time; from pathlib import Path; from janus_plugins.training.guard import locked\n"
@@ -41,6 +45,24 @@ def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path: Path) -> None
         holder.send_signal(signal.SIGKILL)
     with locked(tmp_path):
         assert f"process {os.getpid()}" in (tmp_path / ".lock").read_text()
+
+
+def test_a_run_whose_folder_became_anothers_leaves_it_alone(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with locked(out) as check:
+        checkpoints = Checkpoints(out / "checkpoints", world, {}, 2, check)
+        checkpoints.save_stage(Position(0, 1, 1), toy_model(), {})
+        shutil.rmtree(out)
+        checkpoints.save_stage(Position(1, 1, 2), toy_model(), {})  # nobody else is there
+        shutil.rmtree(out)
+        holder = subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE, text=True)
+        assert holder.stdout is not None
+        with holder, holder.stdout:
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(CheckpointError, match="was removed and is another run's now"):
+                checkpoints.save_stage(Position(2, 1, 3), toy_model(), {})
+            holder.kill()
+    assert [path.name for path in out.iterdir()] == [".lock"]
 
 
 def draws() -> list[float]:
