@@ -301,10 +301,11 @@ time.sleep(100)
 def test_workers_end_with_a_process_that_is_killed() -> None:
     parent = subprocess.Popen([sys.executable, "-c", LEFT_ALONE], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
-    workers = [int(word) for word in parent.stdout.readline().split()]
-    time.sleep(0.5)  # they fill the pipe
-    parent.kill()
-    parent.communicate()
+    with parent.stdout:  # which the workers hold, too: its end is not waited for
+        workers = [int(word) for word in parent.stdout.readline().split()]
+        time.sleep(0.5)  # they fill the pipe
+        parent.kill()
+        parent.wait()
     until = time.monotonic() + 20
     try:
         while any(map(lives, workers)) and time.monotonic() < until:
