@@ -150,8 +150,8 @@ def test_a_run_leaves_its_results(trained):
 
 @pytest.mark.parametrize(("stage", "number"), [("adapters", 1), ("finetune", 2)])
 def test_a_stage_alone_is_evaluated_if_it_is_the_last(trained, tmp_path, stage, number):
-    before = f"stage_{number - 1}"
-    shutil.copytree(trained / "checkpoints" / before, tmp_path / "checkpoints" / before)
+    for name in ("start", f"stage_{number - 1}"):
+        shutil.copytree(trained / "checkpoints" / name, tmp_path / "checkpoints" / name)
     answer("train", trained.parent / "tiny.yaml", "--stage", stage, "--out", tmp_path)
     assert (tmp_path / "evaluation.json").exists() == (stage == "finetune")
 

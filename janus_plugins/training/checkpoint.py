@@ -252,7 +252,8 @@ class Checkpoints:
         publish.verify(self.root / found.name, found.manifest)
         if found.manifest.get("start") and not (self.root / START).is_dir():
             raise CheckpointError(
-                f"{found.name} builds on {START}, which is gone from {self.root}; put it back"
+                f"{found.name} builds on {START} (the tokenizer and frozen weights that the run began with), "
+                f"which is gone from {self.root}; put it back, or copy it there beside {found.name}"
             )
         before = self._before(found)
         if before is not None:

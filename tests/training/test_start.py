@@ -181,7 +181,7 @@ def test_a_run_keeps_the_tokenizer_that_it_began_with(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer\.json is missing"):
         train(longer, out, resume=True, console=quiet())
     shutil.rmtree(out / "checkpoints/start")
-    with pytest.raises(CheckpointError, match=r"stage_1 builds on start, which is gone"):
+    with pytest.raises(CheckpointError, match=r"stage_1 builds on start .*, which is gone"):
         train(longer, out, resume=True, console=quiet())
 
 
