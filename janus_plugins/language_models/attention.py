@@ -25,6 +25,9 @@ from janus_plugins.language_models.cache import CachedAttention
 
 NAME = "janus_plugins"
 
+_UNSAID = -1
+"""In the place of a window of which a layer says nothing, not even that there is none."""
+
 _SHARES_HEADS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 """Whether torch's variable-length kernel reads keys that heads share; torch 2.11 has them repeated."""
 
@@ -54,7 +57,7 @@ def attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     attend: Attend | None = None,
-    sliding_window: int | None = None,
+    sliding_window: int | None = _UNSAID,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **_: Any,
@@ -66,6 +69,8 @@ def attention(
             f"{type(module).__name__} needs attention that this package does not have (soft caps, sinks or "
             "masks of its own), or does not pass arguments on to it; choose another language model"
         )
+    if sliding_window == _UNSAID:
+        sliding_window = _window(module)
     if sliding_window is not None and isinstance(attend, CachedAttention):
         attend = attend.within(sliding_window)
     elif sliding_window is not None and attend.reach > sliding_window:
@@ -76,6 +81,14 @@ def attention(
     # Asked only where it counts: each number would be a case of its own to a compiler.
     layer: int = module.layer_idx if attend.by_layer else 0  # type: ignore[assignment]
     return attend(layer, query, key, value, scale=scaling, dropout=dropout), None
+
+
+def _window(module: nn.Module) -> int | None:
+    """Return how far a layer looks back where only transformers' masks are told (Phi-MoE, Qwen2-MoE)."""
+    config: Any = getattr(module, "config", None)
+    window: int | None = getattr(config, "sliding_window", None) or None
+    kinds = getattr(config, "layer_types", None) if window else None
+    return window if not kinds or kinds[module.layer_idx] == "sliding_attention" else None
 
 
 AttentionInterface.register(NAME, attention)

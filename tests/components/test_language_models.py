@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -348,11 +349,26 @@ def test_a_sliding_window_is_refused_only_where_it_matters(tmp_path):
         model(torch.randn(1, 9, 32), positions, plan)
 
 
-def test_a_cache_is_longer_than_a_sliding_window(tmp_path):
+WINDOWED: dict[str, dict[str, Any]] = {
+    "Mistral": {},
+    "Phimoe": {"num_local_experts": 2, "lm_head_bias": False},
+    "Qwen2Moe": {
+        "use_sliding_window": True,
+        "max_window_layers": 1,
+        "num_experts": 4,
+        "moe_intermediate_size": 16,
+    },
+}
+"""Families that say their window to the layers, and those that say it to transformers' masks alone."""
+
+
+@pytest.mark.parametrize("family", WINDOWED)
+def test_a_cache_is_longer_than_a_sliding_window(tmp_path, family):
     """Rows of a cache see as far back as transformers' own model does, wherever their slots lie."""
     torch.manual_seed(4)
-    sizes = {**SHAPE, "sliding_window": 8, "num_key_value_heads": 2}
-    theirs = transformers.MistralForCausalLM(transformers.MistralConfig(**sizes)).eval()
+    sizes = {**SHAPE, "sliding_window": 8, "num_key_value_heads": 2, **WINDOWED[family]}
+    config = getattr(transformers, f"{family}Config")(**sizes)
+    theirs = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     theirs.save_pretrained(tmp_path)
     ours, _ = loaded(str(tmp_path))
     ids, pads, given = torch.randint(61, (2, 22)), 5, 13
