@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from janus_plugins.core.answered import check_codes, sampled
 from janus_plugins.core.contracts import Draws
 from janus_plugins.inference.ahead import Ahead, Decoding
 from janus_plugins.inference.blocks import check_blocks, make_in_blocks
@@ -117,7 +118,8 @@ def generate_items(
             `inference.jacobi`; "zigzag": see `inference.zigzag`.
         window: of the latter two.
     """
-    facts = model.plan.model.generation[modality].facts
+    plan = model.plan.model.generation[modality]
+    facts = plan.facts
     number = sum(len(prompt.seeds) for prompt in prompts)
     path = cast(Any, model.generation[modality])
     embedder = CodeEmbedder(path.adapter, facts, number)
@@ -125,12 +127,16 @@ def generate_items(
     length = max(len(prompt.conditional) for prompt in prompts) + facts.tokens
     at_once = max(1, (max_rows or rows_at_once(model, length)) // (1 + twice))
 
+    looked = False
+
     def pick(hidden: Tensor, draws: Draws) -> Tensor:
+        nonlocal looked
         conditional, unconditional = hidden.chunk(2) if twice else (hidden, None)
-        chosen = path.head.sample(
-            conditional, unconditional, guidance=guidance, temperature=temperature, draws=draws
-        )
-        return cast(Tensor, chosen)
+        options: Any = {"guidance": guidance, "temperature": temperature, "draws": draws}
+        if looked:
+            return cast(Tensor, path.head.sample(conditional, unconditional, **options))
+        looked = True  # before anything is compiled
+        return sampled(plan, path.head, conditional, unconditional, **options)
 
     def embed_last(made: Tensor, count: int) -> Tensor:
         embedded = embedder.last(made, count)
@@ -179,7 +185,8 @@ def generate_items(
     # On a GPU a language model sees to its own products.
     own = () if way == "kernels" else (model.language_model,)
     with fast_linears(way, *own, path.adapter, path.head):
-        return torch.cat([make(batch) for batch in _item_batches(prompts, at_once)])
+        made = torch.cat([make(batch) for batch in _item_batches(prompts, at_once)])
+    return check_codes(plan, made)
 
 
 def _item_stream(

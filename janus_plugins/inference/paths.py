@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from janus_plugins.core.answered import codes_of, decoded_of
+from janus_plugins.core.blame import blamed
 from janus_plugins.core.catalogue import load_processor
 from janus_plugins.core.errors import BadSample, JanusPluginsError, RunFileError
 from janus_plugins.core.plan import Part
@@ -114,25 +116,26 @@ def _identity(value: object) -> object:
 @torch.no_grad()
 def encode_items(model: UnifiedModel, modality: str, arrays: Sequence[Arrays]) -> Tensor:
     """Return codes [N, T] or [N, T, Q], or latents [N, T, C], of read items, on the CPU."""
-    encoder = cast(Any, model.generation[modality]).encoder
+    plan, encoder = generation_path(model, modality), cast(Any, model.generation[modality]).encoder
     with widened(encoder):
-        made = _in_groups(arrays, model.device, lambda group, items: encoder.encode(items))
+        made = _in_groups(arrays, model.device, lambda group, items: codes_of(plan, encoder, items))
     return torch.stack([codes.cpu() for codes in made])
 
 
 @torch.no_grad()
 def decode_items(model: UnifiedModel, modality: str, codes: Tensor) -> list[Any]:
     """Return artefacts (for images: PIL images) of codes [N, T] or [N, T, Q], or latents [N, T, C]."""
-    part = generation_path(model, modality).encoder
-    processor = processor_of(part)
+    plan = generation_path(model, modality)
+    processor = processor_of(plan.encoder)
     encoder = cast(Any, model.generation[modality]).encoder
     artefacts = []
     for one in codes:
         # One at a time: in a batch convolutions round differently, and 9 of 100 pictures (measured)
         # then had a pixel one level off, depending on their batch mates.
         with widened(encoder):
-            decoded = encoder.decode(one[None].to(model.device))
-        artefacts.append(processor.restore(decoded.float().cpu().numpy()[0]))
+            decoded = decoded_of(plan, encoder, one[None].to(model.device))
+        with blamed(plan.encoder, "its processor's restore() of", decoded):
+            artefacts.append(processor.restore(decoded.float().cpu().numpy()[0]))
     return artefacts
 
 

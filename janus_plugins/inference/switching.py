@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from janus_plugins.core.answered import sampled
 from janus_plugins.core.choice import choose
 from janus_plugins.inference.codes import CodeEmbedder
 from janus_plugins.inference.decode import row_embeds
@@ -275,15 +276,15 @@ class _Batch:
         """Choose codes [b, ...] or latents [b, C] for some rows, under guidance."""
         hidden = self._stream.hidden
         others = hidden[[index + len(self._rows) for index in rows]] if self._twice else None
-        head = cast(Any, self._model.generation[name]).head
-        chosen = head.sample(
+        return sampled(
+            self._model.plan.model.generation[name],
+            cast(Any, self._model.generation[name]).head,
             hidden[rows],
             others,
             guidance=self._settings.guidance,
             temperature=self._settings.temperature,
             draws=self._draws(rows),
         )
-        return cast(Tensor, chosen)
 
     def _embeds(self) -> Tensor:
         """Embed what every row goes on with [B', M], conditional rows first."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from janus_plugins.core.answered import codes_of
 from janus_plugins.core.blame import blamed
 from janus_plugins.core.catalogue import load_processor
 from janus_plugins.core.plan import GenerationPlan, Part, RunPlan, UnderstandingPlan
@@ -21,7 +22,7 @@ from janus_plugins.core.schema import ItemTokens
 from janus_plugins.inference import session
 from janus_plugins.inference.interleaved import interleave
 from janus_plugins.inference.paths import generation_path
-from janus_plugins.model.checked import codes_of, embeds_of, features_of, losses_of
+from janus_plugins.model.checked import embeds_of, features_of, losses_of
 from janus_plugins.model.joint import takes_lengths
 from janus_plugins.sequence.assemble import PRECOMPUTED
 from janus_plugins.sequence.batch import Batch, ItemBatch

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from janus_plugins.core.answered import codes_of
 from janus_plugins.core.blame import advice, full_name
 from janus_plugins.core.errors import BadSample, CheckpointError, JanusPluginsError, PluginError
 from janus_plugins.core.plan import GenerationPlan, UnderstandingPlan
 from janus_plugins.core.samples import Item
 from janus_plugins.data.precomputed import Address, item_digest
 from janus_plugins.inference.halves import widened
-from janus_plugins.model.checked import codes_of, features_of
+from janus_plugins.model.checked import features_of
 from janus_plugins.sequence.assemble import collate_items, finite
 from janus_plugins.training.publish import sync
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import janus_plugins as jp
@@ -25,6 +27,10 @@ def fresh(plan):
 
 def cut(answer):
     return answer[:, :-1]
+
+
+def cut_rows(answer):
+    return answer[:-1]
 
 
 def raising(*_):
@@ -110,6 +116,59 @@ def test_what_a_component_raises_names_it(place, fresh, batch_of, prepared, monk
     wrap(monkeypatch, fresh, place, explaining)
     with pytest.raises(BadSample, match=r"^explained$"):
         fresh(batch, dict.fromkeys(batch.targets(), 1.0))
+
+
+MAKING = {
+    "a sample a row too few": (
+        "head.sample", cut_rows, ["generation.image.head", "its codes are [", "B="],
+    ),
+    "samples beside others": (
+        "head.sample", lambda answer: answer[:, None], ["generation.image.head", ", 1], but", "[B="],
+    ),
+    "a sample that is not whole": (
+        "head.sample", lambda answer: answer.float(), ["generation.image.head", "torch.float32"],
+    ),
+    "a code below the first": (
+        "head.sample", lambda answer: answer * 0 - 1, ["generation.image.head", "sampled code -1", CODER, "0 to "],
+    ),
+    "a code past the last": (
+        "head.sample", lambda answer: answer * 0 + 10**6, ["generation.image.head", "sampled code 1000000"],
+    ),
+    "a tuple of pictures": (
+        "encoder.decode", lambda answer: (answer,), [CODER, "its decoded items are a tuple"],
+    ),
+    "no picture": ("encoder.decode", lambda answer: answer[:0], [CODER, "its decoded items are [0, ", "N=1"]),
+    "pictures of no shape": (
+        "encoder.decode", lambda answer: answer[..., 0], [CODER, "restore() of [1, 3, 8] float32 failed"],
+    ),
+    "nothing sampled": ("head.sample", raising, ["generation.image.head", "sampling from [", "KeyError: 'maps'"]),
+    "nothing decoded": ("encoder.decode", raising, [CODER, "decoding [1, ", "KeyError: 'maps'"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MAKING)
+def test_answers_are_held_to_the_facts_when_items_are_made(name, fresh, monkeypatch):
+    place, change, words = MAKING[name]
+    wrap(monkeypatch, fresh, f"generation.image.{place}", change)
+    with pytest.raises(PluginError) as caught:
+        fresh.generate("a digit", num_per_prompt=2)
+    told = str(caught.value)
+    for word in (*words, "janus-plugins check janus-plugins/"):
+        assert word in told, told
+
+
+def test_later_codes_are_held_to_the_facts(fresh, monkeypatch):
+    """The first is looked at by itself; a table of codes answers -1 as its last."""
+    number = itertools.count()
+    wrap(monkeypatch, fresh, "generation.image.head.sample", lambda answer: answer - 16 * (next(number) == 2))
+    with pytest.raises(PluginError, match=r"generation\.image\.head: .* sampled code -\d+, but codes"):
+        fresh.generate("a digit", num_per_prompt=2)
+
+
+def test_codes_are_held_to_the_facts_when_items_are_encoded(fresh, monkeypatch):
+    wrap(monkeypatch, fresh, f"{CODER}.encode", cut)
+    with pytest.raises(PluginError, match=rf"{CODER}: .* its codes are .*T="):
+        fresh.encode("image", [Image.new("RGB", (16, 16))])
 
 
 @pytest.mark.parametrize("counted", [1, 3, 5])

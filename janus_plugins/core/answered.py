@@ -1,0 +1,120 @@
+"""What a generation path answers is held to its facts: a mistake in a component is told as its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from janus_plugins.core.blame import advice, blamed, full_name
+from janus_plugins.core.errors import PluginError
+from janus_plugins.core.facts import GenerationFacts
+from janus_plugins.core.plan import GenerationPlan, Part
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Sizes = Sequence[tuple[str, int | None]]
+"""Names and sizes of a tensor's dimensions; None where the item decides."""
+
+
+def codes_of(plan: GenerationPlan | None, encoder: Any, items: Any) -> Tensor:
+    """Return a generation encoder's codes [N, T] or [N, T, Q], or latents [N, T, C], of collated items.
+
+    Args:
+        plan: the path; None checks nothing.
+        encoder: the encoder.
+        items: see `sequence.batch.ItemBatch`.
+
+    Raises:
+        PluginError: it failed, or answered something else than its facts say.
+    """
+    if plan is None:
+        return encoder.encode(items)  # type: ignore[no-any-return]
+    part, facts = plan.encoder, plan.facts
+    with blamed(part, "encoding a batch of", items):
+        codes: Tensor = encoder.encode(items)
+    number = len(next(iter(items.values())))
+    _check_made(part, facts, codes, [("N", number), ("T", facts.tokens)])
+    return codes
+
+
+def sampled(plan: GenerationPlan, head: Any, hidden: Tensor, others: Tensor | None, **options: Any) -> Tensor:
+    """Return what a head samples next: codes [B] or [B, Q], or latents [B, C]; see `core.contracts.Head`.
+
+    Args:
+        plan: the path.
+        head: its head.
+        hidden: conditional rows [B, M].
+        others: unconditional rows [B, M], or None.
+        options: of `sample`.
+
+    Raises:
+        PluginError: it failed, or answered something else than its path's facts say.
+    """
+    part, facts = plan.head, plan.facts
+    with blamed(part, "sampling from", hidden):
+        chosen: Tensor = head.sample(hidden, others, **options)
+    _check_made(part, facts, chosen, [("B", len(hidden))])
+    return check_codes(plan, chosen) if chosen.device.type == "cpu" else chosen  # elsewhere it would wait
+
+
+def check_codes(plan: GenerationPlan, chosen: Tensor) -> Tensor:
+    """Return what a head chose.
+
+    Raises:
+        PluginError: some of it are no codes of its encoder.
+    """
+    size = plan.facts.codebook_size
+    if size is None or not chosen.numel():
+        return chosen
+    least, most = int(chosen.min()), int(chosen.max())
+    if least < 0 or most >= size:
+        raise PluginError(
+            f"{full_name(plan.head)}: it sampled code {least if least < 0 else most}, but codes of "
+            f"{plan.encoder.address} are 0 to {size - 1}; {advice(plan.head)}"
+        )
+    return chosen
+
+
+def decoded_of(plan: GenerationPlan, encoder: Any, codes: Tensor) -> Tensor:
+    """Return what a generation encoder makes [N, ...] of codes [N, T] or [N, T, Q], or latents [N, T, C].
+
+    Raises:
+        PluginError: it failed, or did not answer one item for each.
+    """
+    part = plan.encoder
+    with blamed(part, "decoding", codes):
+        decoded: Tensor = encoder.decode(codes)
+    shape = getattr(decoded, "shape", ())
+    check_sizes(part, "decoded items", decoded, [("N", len(codes)), *(("...", size) for size in shape[1:])])
+    return decoded
+
+
+def _check_made(part: Part, facts: GenerationFacts, made: Tensor, first: Sizes) -> None:
+    """Refuse what are no codes or latents of these facts; `first` are the sizes before a slot's own."""
+    last = "width" if facts.form == "latents" else "codebooks"
+    check_sizes(part, facts.form, made, [*first, *((last, size) for size in facts.shape[1:])])
+    if made.is_floating_point() != (facts.form == "latents"):
+        raise PluginError(
+            f"{full_name(part)}: its {facts.form} are {made.dtype}, which cannot be; {advice(part)}"
+        )
+
+
+def check_sizes(part: Part, what: str, value: object, wanted: Sizes) -> None:
+    """Refuse what is no tensor of these dimensions.
+
+    Raises:
+        PluginError: saying what was answered and what the facts promise.
+    """
+    from torch import Tensor
+
+    found = tuple(value.shape) if isinstance(value, Tensor) else None
+    fits = found is not None and len(found) == len(wanted)
+    if fits and all(size in (None, have) for have, (_, size) in zip(found or (), wanted, strict=True)):
+        return
+    promised = ", ".join(name if size is None else f"{name}={size}" for name, size in wanted)
+    answer = f"[{', '.join(map(str, found))}]" if found is not None else f"a {type(value).__name__}"
+    raise PluginError(
+        f"{full_name(part)}: its {what} are {answer}, but by contract and facts they are a tensor "
+        f"[{promised}]; {advice(part)}"
+    )
