@@ -117,6 +117,11 @@ def _halves(both: Tensor) -> tuple[Tensor, Tensor]:
     return both[:, :groups], both[:, groups:]
 
 
+def one_by_one(plan: Cached) -> bool:
+    """Answer whether each slot follows the one before it, and sees no other behind it."""
+    return plan.block == 1 and (plan.visible is None or plan.visible.dim() != 3)
+
+
 class CachedAttention:
     """Attend from S new slots to everything before them in the cache, and among themselves as planned.
 
@@ -168,7 +173,7 @@ class CachedAttention:
         plan = self._given[0]
         if plan.slot is None and self.reach <= window:
             return self
-        if plan.block != 1 or (plan.visible is not None and plan.visible.dim() == 3):
+        if not one_by_one(plan):
             raise RunFileError(
                 f"this language model looks back {window} positions only, but {self.reach} slots are decoded "
                 "here in another order than one by one (parallel, or decoding: zigzag); leave that out, or "

@@ -7,16 +7,14 @@ answer that outgrows them is run anew from its first slot on, as transformers' g
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from janus_plugins.core.contracts import Cached
 from janus_plugins.core.errors import RunFileError
-
-if TYPE_CHECKING:
-    from janus_plugins.language_models.cache import KeyValueCache
+from janus_plugins.language_models.cache import KeyValueCache, one_by_one
 
 _GIVEN = -1
 """The layer of a cache that holds what was given: it moves with the keys and values of the others."""
@@ -88,7 +86,7 @@ def outgrown(
     turned.copy_(long.expand_as(turned))
     if not changed:
         return None
-    if plan.block != 1 or (plan.visible is not None and plan.visible.dim() == 3):
+    if not one_by_one(plan):
         raise RunFileError(
             f"this language model turns sequences of more than {original} positions by other angles "
             "(longrope), so that one that outgrows them runs anew, but slots are decoded here in another "
