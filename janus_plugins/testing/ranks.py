@@ -9,9 +9,9 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,42 +30,62 @@ def train_two_ranks(case: Case) -> str:
     with TemporaryDirectory() as folder:
         request = (case.spec, case.config, dict(case.options), case.path, case.neighbour, case.given)
         (Path(folder) / "case.pickle").write_bytes(pickle.dumps(request))
-        processes = [_start(folder, rank, port) for port in [_free_port()] for rank in range(RANKS)]
+        store = _meeting_point()
+        processes = [_start(Path(folder), rank, store.port) for rank in range(RANKS)]
         try:
-            said = [process.communicate(timeout=PATIENCE)[0] for process in processes]
-        except subprocess.TimeoutExpired:
-            return f"no end after {PATIENCE:.0f} s: the ranks wait for one another"
+            end = time.monotonic() + PATIENCE
+            while any(process.poll() is None for process in processes) and time.monotonic() < end:
+                time.sleep(0.1)
+            codes = [process.poll() for process in processes]
         finally:
             for process in processes:
                 process.kill()
-    failed = [text for process, text in zip(processes, said, strict=True) if process.returncode]
-    return " ".join(failed[0].split()[-60:]) if failed else ""
+                process.wait()
+        problems = [
+            f"rank {rank} (exit status {code}): {_said(Path(folder), rank)}"
+            for rank, code in enumerate(codes)
+            if code
+        ]
+    if None in codes:
+        problems.append(f"no end after {PATIENCE:.0f} s: the ranks wait for one another")
+    return "; ".join(problems)
 
 
-def _start(folder: str, rank: int, port: int) -> subprocess.Popen[str]:
+def _meeting_point() -> Any:
+    """Return a store that both ranks join; its port is taken from here on, so no other process gets it."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def _said(folder: Path, rank: int) -> str:
+    return " ".join(_log(folder, rank).read_text(errors="replace").split()[-60:])
+
+
+def _log(folder: Path, rank: int) -> Path:
+    # A file, as a rank that fills a pipe would wait for its reader, and the other rank for it.
+    return folder / f"rank{rank}.log"
+
+
+def _start(folder: Path, rank: int, port: int) -> subprocess.Popen[bytes]:
     variables = {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(RANKS),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the ranks join a store, rank 0 starts none
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
-    return subprocess.Popen(
-        [sys.executable, "-m", "janus_plugins.testing.ranks", folder],
-        env={**os.environ, **variables},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with _log(folder, rank).open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "janus_plugins.testing.ranks", str(folder)],
+            env={**os.environ, **variables},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
 
 
 def rank(folder: Path) -> None:

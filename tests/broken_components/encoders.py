@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -32,6 +33,22 @@ class Unfreezing(Encoder):
 class Cut(Encoder):
     def forward(self, items: dict[str, Tensor]) -> Tensor:
         return super().forward(items).detach()
+
+
+class OnOneRank(Encoder):
+    def forward(self, items: dict[str, Tensor]) -> Tensor:
+        if os.environ.get("RANK") == "1":
+            raise LookupError("no such thing")
+        return super().forward(items)
+
+
+class Waiting(Encoder):
+    """Waits on one rank for what the other never sends."""
+
+    def forward(self, items: dict[str, Tensor]) -> Tensor:
+        if os.environ.get("RANK") == "0":
+            torch.distributed.barrier()
+        return super().forward(items)
 
 
 class Unused(Encoder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -55,6 +56,28 @@ def test_a_component_that_keeps_its_contract_passes(kind: Kind) -> None:
 )
 def test_broken_encoders_fail_the_right_rule(factory: str, rules: set[str]) -> None:
     assert failed(tried(UNDERSTANDING, f"encoders:{factory}")) == rules
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("factory", "seen"),
+    [
+        ("OnOneRank", r"rank 1 \(exit status 1\): .*LookupError: no such thing"),
+        ("Skipping", r"rank \d \(exit status 1\): |no end after"),
+        ("Waiting", "no end after 60 s: the ranks wait for one another"),
+    ],
+)
+def test_two_ranks_of_a_broken_encoder(factory: str, seen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("janus_plugins.testing.ranks.PATIENCE", 60.0)
+    made = spec.variation(UNDERSTANDING, f"{BROKEN}.encoders:build_{factory}")
+    report = check_component(made, raises=False, ranks=True)
+    (failure,) = (result for result in report.failures if result.rule == "ranks")
+    assert re.search(seen, failure.seen)
+
+
+@pytest.mark.slow
+def test_two_ranks_of_an_encoder_that_keeps_its_contract() -> None:
+    assert check_component(spec.variation(UNDERSTANDING), ranks=True).ok
 
 
 @pytest.mark.parametrize(
