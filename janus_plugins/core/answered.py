@@ -35,7 +35,7 @@ def codes_of(plan: GenerationPlan | None, encoder: Any, items: Any) -> Tensor:
         codes: Tensor = encoder.encode(items)
     number = len(next(iter(items.values())))
     _check_made(part, facts, codes, [("N", number), ("T", facts.tokens)])
-    return codes
+    return _checked_here(plan, part, codes)
 
 
 def sampled(plan: GenerationPlan, head: Any, hidden: Tensor, others: Tensor | None, **options: Any) -> Tensor:
@@ -55,25 +55,35 @@ def sampled(plan: GenerationPlan, head: Any, hidden: Tensor, others: Tensor | No
     with blamed(part, "sampling from", hidden):
         chosen: Tensor = head.sample(hidden, others, **options)
     _check_made(part, facts, chosen, [("B", len(hidden))])
-    return check_codes(plan, chosen) if chosen.device.type == "cpu" else chosen  # elsewhere it would wait
+    return _checked_here(plan, part, chosen)
 
 
-def check_codes(plan: GenerationPlan, chosen: Tensor) -> Tensor:
-    """Return what a head chose.
+def _checked_here(plan: GenerationPlan, part: Part, codes: Tensor) -> Tensor:
+    """Return codes that are checked where that makes no device wait."""
+    return check_codes(plan, part, codes) if codes.device.type == "cpu" else codes
+
+
+def check_codes(plan: GenerationPlan, part: Part, codes: Tensor) -> Tensor:
+    """Return the codes, or latents, that a path's head sampled or its encoder made.
+
+    Args:
+        plan: the path.
+        part: which of its parts they are from.
+        codes: of any shape.
 
     Raises:
-        PluginError: some of it are no codes of its encoder.
+        PluginError: some of them are no codes of its encoder.
     """
     size = plan.facts.codebook_size
-    if size is None or not chosen.numel():
-        return chosen
-    least, most = int(chosen.min()), int(chosen.max())
+    if size is None or not codes.numel():
+        return codes
+    least, most = int(codes.min()), int(codes.max())
     if least < 0 or most >= size:
         raise PluginError(
-            f"{full_name(plan.head)}: it sampled code {least if least < 0 else most}, but codes of "
-            f"{plan.encoder.address} are 0 to {size - 1}; {advice(plan.head)}"
+            f"{full_name(part)}: its codes reach from {least} to {most}, but codes of "
+            f"{plan.encoder.address} are 0 to {size - 1}; {advice(part)}"
         )
-    return chosen
+    return codes
 
 
 def decoded_of(plan: GenerationPlan, encoder: Any, codes: Tensor) -> Tensor:

@@ -186,7 +186,7 @@ def generate_items(
     own = () if way == "kernels" else (model.language_model,)
     with fast_linears(way, *own, path.adapter, path.head):
         made = torch.cat([make(batch) for batch in _item_batches(prompts, at_once)])
-    return check_codes(plan, made)
+    return check_codes(plan, plan.head, made)
 
 
 def _item_stream(

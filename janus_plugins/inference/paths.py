@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from janus_plugins.core.answered import codes_of, decoded_of
+from janus_plugins.core.answered import check_codes, codes_of, decoded_of
 from janus_plugins.core.blame import blamed
 from janus_plugins.core.catalogue import load_processor
 from janus_plugins.core.errors import BadSample, JanusPluginsError, RunFileError
@@ -119,7 +119,7 @@ def encode_items(model: UnifiedModel, modality: str, arrays: Sequence[Arrays]) -
     plan, encoder = generation_path(model, modality), cast(Any, model.generation[modality]).encoder
     with widened(encoder):
         made = _in_groups(arrays, model.device, lambda group, items: codes_of(plan, encoder, items))
-    return torch.stack([codes.cpu() for codes in made])
+    return check_codes(plan, plan.encoder, torch.stack([codes.cpu() for codes in made]))
 
 
 @torch.no_grad()

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from janus_plugins.core.answered import codes_of
-from janus_plugins.core.blame import advice, full_name
-from janus_plugins.core.errors import BadSample, CheckpointError, JanusPluginsError, PluginError
+from janus_plugins.core.answered import check_codes, codes_of
+from janus_plugins.core.errors import BadSample, CheckpointError, JanusPluginsError
 from janus_plugins.core.plan import GenerationPlan, UnderstandingPlan
 from janus_plugins.core.samples import Item
 from janus_plugins.data.precomputed import Address, item_digest
@@ -48,23 +47,14 @@ class Encoder:
         items = {name: value.to(self.device) for name, value in collate_items(list(arrays)).items()}
         with widened(self.module):
             if isinstance(self.plan, GenerationPlan):
-                made = codes_of(self.plan, self.module, items)
-                _check_codes(self.plan, made)
+                made = check_codes(
+                    self.plan, self.plan.encoder, codes_of(self.plan, self.module, items).cpu()
+                )
             else:
                 entering = [self.processor.num_tokens(one) for one in arrays]
                 made = features_of(self.plan, self.module, items, entering)
         kind = torch.float32 if made.is_floating_point() else torch.int32
         return list(made.to("cpu", kind).numpy())
-
-
-def _check_codes(plan: GenerationPlan, made: torch.Tensor) -> None:
-    """Refuse codes that there are not: training would take them for a damaged file."""
-    size = plan.facts.codebook_size
-    if size is not None and not (made.min() >= 0 and made.max() < size):
-        raise PluginError(
-            f"{full_name(plan.encoder)}: its codes reach from {int(made.min())} to {int(made.max())}, but by "
-            f"its facts there are {size}, from 0; {advice(plan.encoder)}"
-        )
 
 
 @dataclass

@@ -129,10 +129,10 @@ MAKING = {
         "head.sample", lambda answer: answer.float(), ["generation.image.head", "torch.float32"],
     ),
     "a code below the first": (
-        "head.sample", lambda answer: answer * 0 - 1, ["generation.image.head", "sampled code -1", CODER, "0 to "],
+        "head.sample", lambda answer: answer * 0 - 1, ["generation.image.head", "codes reach from -1 to -1", CODER, "0 to "],
     ),
     "a code past the last": (
-        "head.sample", lambda answer: answer * 0 + 10**6, ["generation.image.head", "sampled code 1000000"],
+        "head.sample", lambda answer: answer * 0 + 10**6, ["generation.image.head", "codes reach from 1000000 to 1000000"],
     ),
     "a tuple of pictures": (
         "encoder.decode", lambda answer: (answer,), [CODER, "its decoded items are a tuple"],
@@ -161,8 +161,23 @@ def test_later_codes_are_held_to_the_facts(fresh, monkeypatch):
     """The first is looked at by itself; a table of codes answers -1 as its last."""
     number = itertools.count()
     wrap(monkeypatch, fresh, "generation.image.head.sample", lambda answer: answer - 16 * (next(number) == 2))
-    with pytest.raises(PluginError, match=r"generation\.image\.head: .* sampled code -\d+, but codes"):
+    with pytest.raises(
+        PluginError, match=r"generation\.image\.head: .* codes reach from -\d+ to -?\d+, but codes"
+    ):
         fresh.generate("a digit", num_per_prompt=2)
+
+
+def test_codes_that_there_are_not_are_no_answer_to_an_item(fresh, batch_of, prepared, monkeypatch):
+    batch = batch_of([[*prepared["draw"]]])
+    wrap(monkeypatch, fresh, f"{CODER}.encode", lambda answer: answer - 16)
+    with pytest.raises(
+        PluginError, match=rf"{CODER}: .* its codes reach from -\d+ to -?\d+, but codes of {CODER}"
+    ):
+        fresh.encode("image", [Image.new("RGB", (16, 16))])
+    with pytest.raises(
+        PluginError, match=rf"{CODER}: .* its codes reach from -\d+ to -?\d+, but codes of {CODER}"
+    ):
+        fresh(batch, dict.fromkeys(batch.targets(), 1.0))
 
 
 def test_codes_are_held_to_the_facts_when_items_are_encoded(fresh, monkeypatch):

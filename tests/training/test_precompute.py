@@ -321,7 +321,7 @@ def test_codes_that_do_not_exist_are_refused(tmp_path: Path) -> None:
         (
             "generation",
             lambda made: made + 16,
-            "its codes reach from .* but by its facts there are 16, from 0",
+            "its codes reach from .* but codes of generation.image.encoder are 0 to 15",
         ),
         ("generation", lambda made: made[1:], r"its codes are \[3, 16\], but .* \[N=4, T=16\]"),
         ("generation", lambda made: made.float(), "its codes are torch.float32"),
