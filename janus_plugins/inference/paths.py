@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from janus_plugins.core.answered import check_codes, codes_of, decoded_of
-from janus_plugins.core.blame import blamed
+from janus_plugins.core.blame import advice, blamed, full_name
 from janus_plugins.core.catalogue import load_processor
-from janus_plugins.core.errors import BadSample, JanusPluginsError, RunFileError
+from janus_plugins.core.errors import BadSample, JanusPluginsError, PluginError, RunFileError
 from janus_plugins.core.plan import Part
 from janus_plugins.core.suggest import nearest
 from janus_plugins.inference.checks import Given
@@ -80,7 +80,11 @@ def read_items(part: Part, values: Sequence[object]) -> list[Arrays]:
 
 @torch.no_grad()
 def embed_items(model: UnifiedModel, modality: str, arrays: Sequence[Arrays]) -> list[Tensor]:
-    """Return embeddings [T', M] of read items, as many slots each as the item takes."""
+    """Return embeddings [T', M] of read items, as many slots each as the item takes.
+
+    Raises:
+        PluginError: the path failed, or answered something else than its facts say, or no finite numbers.
+    """
     plan, path = understanding_path(model, modality), cast(Any, model.understanding[modality])
     processor = processor_of(plan.encoder)
     entering = [int(processor.num_tokens(item)) for item in arrays]
@@ -90,7 +94,24 @@ def embed_items(model: UnifiedModel, modality: str, arrays: Sequence[Arrays]) ->
 
     with widened(path):
         embedded = _in_groups(arrays, model.device, run)
-    return [values[: plan.tokens(number)] for values, number in zip(embedded, entering, strict=True)]
+    embeds = [values[: plan.tokens(number)] for values, number in zip(embedded, entering, strict=True)]
+    _check_finite(plan, embeds)
+    return embeds
+
+
+def _check_finite(plan: UnderstandingPlan, embeds: Sequence[Tensor]) -> None:
+    """Refuse embeddings [T', M] that would spoil whatever is answered about them; a device waits once."""
+    if not embeds:
+        return
+    sound = torch.stack([values.isfinite().all() for values in embeds]).tolist()
+    if not all(sound):
+        index = sound.index(False)
+        wrong = int((~embeds[index].isfinite()).sum())
+        raise PluginError(
+            f"{full_name(plan.encoder)}: what it and its adapter make of item {index} holds NaN or infinite "
+            f"values, {wrong} of {embeds[index].numel()} in {embeds[index].dtype}; look for weights that do, "
+            f"or take a wider type than fp16; {advice(plan.encoder)}"
+        )
 
 
 def embed_given(model: UnifiedModel, given: Sequence[Given]) -> list[list[tuple[str, Tensor]]]:

@@ -167,6 +167,24 @@ def test_later_codes_are_held_to_the_facts(fresh, monkeypatch):
         fresh.generate("a digit", num_per_prompt=2)
 
 
+@pytest.mark.parametrize("part", ["encoder", "adapter"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_item_that_is_read_as_no_numbers_is_not_answered_about(part, value, fresh, monkeypatch):
+    """Its answer was empty, without a word."""
+
+    def spoilt(answer):
+        answer = answer.clone()
+        answer[1, 0, 0] = value
+        return answer
+
+    wrap(monkeypatch, fresh, f"understanding.image.{part}.forward", spoilt)
+    shown = [Image.new("RGB", (16, 16)), Image.new("RGB", (16, 16), "red")]
+    with pytest.raises(
+        PluginError, match=rf"{READER}: .* of item 1 holds NaN or infinite values, \d+ of \d+ in"
+    ):
+        fresh.ask("which digit?", images=shown)
+
+
 def test_codes_that_there_are_not_are_no_answer_to_an_item(fresh, batch_of, prepared, monkeypatch):
     batch = batch_of([[*prepared["draw"]]])
     wrap(monkeypatch, fresh, f"{CODER}.encode", lambda answer: answer - 16)
