@@ -75,6 +75,14 @@ def test_the_semantic_loss_is_the_cosine_to_a_teacher_that_is_no_part_of_the_mod
     assert torch.equal(again(items["pixels"]), wanted)  # as after a resume
 
 
+def test_a_teacher_of_another_size_sees_pictures_in_bf16():
+    made, items = tokenizer(discriminator=None), pictures()
+    exact = made.reconstruction_loss(items)["semantic"]
+    rounded = made.to(torch.bfloat16).reconstruction_loss(items)["semantic"]
+    assert made._teacher(items["pixels"]).pixels != items["pixels"].shape[-1]
+    assert float(rounded.detach()) == pytest.approx(float(exact.detach()), rel=0.05)
+
+
 def test_the_loss_is_the_weighted_sum():
     weights = {"l2": 2.0, "codebook": 1.0, "commitment": 0.25, "semantic": 0.25, "adversarial": 0.5}
     with torch.no_grad():

@@ -75,9 +75,10 @@ class Teacher(nn.Module):
         """Return features of pictures [N, 1 or 3, S, S] in [-1, 1], one for each code, row-major."""
         pixels = pixels.expand(-1, 3, -1, -1)
         if pixels.shape[-1] != self.pixels:
-            pixels = functional.interpolate(
-                pixels, size=(self.pixels, self.pixels), mode="bilinear", antialias=True
+            wide = functional.interpolate(  # in fp32: a CPU has no such kernel of bf16
+                pixels.float(), size=(self.pixels, self.pixels), mode="bilinear", antialias=True
             )
+            pixels = wide.to(pixels.dtype)
         features: Tensor = self.trunk(pixels)
         return features
 
