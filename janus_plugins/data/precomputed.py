@@ -157,6 +157,9 @@ def _take(digest: Any, value: object) -> bool:
         return False
     digest.update(f"{array.dtype}{array.shape}".encode())
     digest.update(np.ascontiguousarray(array).tobytes())
+    if getattr(value, "palette", None) is not None:  # a picture whose numbers are places in its palette
+        picture: Any = value
+        digest.update(f"{picture.getpalette()} {picture.info.get('transparency')}".encode())
     return True
 
 

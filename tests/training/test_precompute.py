@@ -416,6 +416,13 @@ def test_another_item_of_the_same_name_is_noticed(world: World, tmp_path: Path) 
         take(*rows, *rows)
 
 
+def coloured(*colour: int) -> Image.Image:
+    """Make a picture of one colour that its palette holds."""
+    picture = Image.new("P", (2, 2), 1)
+    picture.putpalette([0, 0, 0, *colour])
+    return picture
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -424,6 +431,8 @@ def test_another_item_of_the_same_name_is_noticed(world: World, tmp_path: Path) 
         (np.zeros((2, 3)), np.zeros((3, 2))),
         (np.zeros((2, 3)), np.zeros((2, 3), np.float32)),
         (Image.new("L", (2, 2)), Image.new("L", (2, 2), 1)),
+        (coloured(255, 0, 0), coloured(0, 0, 255)),
+        (coloured(1, 1, 1), Image.new("L", (2, 2), 1)),
         ([1, 2], [1, 3]),
         (["12"], ["1", "2"]),
         ({"bytes": b"a", "path": None}, {"bytes": b"b", "path": None}),
