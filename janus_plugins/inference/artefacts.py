@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,7 @@ def save_generated(model: UnifiedModel, made: Sequence[Generated], out_dir: str 
     """Write items to `<prompt number>_<index>_<slug><suffix>` in a folder, and return the paths.
 
     Prompt, seed and settings stand in a file's metadata where its format has any. No file is
-    overwritten: a taken name gets a number.
+    overwritten: a taken name gets a number. Nor is one left half-written.
 
     Raises:
         DataError: the folder cannot be written to.
@@ -83,8 +84,8 @@ def save_generated(model: UnifiedModel, made: Sequence[Generated], out_dir: str 
         for one in made:
             processor = model.processor(one.modality)
             stem = f"{prompts.index(one.prompt):04d}_{one.index:02d}_{slug(one.prompt)}"
-            path = _reserved(folder, stem, processor.suffix)
-            processor.write(one.artefact, str(path), metadata(model, one))
+            with _whole(_reserved(folder, stem, processor.suffix)) as path:
+                processor.write(one.artefact, str(path), metadata(model, one))
             paths.append(path)
     except OSError as error:
         raise DataError(f"cannot write to {folder}: {error}") from error
@@ -110,8 +111,9 @@ def save_interleaved(model: UnifiedModel, answers: Sequence[Interleaved], out_di
     pages = "\n".join(map(_page, records))
     try:
         for suffix, text in ((".jsonl", lines), (".md", pages)):
-            paths.append(_reserved(folder, "index", suffix))
-            paths[-1].write_text(text, encoding="utf-8")
+            with _whole(_reserved(folder, "index", suffix)) as path:
+                path.write_text(text, encoding="utf-8")
+            paths.append(path)
     except OSError as error:
         raise DataError(f"cannot write to {folder}: {error}") from error
     return paths
@@ -148,6 +150,16 @@ def slug(text: str) -> str:
     """Return a short, safe part of a file name: letters and digits of any script, joined by hyphens."""
     words = re.findall(r"[^\W_]+", text.lower())
     return "-".join(words)[:_SLUG_LENGTH].strip("-") or "item"
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Remove a reserved file where writing it is broken off: what is there is whole."""
+    try:
+        yield path
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _reserved(folder: Path, stem: str, suffix: str) -> Path:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from janus_plugins.core.errors import RunFileError
+from janus_plugins.core.errors import DataError, RunFileError
 from janus_plugins.inference.artefacts import Generated, Interleaved, save_interleaved
 from janus_plugins.inference.events import ItemFinished, ItemStarted, Spoken, TextPiece
 from janus_plugins.inference.interleaved import interleave
@@ -277,6 +277,18 @@ def test_files_and_an_index_hold_an_answer_in_order(model, tmp_path):
                 assert f"![{part.modality}]({said['file']})" in page
                 assert (tmp_path / said["file"]).stat().st_size > 0
     assert [path.name for path in paths[-2:]] == ["index.jsonl", "index.md"]
+
+
+def test_no_index_is_left_half_written(model, tmp_path, monkeypatch):
+    def breaking(path, text, encoding):
+        path.write_bytes(b"half")
+        raise OSError(28, "no space left")
+
+    monkeypatch.setattr(Path, "write_text", breaking)
+    answers = model.generate("why?", interleaved=True, **OPTIONS)
+    with pytest.raises(DataError, match="no space left"):
+        save_interleaved(model, answers, tmp_path)
+    assert not list(tmp_path.glob("index*"))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +21,7 @@ from janus_plugins.inference.sampling import row_seed
 from janus_plugins.inference.session import save_generated
 
 from .naive import naive_text
-from .toys import CODES, LATENT, POSITIONS, TOKENS, toy_model
+from .toys import CODES, LATENT, POSITIONS, TOKENS, DrawProcessor, toy_model
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +214,23 @@ def test_files_carry_their_making_and_overwrite_nothing(model, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot write to"):
         save_generated(model, made, tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("fault", [OSError(28, "no space left"), KeyboardInterrupt()])
+def test_no_file_is_left_half_written(model, tmp_path, monkeypatch, fault):
+    made = model.generate(["a"], num_per_prompt=2)
+    write, calls = DrawProcessor.write, iter(range(2))
+
+    def breaking(self, artefact, path, metadata):
+        if next(calls):
+            Path(path).write_bytes(b"half")
+            raise fault
+        write(self, artefact, path, metadata)
+
+    monkeypatch.setattr(DrawProcessor, "write", breaking)
+    with pytest.raises(KeyboardInterrupt if isinstance(fault, KeyboardInterrupt) else DataError):
+        save_generated(model, made, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["0000_00_a.png"]
 
 
 def test_a_name_is_short_and_safe():
