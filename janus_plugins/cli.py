@@ -233,10 +233,12 @@ def generate(
     device: Device = "auto",
 ) -> None:
     """Make items from prompts and write them to files, prompt and seed inside."""
+    from janus_plugins.core.outputs import make_folder
     from janus_plugins.inference.artefacts import save_generated, save_interleaved
 
     _refuse_unread(context, interleaved)
     loaded = _load(model, device)
+    make_folder(out)
     prompts = [text for text in prompt for _ in range(num if interleaved else 1)]
     items = {name: [paths] * len(prompts) for name, paths in _items(image or [], item or []).items()}
     common: dict[str, Any] = {

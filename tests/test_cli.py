@@ -249,12 +249,19 @@ def test_evaluate_one_task(trained, tmp_path):
 
 def test_a_place_that_cannot_be_written_is_told_before_the_work(trained, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    for worker in ("evaluation.runner._run_task", "training.precompute._encoders"):
+    for worker in (
+        "evaluation.runner._run_task",
+        "training.precompute._encoders",
+        "inference.session.generate_items",
+        "inference.interleaved.write_answers",
+    ):
         monkeypatch.delattr(f"janus_plugins.{worker}")
     for words in (
         ("schema", "--out", tmp_path / "nowhere" / "schema.json"),
         ("evaluate", trained, "understanding", "--out", tmp_path / "file" / "out"),
         ("precompute", trained.parent / "tiny.yaml", "--out", tmp_path / "file"),
+        ("generate", trained, "--prompt", "a handwritten seven", "--out", tmp_path / "file"),
+        ("generate", trained, "--prompt", "a", "--interleaved", "--out", tmp_path / "file"),
     ):
         done = called(*words)
         assert done.returncode == 2, done.stderr
