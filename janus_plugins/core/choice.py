@@ -114,5 +114,7 @@ def _keep(shares: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
         ranked[:, top_k:] = 0
     if top_p is not None:
         before = ranked.double().cumsum(-1) - ranked
-        ranked = ranked.masked_fill(before >= top_p * ranked.sum(-1, keepdim=True), 0)
+        beyond = before >= top_p * ranked.sum(-1, keepdim=True)
+        beyond[:, :1] = False  # the likeliest stays, also where the share rounds to 0
+        ranked = ranked.masked_fill(beyond, 0)
     return shares.new_zeros(shares.shape).scatter(-1, order, ranked)
