@@ -6,6 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
+from typing import Any
+
+import numpy as np
 
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.inference.ahead import DECODINGS
@@ -30,6 +33,11 @@ def texts_of(value: str | Sequence[str], what: str) -> list[str]:
         if not isinstance(text, str):
             raise RunFileError(f"{what} {index} is a {type(text).__name__}, not a text")
     return texts
+
+
+def plain_numbers(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with numpy's single numbers as Python's own."""
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
 
 
 def check_not_negative(**values: float) -> None:

@@ -20,6 +20,7 @@ from janus_plugins.core.catalogue import load_processor
 from janus_plugins.core.plan import GenerationPlan, Part, RunPlan, UnderstandingPlan
 from janus_plugins.core.schema import ItemTokens
 from janus_plugins.inference import session
+from janus_plugins.inference.checks import plain_numbers
 from janus_plugins.inference.interleaved import interleave
 from janus_plugins.inference.paths import generation_path
 from janus_plugins.model.checked import embeds_of, features_of, losses_of
@@ -281,11 +282,11 @@ class UnifiedModel(nn.Module):
         With `interleaved`, answer with text and items as the model decides; see
         `inference.interleaved.interleave`.
         """
-        return (interleave if interleaved else session.generate)(self, prompts, **options)
+        return (interleave if interleaved else session.generate)(self, prompts, **plain_numbers(options))
 
     def ask(self, question: str | Sequence[str], **options: Any) -> Any:
         """Answer questions about items. See `inference.session.ask`."""
-        return session.ask(self, question, **options)
+        return session.ask(self, question, **plain_numbers(options))
 
     def encode(self, modality: str, items: Sequence[object]) -> Tensor:
         """Return the codes [N, T] or [N, T, Q] of raw items. See `inference.session.encode`."""

@@ -279,6 +279,15 @@ def test_files_and_an_index_hold_an_answer_in_order(model, tmp_path):
     assert [path.name for path in paths[-2:]] == ["index.jsonl", "index.md"]
 
 
+def test_an_answer_by_numbers_of_numpy_is_kept(model, tmp_path):
+    options = {"max_new_tokens": np.int64(24), "max_items": np.int64(3), "text_temperature": np.float32(1)}
+    chosen = {"guidance": np.int64(2), "temperature": np.float32(1), "seed": np.int64(5)}
+    answers = model.generate(PROMPTS, interleaved=True, **options, **chosen)
+    assert list(map(plain, answers)) == list(map(plain, model.generate(PROMPTS, interleaved=True, **OPTIONS)))
+    save_interleaved(model, answers, tmp_path)
+    assert json.loads((tmp_path / "index.jsonl").read_text().splitlines()[0])["seed"] == 5
+
+
 def test_no_index_is_left_half_written(model, tmp_path, monkeypatch):
     def breaking(path, text, encoding):
         path.write_bytes(b"half")

@@ -242,6 +242,23 @@ def test_a_name_is_short_and_safe():
 LONG = "x" * POSITIONS
 
 
+def test_numbers_of_numpy_are_numbers(model):
+    number, whole = np.float32, np.int64
+    made = model.generate(
+        "a",
+        num_per_prompt=whole(2),
+        guidance=whole(2),
+        temperature=number(0.5),
+        seed=whole(3),
+        max_rows=whole(4),
+    )
+    plain = model.generate("a", num_per_prompt=2, guidance=2, temperature=0.5, seed=3, max_rows=4)
+    assert [one.codes.tolist() for one in made] == [one.codes.tolist() for one in plain]
+    assert json.dumps([made[0].seed, made[0].guidance, made[0].temperature]) == "[3, 2, 0.5]"
+    options = {"max_new_tokens": whole(4), "temperature": number(1), "top_p": number(0.5), "seed": whole(3)}
+    assert model.ask("a", **options) == model.ask("a", max_new_tokens=4, temperature=1, top_p=0.5, seed=3)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
