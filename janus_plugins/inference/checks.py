@@ -82,6 +82,12 @@ def check_top_p(value: float | None, **temperatures: float) -> None:
             )
 
 
+def check_system(value: str | None) -> None:
+    """Refuse a system prompt that is no text; None stands for the template's."""
+    if value is not None and not isinstance(value, str):
+        raise RunFileError(f"system is {value!r:.60}; it must be a text")
+
+
 def check_linears(value: str) -> None:
     """Refuse a way of computing linear layers that there is not."""
     if value not in LINEARS:
@@ -125,8 +131,10 @@ def items_by_question(
         what: what a question is called in a message.
 
     Raises:
-        RunFileError: not one entry a question, or images given both ways.
+        RunFileError: items that are not given by modality, not one entry a question, or images both ways.
     """
+    if not isinstance(items, Mapping | None):
+        raise RunFileError(f"items is {items!r:.60}; give them by modality, {{'image': [...]}}, say")
     columns = dict(items or {})
     if images is not None:
         if "image" in columns:

@@ -78,6 +78,7 @@ def interleave(
     checks.check_not_negative(guidance=guidance, temperature=temperature, text_temperature=text_temperature)
     checks.check_counts(max_new_tokens=max_new_tokens, max_items=max_items, max_rows=max_rows)
     checks.check_seed(seed)
+    checks.check_system(system)
     checks.check_top_p(top_p, text_temperature=text_temperature)
     checks.check_linears(linears)
     if not model.plan.model.generation:

@@ -176,6 +176,7 @@ def ask(
     checks.check_not_negative(temperature=temperature)
     checks.check_counts(max_new_tokens=max_new_tokens, max_rows=max_rows)
     checks.check_seed(seed)
+    checks.check_system(system)
     checks.check_top_p(top_p, temperature=temperature)
     checks.check_linears(linears)
     given = checks.items_by_question(images, items, len(texts), single=isinstance(question, str))

@@ -306,6 +306,8 @@ def test_generate_refuses(model, options, message):
         ({"items": {"audio": [[1, 2, 3]]}}, "cannot understand 'audio'; it can understand: image"),
         ({"question": ["a", "b"], "images": [[[1, 2, 3]]]}, "image: 1 entries for 2 questions"),
         ({"images": [[1, 2, 3]], "items": {"image": []}}, "both as images= and in items="),
+        ({"items": ["x.wav"]}, r"items is \['x.wav'\]; give them by modality, {'image': \[...\]}, say"),
+        ({"system": 5}, "system is 5; it must be a text"),
         ({"question": LONG}, f"takes {POSITIONS + 7} positions, but .* only {POSITIONS}"),
         ({"question": None}, "question is None; give a text, or a list of texts"),
     ],
