@@ -95,7 +95,6 @@ def test_the_ends_of_the_interval_give_possible_classes(number):
     [
         ({"top_k": 1}, {3}),
         ({"top_k": 2}, {2, 3}),
-        ({"top_p": 1e-50}, {3}),  # 0 in float32; the likeliest is kept all the same
         ({"top_p": 0.4}, {3}),
         ({"top_p": 0.5}, {2, 3}),
         ({"top_p": 0.95}, {0, 1, 2, 3}),
@@ -109,3 +108,9 @@ def test_top_k_and_top_p_keep_the_likeliest(options, kept):
     numbers = torch.linspace(0, 1 - 1e-6, 1000)
     ids = choose(logits, temperature=1.0, draws=FixedDraws(numbers), **options)
     assert set(ids.tolist()) == kept
+
+
+def test_the_likeliest_is_kept_where_top_p_rounds_to_0_in_float32():
+    logits = torch.tensor([0.2, 0.5, 0.2, 0.1]).log().expand(10, 4)  # not the last class
+    numbers = torch.linspace(0, 1 - 1e-6, 10)
+    assert set(choose(logits, temperature=1.0, draws=FixedDraws(numbers), top_p=1e-50).tolist()) == {1}
