@@ -232,7 +232,7 @@ def generate(
     linears: LinearsChoice = "packed",
     device: Device = "auto",
 ) -> None:
-    """Make items from prompts and write them to files, prompt and seed inside."""
+    """Make items from prompts and write each to a file once it is made, prompt and seed inside."""
     from janus_plugins.core.outputs import make_folder
     from janus_plugins.inference.artefacts import save_generated, save_interleaved
 
@@ -245,18 +245,21 @@ def generate(
         "items": items, "guidance": guidance, "temperature": temperature, "seed": seed, "max_rows": max_rows,
         "linears": linears,
     }  # fmt: skip
+
+    def keep(one: Any) -> None:
+        typer.echo(str(save_generated(loaded, [one], out, prompts)[0]))
+
     if not interleaved:
-        made = loaded.generate(
+        loaded.generate(
             prompts,
             modality=modality,
             num_per_prompt=num,
             compile=compile,
             decoding=decoding,
             window=window,
+            on_made=keep,
             **common,
         )
-        for path in save_generated(loaded, made, out):
-            typer.echo(str(path))
         return
     answers = loaded.generate(
         prompts, interleaved=True, max_new_tokens=max_new_tokens, max_items=max_items,

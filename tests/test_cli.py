@@ -167,6 +167,26 @@ def test_generate_writes_pictures_with_their_prompt(trained, tmp_path):
             assert picture.tobytes() == same.tobytes()
 
 
+def test_generate_keeps_what_was_made_until_it_is_stopped(trained, tmp_path, monkeypatch):
+    from janus_plugins.inference import paths
+
+    decode, calls = paths.decode_items, iter(range(9))
+
+    def stopped(*arguments):
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return decode(*arguments)
+
+    monkeypatch.setattr(paths, "decode_items", stopped)
+    words = ["--prompt", "a handwritten one", "--prompt", "a handwritten two", "--num", 2, "--max-rows", 2]
+    done = called("generate", trained, *words, "--out", tmp_path)
+    assert done.returncode == 130
+    assert "interrupted" in done.stderr
+    names = ["0000_00_a-handwritten-one.png", "0000_01_a-handwritten-one.png"]
+    assert done.stdout.split() == [str(tmp_path / name) for name in names]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
 def test_ask_about_a_picture_and_without(trained, tmp_path):
     Image.new("RGB", (20, 10), "white").save(tmp_path / "white.png")
     said = answer("ask", trained, "--image", tmp_path / "white.png", "--question", "Which digit is this?",

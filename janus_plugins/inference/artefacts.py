@@ -67,23 +67,34 @@ class Interleaved:
         return [part for part in self.parts if isinstance(part, Generated)]
 
 
-def save_generated(model: UnifiedModel, made: Sequence[Generated], out_dir: str | Path) -> list[Path]:
+def save_generated(
+    model: UnifiedModel,
+    made: Sequence[Generated],
+    out_dir: str | Path,
+    prompts: Sequence[str] | None = None,
+) -> list[Path]:
     """Write items to `<prompt number>_<index>_<slug><suffix>` in a folder, and return the paths.
 
     Prompt, seed and settings stand in a file's metadata where its format has any. No file is
     overwritten: a taken name gets a number. Nor is one left half-written.
 
+    Args:
+        model: what made them.
+        made: the items.
+        out_dir: the folder, made where there is none.
+        prompts: all prompts in the order of their numbers, for some of a call's items (default: the items').
+
     Raises:
         DataError: the folder cannot be written to.
     """
     folder = Path(out_dir)
-    prompts = list(dict.fromkeys(one.prompt for one in made))
+    known = list(dict.fromkeys([*(prompts or ()), *(one.prompt for one in made)]))
     paths = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for one in made:
             processor = model.processor(one.modality)
-            stem = f"{prompts.index(one.prompt):04d}_{one.index:02d}_{slug(one.prompt)}"
+            stem = f"{known.index(one.prompt):04d}_{one.index:02d}_{slug(one.prompt)}"
             with _whole(_reserved(folder, stem, processor.suffix)) as path:
                 processor.write(one.artefact, str(path), metadata(model, one))
             paths.append(path)

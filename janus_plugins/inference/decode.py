@@ -96,6 +96,7 @@ def generate_items(
     compile: bool = False,
     decoding: Decoding = "steps",
     window: int | None = None,
+    on_batch: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Return what every seed of every prompt makes, in order, on the CPU.
 
@@ -117,6 +118,10 @@ def generate_items(
         decoding: "steps", one code a run (or one block, where the path has `parallel`); "jacobi": see
             `inference.jacobi`; "zigzag": see `inference.zigzag`.
         window: of the latter two.
+        on_batch: called with what those items made that ran together, in order, as soon as it is there.
+
+    Raises:
+        PluginError: the head sampled what its path's facts do not have.
     """
     plan = model.plan.model.generation[modality]
     facts = plan.facts
@@ -185,8 +190,12 @@ def generate_items(
     # On a GPU a language model sees to its own products.
     own = () if way == "kernels" else (model.language_model,)
     with fast_linears(way, *own, path.adapter, path.head):
-        made = torch.cat([make(batch) for batch in _item_batches(prompts, at_once)])
-    return check_codes(plan, plan.head, made)
+        made = []
+        for batch in _item_batches(prompts, at_once):
+            made.append(check_codes(plan, plan.head, make(batch)))
+            if on_batch is not None:
+                on_batch(made[-1])
+    return torch.cat(made)
 
 
 def _item_stream(

@@ -49,6 +49,7 @@ def generate(
     decoding: Decoding = "steps",
     window: int | None = None,
     return_codes: bool = False,
+    on_made: Callable[[Generated], None] | None = None,
 ) -> list[Generated] | Tensor:
     """Make items from prompts.
 
@@ -83,6 +84,7 @@ def generate(
         window: codes that a run may decide (jacobi, default 16), or by which a row stays behind the one
             above it (zigzag, default half a row).
         return_codes: return codes, and decode nothing.
+        on_made: called with every item, in order, as soon as those that ran together with it are made.
 
     Returns:
         A flat list: `num_per_prompt` items of the first prompt, then of the second ... With
@@ -99,9 +101,23 @@ def generate(
     checks.check_seed(seed)
     checks.check_linears(linears)
     checks.check_decoding(decoding, window)
+    if return_codes and on_made is not None:
+        raise RunFileError(
+            "return_codes decodes nothing, so there is no item to call on_made with; leave one out"
+        )
     modality = paths.made_modality(model, modality)
     given = checks.items_by_question(images, items, len(texts), isinstance(prompts, str), "prompt")
     numbers = checks.numbered(texts, num_per_prompt)
+    flat = iter([(text, index) for text, indices in zip(texts, numbers, strict=True) for index in indices])
+    made: list[Generated] = []
+
+    def take(batch: Tensor) -> None:
+        for codes, artefact in zip(batch, paths.decode_items(model, modality, batch), strict=True):
+            text, index = next(flat)
+            made.append(Generated(text, seed, index, artefact, codes, modality, guidance, temperature))
+            if on_made is not None:
+                on_made(made[-1])
+
     with evaluating(model):
         rows = [
             item_prompt(model, modality, text, [row_seed(seed, text, index) for index in indices], shown)
@@ -118,15 +134,9 @@ def generate(
             compile=compile,
             decoding=decoding,
             window=window,
+            on_batch=None if return_codes else take,
         )
-        if return_codes:
-            return codes
-        artefacts = paths.decode_items(model, modality, codes)
-    flat = [(text, index) for text, indices in zip(texts, numbers, strict=True) for index in indices]
-    return [
-        Generated(text, seed, index, artefact, row, modality, guidance, temperature)
-        for (text, index), artefact, row in zip(flat, artefacts, codes, strict=True)
-    ]
+    return codes if return_codes else made
 
 
 def ask(

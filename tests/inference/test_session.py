@@ -216,6 +216,45 @@ def test_files_carry_their_making_and_overwrite_nothing(model, tmp_path):
         save_generated(model, made, tmp_path / "file" / "out")
 
 
+def test_items_are_had_as_they_are_made(model, monkeypatch):
+    expected = model.generate(["a", "b"], num_per_prompt=3, guidance=2.0)
+    made, runs = [], []
+    sample = model.generation["image"].head.sample
+
+    def counted(*arguments, **options):
+        runs.append(len(made))
+        return sample(*arguments, **options)
+
+    monkeypatch.setattr(model.generation["image"].head, "sample", counted)
+    returned = model.generate(["a", "b"], num_per_prompt=3, guidance=2.0, max_rows=4, on_made=made.append)
+    assert returned == made
+    assert [(one.prompt, one.index) for one in made] == [(one.prompt, one.index) for one in expected]
+    assert all(torch.equal(one.codes, other.codes) for one, other in zip(made, expected, strict=True))
+    assert sorted(set(runs)) == [0, 2, 4]  # a batch is handed over before the next one runs
+    with pytest.raises(RunFileError, match="return_codes decodes nothing"):
+        model.generate("a", return_codes=True, on_made=made.append)
+
+
+def test_a_call_that_is_stopped_has_given_its_items(model):
+    made = []
+
+    def stop(one):
+        made.append(one)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.generate("a", num_per_prompt=9, max_rows=2, on_made=stop)
+    assert [one.index for one in made] == [0, 1, 2]
+    assert model.generate("a", num_per_prompt=3)[2].artefact == made[2].artefact
+
+
+def test_some_items_of_a_call_keep_its_numbers(model, tmp_path):
+    made = model.generate(["a", "b"])
+    paths = save_generated(model, made[1:], tmp_path, prompts=["a", "b"])
+    assert [path.name for path in paths] == ["0001_00_b.png"]
+
+
 @pytest.mark.parametrize("fault", [OSError(28, "no space left"), KeyboardInterrupt()])
 def test_no_file_is_left_half_written(model, tmp_path, monkeypatch, fault):
     made = model.generate(["a"], num_per_prompt=2)
