@@ -6,6 +6,7 @@ on non-finite values; 130/143 stopped by a signal after saving; 1 anything else.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -61,6 +62,8 @@ def _fail_unforeseen(error: Exception, debug: bool) -> None:
     if is_lost_peer(error):  # rank 0 may be the one that has ended
         _fail(error, 1, debug, f"{LOST}\n({said})", ranks=("0", "1"))
     hint = "this is a bug or a broken machine; run again with --debug for the traceback"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = f"{error.filename or 'what is written to'} is full; make room, or write elsewhere"
     _fail(error, 1, debug, f"{said}\n{hint}", own=True)
 
 

@@ -289,6 +289,16 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(trained, tmp_pat
         assert "with --out" in done.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_output_that_has_no_room_is_told():
+    with Path("/dev/full").open("w") as full:
+        words = [sys.executable, "-m", "janus_plugins", "schema"]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert "No space left on device\nwhat is written to is full; make room" in done.stderr
+    assert "this is a bug" not in done.stderr
+
+
 def test_a_device_that_is_not_there_is_told(trained):
     import torch
 
