@@ -88,7 +88,7 @@ def save_generated(
         DataError: the folder cannot be written to.
     """
     folder = Path(out_dir)
-    known = list(dict.fromkeys([*(prompts or ()), *(one.prompt for one in made)]))
+    known = list(dict.fromkeys([*(prompts or ()), *[one.prompt for one in made]]))
     paths = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,8 @@ def save_interleaved(model: UnifiedModel, answers: Sequence[Interleaved], out_di
         DataError: the folder cannot be written to.
     """
     folder = Path(out_dir)
-    paths = save_generated(model, [item for answer in answers for item in answer.items], folder)
+    items = [item for answer in answers for item in answer.items]
+    paths = save_generated(model, items, folder, [answer.prompt for answer in answers])
     names = iter([path.name for path in paths])
     records = [_record(answer, names) for answer in answers]
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -277,6 +278,14 @@ def test_files_and_an_index_hold_an_answer_in_order(model, tmp_path):
                 assert f"![{part.modality}]({said['file']})" in page
                 assert (tmp_path / said["file"]).stat().st_size > 0
     assert [path.name for path in paths[-2:]] == ["index.jsonl", "index.md"]
+
+
+def test_files_carry_the_number_of_their_prompt(model, tmp_path):
+    answers = model.generate(PROMPTS, interleaved=True, **OPTIONS)
+    answers[0] = replace(answers[0], parts=("words alone",))
+    assert answers[1].items
+    numbers = {path.name.partition("_")[0] for path in save_interleaved(model, answers, tmp_path)}
+    assert numbers == {"index.jsonl", "index.md", *(f"{at:04d}" for at in (1, 2) if answers[at].items)}
 
 
 def test_an_answer_by_numbers_of_numpy_is_kept(model, tmp_path):
