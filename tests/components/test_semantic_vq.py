@@ -129,6 +129,15 @@ def test_one_backward_gives_both_opponents_their_own_gradients():
     assert float(losses["adversarial"].detach()) == pytest.approx(-float(faked.detach().mean()), rel=1e-4)
 
 
+def test_the_discriminator_counts_steps_of_several_batches():
+    critic = Discriminator(DiscriminatorConfig(channels=8, layers=2, start=2), 3).train()
+    critic.set_accumulation(3)
+    pair = torch.randn(2, 2, 3, 16, 16)
+    on = [bool(critic(*pair)["discriminator"]) for _ in range(9)]
+    assert on == [False] * 6 + [True] * 3
+    assert int(critic.steps) == 3
+
+
 def test_the_discriminator_waits_for_its_start():
     made, items = tokenizer(discriminator={"channels": 8, "layers": 2, "start": 2}).train(), pictures()
     made.eval().reconstruction_loss(items)

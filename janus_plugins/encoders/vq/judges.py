@@ -145,6 +145,11 @@ class Discriminator(nn.Module):
             layers += [nn.GroupNorm(math.gcd(32, width), width), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, 1, 1))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.set_accumulation(1)
+
+    def set_accumulation(self, number: int) -> None:
+        """Say how many batches make a step; see `core.contracts.GenerationEncoder`."""
+        self._batches, self._seen = number, 0
 
     def forward(self, made: Tensor, real: Tensor) -> dict[str, Tensor]:
         """Return the hinge losses of made and real pictures [N, C, S, S]; zero before `start`.
@@ -158,5 +163,6 @@ class Discriminator(nn.Module):
         hinge = functional.relu(1 - self.layers(real).float()).mean() + functional.relu(1 + faked).mean()
         on = (self.steps >= self.start).float()
         if self.training:
-            self.steps.add_(1)
+            self._seen = (self._seen + 1) % self._batches
+            self.steps.add_(int(self._seen == 0))
         return {"adversarial": (kept - fooled) * on, "discriminator": hinge / 2 * on}

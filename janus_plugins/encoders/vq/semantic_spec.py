@@ -59,7 +59,7 @@ class DiscriminatorConfig(ComponentConfig):
     channels: Count = Field(default=64, description="channels of the first layer, doubling up to 8 times")
     layers: Count = Field(default=3, description="layers that halve the picture")
     start: Annotated[int, Field(ge=0)] = Field(
-        default=20_000, description="training micro-batches before its losses count"
+        default=20_000, description="training steps before its losses count"
     )
 
 
