@@ -94,9 +94,9 @@ def _array(value: Any) -> np.ndarray:
     if samples.ndim == 2 and samples.shape[1] > MAX_CHANNELS:
         raise BadSample(f"samples {samples.shape}: {samples.shape[1]} channels; 1 to {MAX_CHANNELS} are read")
     if samples.dtype.kind in "iu":
-        most = float(np.iinfo(samples.dtype).max)
-        # Unsigned samples (a .wav of 8 bits) rest in the middle of their range.
-        samples = samples / most if samples.dtype.kind == "i" else samples / (most / 2) - 1
+        # As libsndfile scales files; unsigned samples (a .wav of 8 bits) rest in the middle of their range.
+        half = 2.0 ** (8 * samples.dtype.itemsize - 1)
+        samples = samples / half if samples.dtype.kind == "i" else samples / half - 1
     return samples.astype(np.float32)
 
 

@@ -8,6 +8,7 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import save_file
+from scipy.io import wavfile
 from transformers import ASTFeatureExtractor, ASTForAudioClassification, WhisperFeatureExtractor, WhisperModel
 
 from janus_plugins.core.errors import BadSample
@@ -209,3 +210,13 @@ def test_a_lying_header_takes_no_memory():
         AudioProcessor(AudioConfig(**{**TINY, "seconds": 600.0}, too_long="cut"))(lying())
     assert tracemalloc.get_traced_memory()[1] < 5e6
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("subtype", "kept"), [("PCM_U8", "uint8"), ("PCM_16", "int16"), ("PCM_32", "int32")])
+def test_whole_numbers_read_as_the_file_that_holds_them(subtype, kept):
+    stream = io.BytesIO()
+    soundfile.write(stream, np.append(sound(), [0, 1, -1]), 16000, format="WAV", subtype=subtype)
+    _, samples = wavfile.read(io.BytesIO(stream.getvalue()))
+    assert samples.dtype == kept
+    heard = read_sound(stream.getvalue(), 16000, 1.0, cut=False)
+    assert np.allclose(read_sound(samples, 16000, 1.0, cut=False), heard, atol=1e-7)
