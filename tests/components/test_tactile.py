@@ -94,6 +94,23 @@ def test_readings_lose_their_rest(tmp_path):
     assert one.num_tokens(one(readings)) == 3
 
 
+@pytest.mark.parametrize("end", ["\r\r\n", "\n\n", "\n# pause\n"])
+def test_lines_without_numbers_in_a_table_count_for_nothing(end):
+    readings = np.random.default_rng(2).normal(size=(60, 3))
+    for title in ("", f"fx,fy,fz{end}", f"{end}e,E,f{end}"):
+        table = (title + end.join(",".join(map(str, row)) for row in readings)).encode()
+        assert np.allclose(series(rest=0)(table)["readings"], readings, atol=1e-6)
+    longer = (table.decode() + end + table.decode()).replace("e,E,f", "").encode()
+    with pytest.raises(BadSample, match="65 times; 1 to 64 are read"):
+        series()(longer)
+
+
+def test_a_first_reading_that_is_missing_is_no_title():
+    for first in (b"nan,nan,nan", b"inf,0,0"):
+        with pytest.raises(BadSample, match="no finite numbers"):
+            series()(first + b"\n1,2,3\n")
+
+
 def test_longer_series_are_refused_or_cut():
     with pytest.raises(BadSample, match="65 times; 1 to 64 are read"):
         series()(np.zeros((65, 3)))

@@ -78,14 +78,23 @@ class TactileSeriesProcessor:
 
 
 def _table(file: RawFile, most: int) -> np.ndarray:
-    """Return the numbers of a text table, one time a line; a line of titles is skipped."""
+    """Return the numbers of a text table, one time a line; a line of titles is skipped, and empty ones."""
     try:
         text = file.head(MAX_BYTES).decode("utf-8-sig").replace(",", " ").replace(";", " ")
-        lines = text.splitlines()
-        if lines and any(letter.isalpha() and letter not in "eE" for letter in lines[0]):
+        lines = [line for line in text.splitlines() if line.partition("#")[0].strip()]
+        if lines and not all(map(_number, lines[0].partition("#")[0].split())):
             lines = lines[1:]
-        if not any(line.strip() for line in lines):
+        if not lines:
             raise ValueError("it is empty")
         return np.loadtxt(lines[: most + 1], dtype=np.float64, ndmin=2)
     except ValueError as error:
         raise BadSample(f"{file.name}: cannot be read as a table of numbers ({error})") from error
+
+
+def _number(cell: str) -> bool:
+    """Answer whether a cell is a number, or stands for one that is missing: NaN is no title."""
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
