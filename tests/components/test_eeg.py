@@ -1,6 +1,7 @@
 """EEG: channels by name, rates, windows, files read safely, LaBraM's layout of weights."""
 
 import io
+import struct
 
 import mne
 import numpy as np
@@ -54,6 +55,29 @@ def edf(channels=4, records=3, rate=40, stated=None, cut=None, unit="uV"):
     return (head + "".join("".join(column) for column in columns)).encode("latin-1") + body[:cut]
 
 
+def gdf(unit, version="2.20"):
+    """The same as GDF; version 2 has codes for units."""
+    count, records, rate = 4, 3, 40
+    labels = [f"{name:16}".encode() for name in NAMES]
+    ranges = [struct.pack("<4d", *[-100.0] * 4), struct.pack("<4d", *[100.0] * 4)]
+    length = struct.pack("<qII", records, 1, 1)
+    if version[0] == "1":
+        head = f"GDF {version}{'X X':80}{'':80}{'2020010100000000':16}".encode()
+        head += struct.pack("<q", 256 * (count + 1)) + bytes(44) + length + struct.pack("<I", count)
+        units = [f"{unit:8}".encode("latin-1")] * count
+        ranges += [struct.pack("<4q", *[-32768] * 4), struct.pack("<4q", *[32767] * 4), b" " * 320]
+        rest = [struct.pack("<4I", *[rate] * 4), struct.pack("<4I", *[3] * 4), bytes(128)]
+    else:
+        head = f"GDF {version}{'X X':66}".encode() + bytes(14) + b" " * 64 + bytes(32)
+        head += struct.pack("<H", count + 1) + bytes(50) + length + struct.pack("<HH", count, 0)
+        units = [bytes(6 * count), struct.pack("<4H", *[unit] * 4)]
+        ranges += [struct.pack("<4d", *[-32768.0] * 4), struct.pack("<4d", *[32767.0] * 4), bytes(68 * count)]
+        rest = [bytes(48), struct.pack("<4I", *[rate] * 4), struct.pack("<4I", *[3] * 4), bytes(128)]
+    whole = head + b"".join([*labels, b" " * 320, *units, *ranges, *rest])
+    assert (len(head), len(whole)) == (256, 256 * (count + 1))
+    return whole + edf()[-2 * count * records * rate :] + b"\1" + bytes(7)
+
+
 def npy(array):
     stream = io.BytesIO()
     np.save(stream, array)
@@ -100,6 +124,35 @@ def test_files_and_arrays_hold_the_same_signal(fif, tmp_path):
 )
 def test_units_of_a_file_become_microvolts(unit, scale):
     assert np.allclose(processor()(edf(unit=unit))["signal"], expected() * scale, atol=2e-4 * scale)
+
+
+@pytest.mark.parametrize(
+    ("version", "unit", "scale"),
+    [
+        *[
+            ("1.25", unit, scale)
+            for unit, scale in (("uV", 1), ("\u00b5V", 1), ("mV", 1e3), ("V", 1e6), ("nV", 1e-3))
+        ],
+        *[("2.20", unit, scale) for unit, scale in ((4275, 1), (4274, 1e3), (4256, 1e6), (4276, 1e-3))],
+    ],
+)
+def test_units_of_gdf_become_microvolts(version, unit, scale):
+    assert np.allclose(processor()(gdf(unit, version))["signal"], expected() * scale, atol=2e-4 * scale)
+
+
+@pytest.mark.parametrize(
+    ("version", "unit", "said"),
+    [
+        ("1.25", "", "no unit"),
+        ("1.25", "DegC", "DegC"),
+        ("2.20", 512, "no unit"),
+        ("2.20", 0, "no unit"),
+        ("2.20", 6048, "the unit of code 6048"),
+    ],
+)
+def test_what_is_no_voltage_in_gdf_is_not_taken_for_volts(version, unit, said):
+    with pytest.raises(BadSample, match=f"channel EEG Fz-REF is in {said}; V, mV, uV"):
+        processor()(gdf(unit, version))
 
 
 @pytest.mark.parametrize(("unit", "said"), [("", "no unit"), ("DegC", "DegC")])

@@ -13,6 +13,7 @@ import numpy as np
 from janus_plugins.core.errors import BadSample
 from janus_plugins.core.files import RawFile, raw_file, read_npy
 from janus_plugins.encoders.eeg.electrodes import chosen
+from janus_plugins.encoders.eeg.units import factors
 
 MAX_BYTES = 4_000_000_000
 MAX_CHANNELS = 1024
@@ -20,9 +21,6 @@ RATES = (1.0, 100_000.0)
 SUFFIXES = (".edf", ".bdf", ".gdf", ".fif", ".npy")
 _WHAT = "a recording of brain signals"
 _MICRO = 1e6
-_UNITS = {"V": 1.0, "mV": 1.0, "uV": 1.0, "UV": 1e-6, "uv": 1e-6, "nV": 1e-9}
-"""What is left to multiply a channel of EDF with: MNE knows the first three, and takes the rest for volts."""
-_MICRO_SIGNS = ("\u00b5", "\u03bc", "\x83\xca")
 
 
 @dataclass(frozen=True)
@@ -103,37 +101,10 @@ def _from_mne(path: str, file: RawFile, suffix: str, wanted: Wanted) -> tuple[np
     places = _places(raw.ch_names, wanted, name)
     picks = [each for each in places if each is not None]
     read = raw.get_data(picks=picks, start=0, stop=samples, verbose="error") * _MICRO
-    if suffix in (".edf", ".bdf"):
-        read *= np.array(_factors(file, raw.ch_names, picks))[:, None]
+    if suffix in (".edf", ".bdf", ".gdf"):
+        read *= np.array(factors(file, raw.ch_names, picks))[:, None]
     rows = dict(zip(picks, read, strict=True))
     return _laid_out([None if each is None else rows[each] for each in places], samples), own
-
-
-def _factors(file: RawFile, names: list[str], picks: list[int]) -> list[float]:
-    """Return what MNE's volts of channels are to be multiplied with, by the units in the file's header.
-
-    Raises:
-        BadSample: a channel is in no unit of voltage, or in none.
-    """
-    count = int(file.head(256)[252:])
-    head = file.head(256 * (count + 1)).decode("latin-1")[256:]
-    labels, units = (
-        [head[start + place * size :][:size].strip() for place in range(count)]
-        for start, size in ((0, 16), (96 * count, 8))
-    )
-    signals = [unit for label, unit in zip(labels, units, strict=True) if not label.endswith(" Annotations")]
-    factors = []
-    for pick in picks:
-        unit = signals[pick]
-        for sign in _MICRO_SIGNS:
-            unit = unit.replace(sign, "u")
-        if unit not in _UNITS:
-            raise BadSample(
-                f"{file.name}: channel {names[pick]} is in {unit or 'no unit'}; {', '.join(_UNITS)} are "
-                "read. Correct the file's header, or give the signal as an array in microvolts"
-            )
-        factors.append(_UNITS[unit])
-    return factors
 
 
 def _laid_out(rows: list[np.ndarray | None], samples: int) -> np.ndarray:
