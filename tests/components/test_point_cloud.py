@@ -150,19 +150,44 @@ def test_what_is_no_colour_in_0_to_1_is_refused(columns):
     assert processor()(np.concatenate([CLOUD, columns], axis=1))["points"].shape == (48, 3)
 
 
-@pytest.mark.parametrize("form", ["ascii", "binary_little_endian"])
-def test_colours_of_16_bits_are_read(form):
-    names = [f"float {axis}" for axis in "xyz"] + [f"ushort {name}" for name in ("red", "green", "blue")]
-    rows = np.zeros(50, [("p", "<f4", 3), ("c", "<u2", 3)])
-    rows["p"], rows["c"] = CLOUD, COLOURS.astype(np.uint16) * 257
+def coloured_ply(form, kind, colours):
+    """A .ply whose colours are of a kind of number: its name there and in numpy."""
+    named, known = kind
+    names = [f"float {axis}" for axis in "xyz"] + [f"{named} {name}" for name in ("red", "green", "blue")]
+    rows = np.zeros(50, [("p", "<f4", 3), ("c", known, 3)])
+    rows["p"], rows["c"] = CLOUD, colours
     text = "\n".join(" ".join(map(str, (*row["p"], *row["c"]))) for row in rows).encode()
     head = [
         f"ply\nformat {form} 1.0\nelement vertex 50",
         *(f"property {name}" for name in names),
         "end_header\n",
     ]
-    points = read_points("\n".join(head).encode() + (text if form == "ascii" else rows.tobytes()), 48)
+    return "\n".join(head).encode() + (text if form == "ascii" else rows.tobytes())
+
+
+@pytest.mark.parametrize("form", ["ascii", "binary_little_endian"])
+@pytest.mark.parametrize(
+    ("kind", "scale"),
+    [
+        (("ushort", "<u2"), 257),
+        (("ushort", "<u2"), 1),
+        (("int", "<i4"), 1),
+        (("float", "<f4"), 1),
+        (("float", "<f4"), 1 / 255),
+        (("double", "<f8"), 1 / 255),
+    ],
+)
+def test_colours_of_a_ply_are_read_however_it_stores_them(form, kind, scale):
+    points = read_points(coloured_ply(form, kind, COLOURS.astype(float) * scale), 48)
     assert np.allclose(points, np.concatenate([CLOUD, COLOURS / 255], axis=1), atol=1e-6)
+
+
+def test_colours_of_a_ply_keep_what_is_finer_than_8_bits_and_out_of_range():
+    fine = np.linspace(0, 1, 150).reshape(50, 3)
+    data = coloured_ply("binary_little_endian", ("float", "<f4"), fine)
+    assert np.allclose(read_points(data, 48)[:, 3:], fine, atol=1e-6)
+    with pytest.raises(BadSample, match=r"colours from .*; red, green and blue lie in \[0, 1\]"):
+        processor(channels=6)(coloured_ply("binary_little_endian", ("float", "<f4"), 200 * fine + 0.5))
 
 
 def far_off():

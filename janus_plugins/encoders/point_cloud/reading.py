@@ -83,9 +83,13 @@ def _from_text(file: RawFile) -> np.ndarray:
     table = np.loadtxt(text[: MAX_POINTS + 1], dtype=np.float64, ndmin=2)
     if table.shape[1] < 6:
         return table[:, :3]
-    points, colours = table[:, :3], table[:, 3:6]
+    return np.concatenate([table[:, :3], _scaled(table[:, 3:6])], axis=1)
+
+
+def _scaled(colours: np.ndarray) -> np.ndarray:
+    """Return colours in [0, 1] of whole numbers up to 255, or of numbers that lie there already."""
     whole = colours.max() > 1 and not (colours % 1).any()
-    return np.concatenate([points, colours / 255 if whole else colours], axis=1)
+    return colours / 255 if whole else colours
 
 
 def _from_trimesh(file: RawFile, suffix: str, count: int) -> np.ndarray:
@@ -104,18 +108,24 @@ def _from_trimesh(file: RawFile, suffix: str, count: int) -> np.ndarray:
     colours = np.asarray(getattr(loaded, "colors", None) if len(points) else None)
     if colours.ndim != 2 or len(colours) != len(points):
         return points
-    if suffix == ".ply" and (deep := _deep(loaded.metadata)) is not None:
-        return np.concatenate([points, deep], axis=1)
-    return np.concatenate([points, colours[:, :3].astype(np.float32) / 255], axis=1)
+    stored = _stored(loaded.metadata) if suffix == ".ply" else None
+    return np.concatenate([points, colours[:, :3] / np.float32(255) if stored is None else stored], axis=1)
 
 
-def _deep(metadata: Any) -> np.ndarray | None:
-    """Return colours [P, 3] in [0, 1] of a .ply of 16 bits each (LiDAR); trimesh keeps the last 8."""
+def _stored(metadata: Any) -> np.ndarray | None:
+    """Return colours [P, 3] of a .ply that stores them in more than 8 bits, or None.
+
+    trimesh keeps the last 8 of 16 bits (LiDAR), and takes numbers with a point for colours up to 1.
+    """
     rows = metadata["_ply_raw"]["vertex"]["data"]
     parts = [np.asarray(rows[name]).reshape(-1) for name in ("red", "green", "blue")]
-    if any(part.dtype.kind != "u" or part.dtype.itemsize != 2 for part in parts):
+    if all(part.dtype == np.uint8 for part in parts):
         return None
-    return np.stack(parts, axis=1).astype(np.float32) / 65535
+    colours = np.stack(parts, axis=1).astype(np.float32)
+    if any(part.dtype.kind == "f" for part in parts):
+        return _scaled(colours)
+    deep = all(part.dtype.itemsize == 2 and part.dtype.kind == "u" for part in parts) and colours.max() > 255
+    return colours / np.float32(65535 if deep else 255)
 
 
 def _surface(mesh: Any, count: int) -> np.ndarray:
