@@ -61,6 +61,22 @@ class RawFile:
             yield path
 
 
+class NamedBytes(bytes):
+    """Be the bytes of a file that had a name: its ending may be all that tells the format."""
+
+    name: str
+
+    def __new__(cls, data: bytes, name: str) -> NamedBytes:
+        """Keep a name beside bytes."""
+        made = super().__new__(cls, data)
+        made.name = name
+        return made
+
+    def __reduce__(self) -> tuple[type[NamedBytes], tuple[bytes, str]]:
+        """Keep it when pickled."""
+        return NamedBytes, (bytes(self), self.name)
+
+
 def raw_file(value: object, what: str, max_bytes: int) -> RawFile | None:
     """Return the file that a value names: a path, bytes, or {"bytes", "path"} of datasets; None for others.
 
@@ -77,7 +93,7 @@ def raw_file(value: object, what: str, max_bytes: int) -> RawFile | None:
         name = str(path or f"{what} given as bytes")
         value = RawFile(name, None, bytes(data)) if data else path
     if isinstance(value, (bytes, bytearray, memoryview)):
-        value = RawFile(f"{what} given as bytes", None, bytes(value))
+        value = RawFile(getattr(value, "name", f"{what} given as bytes"), None, bytes(value))
     elif isinstance(value, (str, Path)):
         path = Path(value).expanduser()
         if not path.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from janus_plugins.core.errors import BadSample, DataError
+from janus_plugins.core.files import raw_file
 from janus_plugins.core.samples import Item, Turn
 from janus_plugins.data.sources import open_source
 from janus_plugins.door import plan
@@ -82,6 +84,50 @@ def test_json_lines_with_paths(tmp_path: Path) -> None:
     assert source[2].turns[0].parts[0] == Item("image", str(tmp_path / "pictures/2.png"))
     elsewhere = open_rows(tmp_path / "rows.jsonl", CAPTIONS, root="/pictures")
     assert elsewhere[0].turns[0].parts[0] == Item("image", "/pictures/pictures/0.png")
+
+
+def test_bytes_keep_the_name_that_tells_their_format(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    rows = {"points": [{"bytes": b"1 2 3\n4 5 6\n", "path": "a.xyz"}], "caption": ["c"]}
+    Dataset.from_dict(rows).to_parquet(tmp_path / "rows.parquet")
+    columns = {"points": "{points}", "answer": "{caption}"}
+    item = open_rows(tmp_path / "rows.parquet", columns, modality="points")[0].turns[0].parts[0]
+    assert item == Item("points", b"1 2 3\n4 5 6\n")
+    for value in (item.value, pickle.loads(pickle.dumps(item.value))):
+        file = raw_file(value, "a cloud", 100)
+        assert file is not None
+        assert (file.name, file.suffix, file.head(5)) == ("a.xyz", ".xyz", b"1 2 3")
+
+
+def test_sound_that_is_decoded_is_not_looked_for_in_its_file(tmp_path: Path) -> None:
+    sounds = [{"array": [0.5, 0.25], "sampling_rate": 8000, "path": path} for path in ("gone.wav", None)]
+    lines_of(tmp_path, "rows.jsonl", *(json.dumps({"audio": one, "said": "c"}) + "\n" for one in sounds))
+    source = open_rows(tmp_path / "rows.jsonl", {"audio": "{audio}", "answer": "{said}"}, modality="audio")
+    assert [source[place].turns[0].parts[0].value for place in (0, 1)] == sounds
+
+
+def test_files_of_an_item_of_several_are_relative_to_the_same_folder(tmp_path: Path) -> None:
+    for name in ("a.png", "gel.png"):
+        (tmp_path / name).write_bytes(png(1))
+    touches: list[Any] = [
+        {"image": "a.png", "background": "gel.png", "sensor": "digit" * 1000},
+        {
+            "image": {"path": "a.png"},
+            "background": {"path": "gel.png", "bytes": None},
+            "sensor": "digit" * 1000,
+        },
+    ]
+    lines_of(tmp_path, "rows.jsonl", *(json.dumps({"touch": one, "said": "c"}) + "\n" for one in touches))
+    source = open_rows(
+        tmp_path / "rows.jsonl", {"tactile": "{touch}", "answer": "{said}"}, modality="tactile"
+    )
+    for place in (0, 1):
+        assert source[place].turns[0].parts[0].value == {
+            "image": str(tmp_path / "a.png"),
+            "background": str(tmp_path / "gel.png"),
+            "sensor": "digit" * 1000,
+        }
 
 
 def test_image_folder_with_class_names(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from janus_plugins.core.errors import BadSample
+from janus_plugins.core.files import NamedBytes
 from janus_plugins.core.samples import (
     Item,
     Part,
@@ -137,13 +139,27 @@ class RowReader:
 
     def _opened(self, value: Any) -> Any:
         """Return bytes, an absolute path, or the value as it is; reading it is the processor's part."""
-        if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
-            value = value.get("bytes") or value.get("path")
+        if (
+            isinstance(value, Mapping)
+            and value.get("array") is None
+            and ("bytes" in value or "path" in value)
+        ):
+            data, path = value.get("bytes"), value.get("path")
+            value = NamedBytes(data, path) if data and path else data or path
         if value is None:
             raise BadSample(f"the {self.config.modality} is empty")
         if isinstance(value, str):
             return str(self.root / value)
+        if isinstance(value, Mapping):
+            return {key: self._opened(part) if self._is_file(part) else part for key, part in value.items()}
         return value
+
+    def _is_file(self, value: Any) -> bool:
+        """Answer whether a part of an item names a file, as a touch's picture and its background do."""
+        if isinstance(value, Mapping):
+            return bool(value.get("bytes") or value.get("path"))
+        # Not `Path.is_file`: a text may be longer than any name, which raises.
+        return isinstance(value, str) and os.path.isfile(self.root / value)
 
     def _messages(self, row: Mapping[str, Any]) -> Iterator[tuple[Any, str]]:
         reference = COLUMN.fullmatch(self.config.columns["conversations"])
