@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from janus_plugins.core.errors import BadSample
 
@@ -104,6 +104,25 @@ def raw_file(value: object, what: str, max_bytes: int) -> RawFile | None:
     if not 0 < value.size <= max_bytes:
         raise BadSample(f"{value.name}: {value.size:,} bytes; 1 to {max_bytes:,} are read")
     return value
+
+
+def is_array(value: object) -> bool:
+    """Answer whether an item is an array, or lists, as JSON and columns of `datasets` hold one."""
+    return hasattr(value, "__array__") or (isinstance(value, list) and bool(value))
+
+
+def as_array(value: Any, what: str) -> np.ndarray:
+    """Return an array of what `is_array`.
+
+    Raises:
+        BadSample: it makes none, such as lists of different lengths, or a tensor of a kind unknown to numpy.
+    """
+    import numpy as np
+
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise BadSample(f"{what} that is no array of numbers ({error})") from error
 
 
 def read_npy(file: RawFile, max_values: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from janus_plugins.core.errors import BadSample
-from janus_plugins.core.files import RawFile, raw_file
+from janus_plugins.core.files import RawFile, as_array, is_array, raw_file
 
 MAX_BYTES = 1_000_000_000
 MAX_CHANNELS = 64
@@ -26,7 +26,7 @@ def read_sound(value: object, rate: int, seconds: float, cut: bool) -> np.ndarra
 
     Args:
         value: a path, bytes, {"bytes", "path"} or {"array", "sampling_rate"} of datasets, or an array
-            [S] or [S, channels] at `rate`.
+            (or lists) [S] or [S, channels] at `rate`.
         rate: samples a second.
         seconds: longest sound.
         cut: whether longer sound loses its end, or is refused.
@@ -37,7 +37,7 @@ def read_sound(value: object, rate: int, seconds: float, cut: bool) -> np.ndarra
     if isinstance(value, Mapping) and value.get("array") is not None:
         own, samples = value.get("sampling_rate"), _array(value["array"])
         return _ready(samples, _checked_rate(own, _WHAT), rate, seconds, cut, _WHAT)
-    if hasattr(value, "__array__"):
+    if is_array(value):
         return _ready(_array(value), rate, rate, seconds, cut, _WHAT)
     file = raw_file(value, _WHAT, MAX_BYTES)
     if file is None:
@@ -88,7 +88,7 @@ def _mono(sound: Any, most: int) -> np.ndarray:
 
 
 def _array(value: Any) -> np.ndarray:
-    samples = np.asarray(value)
+    samples = as_array(value, _WHAT)
     if samples.ndim not in (1, 2) or samples.dtype.kind not in "iuf":
         raise BadSample(f"samples must be numbers [S] or [S, channels], not {samples.dtype} {samples.shape}")
     if samples.ndim == 2 and samples.shape[1] > MAX_CHANNELS:

@@ -220,3 +220,11 @@ def test_whole_numbers_read_as_the_file_that_holds_them(subtype, kept):
     assert samples.dtype == kept
     heard = read_sound(stream.getvalue(), 16000, 1.0, cut=False)
     assert np.allclose(read_sound(samples, 16000, 1.0, cut=False), heard, atol=1e-7)
+
+
+def test_lists_are_read_as_arrays():
+    plain = read_sound(sound(), 16_000, 1.0, cut=False)
+    for value in (sound().tolist(), {"array": sound().tolist(), "sampling_rate": 16_000}):
+        assert np.array_equal(read_sound(value, 16_000, 1.0, cut=False), plain)
+    with pytest.raises(BadSample, match="a recording that is no array of numbers"):
+        read_sound(torch.tensor(sound(), requires_grad=True), 16_000, 1.0, cut=False)

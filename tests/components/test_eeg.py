@@ -292,3 +292,11 @@ def test_published_size():
         encoder = made(EEG, {})
     assert (encoder.config.facts().width, encoder.config.facts().max_tokens) == (200, 304)
     assert sum(each.numel() for each in encoder.parameters()) == 5_819_936
+
+
+def test_lists_are_read_as_arrays():
+    rows = rhythm()[[0, 1, 3]]
+    for value in (rows.tolist(), {"array": rhythm().tolist(), "sampling_rate": 40, "channels": NAMES}):
+        assert np.array_equal(processor()(value)["signal"], processor()(rows)["signal"])
+    with pytest.raises(BadSample, match="a recording of brain signals that is no array of numbers"):
+        processor()([[1.0, 2.0], [1.0]])

@@ -342,3 +342,10 @@ def test_positions_start_bent():
     first = made(POINT_CLOUD, TINY).pos_embed[0]
     answers = first(torch.nn.functional.normalize(torch.randn(500, 3), dim=1)).detach()
     assert float((answers - first.bias.detach()).std()) > 1.0
+
+
+def test_lists_are_read_as_arrays():
+    assert np.array_equal(processor()(CLOUD.tolist())["points"], processor()(CLOUD)["points"])
+    for value in ([[1, 2, 3], [4, 5]], torch.zeros(5, 3, requires_grad=True)):
+        with pytest.raises(BadSample, match="a point cloud that is no array of numbers"):
+            processor()(value)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from janus_plugins.core.errors import BadSample
-from janus_plugins.core.files import RawFile, raw_file, read_npy
+from janus_plugins.core.files import RawFile, as_array, is_array, raw_file, read_npy
 from janus_plugins.encoders.eeg.electrodes import chosen
 from janus_plugins.encoders.eeg.units import factors
 
@@ -47,7 +47,7 @@ def read_signal(value: object, wanted: Wanted) -> tuple[np.ndarray, float]:
 
     Args:
         value: a path or bytes of .edf, .bdf, .gdf, .fif or .npy; {"array" [C, S] in microvolts,
-            "sampling_rate", "channels": names}; or an array. An array, and what a .npy file holds, is
+            "sampling_rate", "channels": names}; an array, or lists. An array, and what a .npy file holds, is
             [C, S] in microvolts: the wanted channels in their order, at the wanted rate.
         wanted: what to read.
 
@@ -58,7 +58,7 @@ def read_signal(value: object, wanted: Wanted) -> tuple[np.ndarray, float]:
         names = value.get("channels")
         names = list(wanted.channels if names is None else map(str, names))
         return _from_array(value["array"], names, value.get("sampling_rate"), wanted, _WHAT)
-    if hasattr(value, "__array__"):
+    if is_array(value):
         return _from_array(value, list(wanted.channels), wanted.rate, wanted, _WHAT)
     file = raw_file(value, _WHAT, MAX_BYTES)
     if file is None:
@@ -80,7 +80,7 @@ def read_signal(value: object, wanted: Wanted) -> tuple[np.ndarray, float]:
 def _from_array(
     array: Any, names: list[str], rate: object, wanted: Wanted, what: str
 ) -> tuple[np.ndarray, float]:
-    signal = np.asarray(array)
+    signal = as_array(array, what)
     if signal.ndim != 2 or signal.dtype.kind not in "iuf" or len(signal) != len(names):
         raise BadSample(f"{what}: {signal.dtype} {signal.shape} for {len(names)} channels; numbers [C, S]")
     own = _checked_rate(rate, what)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from janus_plugins.core.errors import BadSample
-from janus_plugins.core.files import RawFile, raw_file, read_npy
+from janus_plugins.core.files import RawFile, as_array, is_array, raw_file, read_npy
 from janus_plugins.encoders.point_cloud.pcd import read_pcd
 
 MAX_BYTES = 500_000_000
@@ -22,7 +22,7 @@ def read_points(value: object, count: int) -> np.ndarray:
     """Return points [P, 3], or with colours in [0, 1] [P, 6]; float64, or float32 where they are given so.
 
     Args:
-        value: an array [P, 3 or 6], a path, bytes, or {"bytes", "path"} of datasets. Bytes without a
+        value: an array or lists [P, 3 or 6], a path, bytes, or {"bytes", "path"} of datasets. Bytes without a
             name are told apart by how they begin. Lines of text (.xyz, .txt) hold numbers between blanks
             or commas: x, y, z, and colours, whole numbers up to 255 or up to 1.
         count: points that are drawn from the faces of a surface.
@@ -44,8 +44,8 @@ def read_points(value: object, count: int) -> np.ndarray:
 
 
 def _read(value: object, count: int) -> tuple[str, np.ndarray]:
-    if hasattr(value, "__array__"):
-        return _WHAT, np.asarray(value)
+    if is_array(value):
+        return _WHAT, as_array(value, _WHAT)
     file = raw_file(value, _WHAT, MAX_BYTES)
     if file is None:
         raise BadSample(f"{_WHAT} must be an array, a path or bytes, not {type(value).__name__}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from janus_plugins.core.errors import BadSample
-from janus_plugins.core.files import RawFile, raw_file, read_npy
+from janus_plugins.core.files import RawFile, as_array, is_array, raw_file, read_npy
 
 if TYPE_CHECKING:
     from janus_plugins.encoders.tactile.series_spec import TactileSeriesConfig
@@ -45,11 +45,8 @@ class TactileSeriesProcessor:
         return {"readings": (readings / config.scale).astype(np.float32)}
 
     def _read(self, value: object) -> tuple[np.ndarray, str]:
-        if hasattr(value, "__array__") or (isinstance(value, list) and value):
-            try:
-                return np.asarray(value), _WHAT
-            except ValueError as error:
-                raise BadSample(f"{_WHAT}: {error}") from error
+        if is_array(value):
+            return as_array(value, _WHAT), _WHAT
         file = raw_file(value, _WHAT, MAX_BYTES)
         if file is None:
             raise BadSample(f"{_WHAT} must be an array, a path or bytes, not {type(value).__name__}")
