@@ -93,6 +93,8 @@ def _array(value: Any) -> np.ndarray:
         raise BadSample(f"samples must be numbers [S] or [S, channels], not {samples.dtype} {samples.shape}")
     if samples.ndim == 2 and samples.shape[1] > MAX_CHANNELS:
         raise BadSample(f"samples {samples.shape}: {samples.shape[1]} channels; 1 to {MAX_CHANNELS} are read")
+    if samples.dtype.kind in "iu" and samples.dtype.itemsize == 8:
+        raise BadSample(f"samples of {samples.dtype}, of no known range; give floats in [-1, 1], or int16")
     if samples.dtype.kind in "iu":
         # As libsndfile scales files; unsigned samples (a .wav of 8 bits) rest in the middle of their range.
         half = 2.0 ** (8 * samples.dtype.itemsize - 1)

@@ -228,3 +228,11 @@ def test_lists_are_read_as_arrays():
         assert np.array_equal(read_sound(value, 16_000, 1.0, cut=False), plain)
     with pytest.raises(BadSample, match="a recording that is no array of numbers"):
         read_sound(torch.tensor(sound(), requires_grad=True), 16_000, 1.0, cut=False)
+
+
+@pytest.mark.parametrize(
+    "value", [np.arange(-500, 500), {"array": [0, 1000, -1000], "sampling_rate": 16_000}]
+)
+def test_whole_numbers_of_no_known_range_are_not_silence(value):
+    with pytest.raises(BadSample, match="samples of int64, of no known range; give floats in"):
+        read_sound(value, 16_000, 1.0, cut=False)
