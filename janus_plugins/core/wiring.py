@@ -72,7 +72,7 @@ def resolve(
     plan = RunPlan(run, model, data, evaluation, builder.callbacks(run) if trains else {}, missing)
     problems = [*_model_problems(plan), *_data_problems(plan), *_evaluation_problems(plan)]
     problems += _callback_problems(plan)
-    problems += unread(plan) if trains else ()
+    problems += [*_held_out_problems(plan), *unread(plan)] if trains else ()
     for position, stage in enumerate(run.stages if trains else ()):
         problems += [f"stages[{position}] ({stage.name}): {text}" for text in _stage_problems(plan, stage)]
     if problems:
@@ -503,6 +503,20 @@ def _data_problems(plan: RunPlan) -> list[str]:
                 f"evaluation.{name}: data.{test.source} has split: train; use one with split: test"
             )
     return problems
+
+
+def _held_out_problems(plan: RunPlan) -> list[str]:
+    """Find test data that are train data: `split` says what an entry is for, its options what is read."""
+    return [
+        f"data.{name}: has split: test and reads the same samples as data.{other}, which has split: train: "
+        f"the same source with the same options; give data.{name} options that read held-out samples"
+        + (" (options.split)" if "split" in type(test.part.config).model_fields else "")
+        for name, test in plan.data.items()
+        for other, train in plan.data.items()
+        if (test.block.split, train.block.split) == ("test", "train")
+        and test.part.spec is train.part.spec
+        and test.part.config == train.part.config
+    ]
 
 
 def _evaluation_problems(plan: RunPlan) -> list[str]:

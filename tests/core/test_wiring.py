@@ -143,6 +143,14 @@ CASES = {
         WiringError,
         ["data.read", "understanding.image"],
     ),
+    "a test set that reads the training samples": (
+        ["data.read_test.options={ask: understanding, size: 8}"],
+        WiringError,
+        [
+            "data.read_test: has split: test and reads the same samples as data.read, which has split: train",
+            "(options.split)",
+        ],
+    ),
     "evaluation on training data": (
         ["evaluation.understanding.source=read"],
         WiringError,
@@ -250,6 +258,8 @@ def test_a_trained_model_may_have_stages_that_would_be_refused(tmp_path):
         resolve(run)
     assert resolve(run, trains=False).model.parts()
     run = load_run(write_tiny(tmp_path), ["model.language_model.tokenizer.path=somewhere"])
+    assert resolve(run, trains=False).model.parts()
+    run = load_run(write_tiny(tmp_path), ["data.read_test.options={ask: understanding, size: 8}"])
     assert resolve(run, trains=False).model.parts()
 
 
