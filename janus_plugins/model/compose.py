@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -179,4 +180,14 @@ def load_part(part: Part, module: nn.Module, plan: RunPlan) -> None:
         with blamed(part, f"loading weights {part.weights!r}"):
             load(part.weights)
     except (RunFileError, CheckpointError) as error:
-        raise type(error)(f"{here}: weights: {error}") from error
+        raise type(error)(f"{here}: weights: {error}{_whole_model(str(part.weights))}") from error
+
+
+def _whole_model(source: str) -> str:
+    """Say what to do where a part's weights are looked for in a trained model's folder."""
+    from janus_plugins.model.native import is_native, located  # native composes, too
+
+    folder = located(Path(source).expanduser())
+    if not is_native(folder):
+        return ""
+    return f"\n{source} is a whole trained model: leave this line out, and start from it with --from {source}"

@@ -175,6 +175,15 @@ def test_a_copy_of_former_weights_beside_the_model_is_not_loaded(model, folder, 
     assert torch.equal(jp.load(tmp_path / "again").state_dict()[name], state[name])
 
 
+@pytest.mark.parametrize("address", ["language_model", "generation.image.encoder"])
+@pytest.mark.parametrize("inner", [".", "model"])
+def test_a_whole_model_given_as_a_parts_weights_is_told_as_such(folder, tmp_path, address, inner):
+    source = (folder.parent / inner).resolve()
+    run = load_run(write_tiny(tmp_path), [f"model.{address}.weights={source}"])
+    with pytest.raises(CheckpointError, match=rf"{source} is a whole trained model: .*--from {source}"):
+        compose_plan(resolve(run))
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 @pytest.mark.parametrize("at", [1, 2])
 def test_saving_that_is_broken_off_leaves_a_whole_checkpoint(model, folder, monkeypatch, error, at):
