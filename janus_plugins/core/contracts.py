@@ -119,6 +119,7 @@ class GenerationEncoder(Protocol):
         """Say how many batches make a step (`engine.accumulate`), of any module inside. Optional.
 
         For what moves by itself in training, as a codebook of running means: it should move once a step.
+        `core.accumulation.CountsBatches` is a base that has it, and counts.
         """
         ...
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from janus_plugins.core.accumulation import CountsBatches
 from janus_plugins.core.errors import RunFileError
 
 
-class ResidualQuantizer(nn.Module):
+class ResidualQuantizer(CountsBatches, nn.Module):
     """Replace frames [P, C] by Q codes each.
 
     Attributes:
@@ -36,11 +37,6 @@ class ResidualQuantizer(nn.Module):
         # What the batches of a step have given so far.
         self.register_buffer("new_sums", torch.zeros(codebooks, size, width), persistent=False)
         self.register_buffer("new_counts", torch.zeros(codebooks, size), persistent=False)
-        self.set_accumulation(1)
-
-    def set_accumulation(self, number: int) -> None:
-        """Say how many batches make a step; see `core.contracts.GenerationEncoder`."""
-        self._batches, self._seen = number, 0
 
     def forward(self, frames: Tensor, learn: bool = False) -> tuple[Tensor, Tensor]:
         """Return codes [P, Q] and the sum of their vectors [P, C], without a gradient.
@@ -57,7 +53,7 @@ class ResidualQuantizer(nn.Module):
                 f"the codec's codebooks learn as running means, too fine for {self.vectors.dtype}; "
                 "train it with engine.precision: fp32, and load it into other runs by weights"
             )
-        self._seen = (self._seen + learn) % self._batches
+        ends = learn and self.ends_step()
         left = frames.detach().to(self.vectors.dtype)
         found, summed = [], torch.zeros_like(left)
         for place in range(len(self.vectors)):
@@ -66,7 +62,7 @@ class ResidualQuantizer(nn.Module):
             codes = torch.cdist(left.float(), self.vectors[place].float()).argmin(-1)
             chosen = self.vectors[place][codes]
             if learn:
-                self._move(place, left, codes)
+                self._move(place, left, codes, ends)
             left, summed = left - chosen, summed + chosen
             found.append(codes)
         return torch.stack(found, -1), summed
@@ -89,12 +85,12 @@ class ResidualQuantizer(nn.Module):
         self.counts[place] = torch.where(rare[:, 0], 1.0, self.counts[place])
 
     @torch.no_grad()
-    def _move(self, place: int, frames: Tensor, codes: Tensor) -> None:
-        """Take the frames that chose each code into its running mean, those of a whole step on all ranks."""
+    def _move(self, place: int, frames: Tensor, codes: Tensor, ends: bool) -> None:
+        """Take the frames that chose each code into its running mean, at a step's end those of all ranks."""
         sums, counts = self.new_sums[place], self.new_counts[place]
         sums.index_add_(0, codes, frames)
         counts.index_add_(0, codes, torch.ones_like(frames[:, 0]))
-        if self._seen:
+        if not ends:
             return
         if _ranks():
             torch.distributed.all_reduce(sums)

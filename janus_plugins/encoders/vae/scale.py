@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from janus_plugins.core.accumulation import CountsBatches
+
 _SLOWEST = 0.05
 """Least weight of a new batch in a measured statistic: it forgets what lies some 20 batches back."""
 
@@ -15,7 +17,7 @@ _LEAST = 1e-6
 """Least deviation that is divided by."""
 
 
-class LatentScale(nn.Module):
+class LatentScale(CountsBatches, nn.Module):
     """Map latents z [N, C, H, W] to `(z - shift) * scale`, and back.
 
     Numbers that the options give hold for all channels and never change. Else shift and scale are a
@@ -42,11 +44,6 @@ class LatentScale(nn.Module):
             self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
             # What the batches of a step have given so far: sums, sums of squares, numbers (float64's bits).
             self.register_buffer("seen", torch.zeros(3, channels, dtype=torch.int64), persistent=False)
-        self.set_accumulation(1)
-
-    def set_accumulation(self, number: int) -> None:
-        """Say how many batches make a step; see `core.contracts.GenerationEncoder`."""
-        self._batches, self._measured = number, 0
 
     def forward(self, latents: Tensor, *, back: bool = False) -> Tensor:
         """Return scaled latents, or with `back` the autoencoder's own (float32)."""
@@ -69,8 +66,7 @@ class LatentScale(nn.Module):
             sums = torch.stack([each.double().sum((0, 2, 3)) for each in (seen, squares, seen * 0 + 1)])
             total = self.seen.view(torch.float64)
             total.add_(sums)
-            self._measured = (self._measured + 1) % self._batches
-            if self._measured:
+            if not self.ends_step():
                 return
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 torch.distributed.all_reduce(total)

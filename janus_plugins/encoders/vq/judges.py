@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from janus_plugins.core.accumulation import CountsBatches
 from janus_plugins.core.errors import CheckpointError
 from janus_plugins.core.weights import load_exactly, read_weights
 from janus_plugins.encoders.vq.semantic_spec import DiscriminatorConfig, TeacherConfig
@@ -123,7 +124,7 @@ class Perceptual(nn.Module):
         return distance
 
 
-class Discriminator(nn.Module):
+class Discriminator(CountsBatches, nn.Module):
     """Tell made pictures from real ones patch by patch (PatchGAN), and judge for both sides at once.
 
     A tokenizer and its discriminator want opposite things of the same logits. With one optimiser, the
@@ -145,11 +146,6 @@ class Discriminator(nn.Module):
             layers += [nn.GroupNorm(math.gcd(32, width), width), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, 1, 1))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.set_accumulation(1)
-
-    def set_accumulation(self, number: int) -> None:
-        """Say how many batches make a step; see `core.contracts.GenerationEncoder`."""
-        self._batches, self._seen = number, 0
 
     def forward(self, made: Tensor, real: Tensor) -> dict[str, Tensor]:
         """Return the hinge losses of made and real pictures [N, C, S, S]; zero before `start`.
@@ -163,6 +159,5 @@ class Discriminator(nn.Module):
         hinge = functional.relu(1 - self.layers(real).float()).mean() + functional.relu(1 + faked).mean()
         on = (self.steps >= self.start).float()
         if self.training:
-            self._seen = (self._seen + 1) % self._batches
-            self.steps.add_(int(self._seen == 0))
+            self.steps.add_(int(self.ends_step()))
         return {"adversarial": (kept - fooled) * on, "discriminator": hinge / 2 * on}

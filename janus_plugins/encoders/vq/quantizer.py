@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from janus_plugins.core.accumulation import CountsBatches
+
 _ROWS = 8192
 """Vectors that are compared with the whole codebook at a time."""
 
@@ -25,7 +27,7 @@ class Codebook(nn.Module):
         return functional.normalize(self.weight, dim=-1)
 
 
-class Quantizer(nn.Module):
+class Quantizer(CountsBatches, nn.Module):
     """Replace vectors by codes."""
 
     unused_for: Tensor
@@ -38,11 +40,6 @@ class Quantizer(nn.Module):
         if revive_after is not None:
             self.register_buffer("unused_for", torch.zeros(size, dtype=torch.int64))
             self.register_buffer("used", torch.zeros(size, dtype=torch.int64), persistent=False)
-        self.set_accumulation(1)
-
-    def set_accumulation(self, number: int) -> None:
-        """Say how many batches make a step; see `core.contracts.GenerationEncoder`."""
-        self._batches, self._seen = number, 0
 
     @torch.no_grad()
     def nearest(self, vectors: Tensor, table: Tensor) -> Tensor:
@@ -83,8 +80,7 @@ class Quantizer(nn.Module):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(self.used, op=torch.distributed.ReduceOp.MAX)
         unused_for = (self.unused_for + 1) * (1 - self.used)
-        self._seen = (self._seen + 1) % self._batches
-        if self._seen == 0:
+        if self.ends_step():
             self.unused_for.copy_(unused_for)
             self.used.zero_()
         return unused_for
