@@ -17,13 +17,14 @@ Sizes = Sequence[tuple[str, int | None]]
 """Names and sizes of a tensor's dimensions; None where the item decides."""
 
 
-def codes_of(plan: GenerationPlan | None, encoder: Any, items: Any) -> Tensor:
+def codes_of(plan: GenerationPlan | None, encoder: Any, items: Any, wait: bool = False) -> Tensor:
     """Return a generation encoder's codes [N, T] or [N, T, Q], or latents [N, T, C], of collated items.
 
     Args:
         plan: the path; None checks nothing.
         encoder: the encoder.
         items: see `sequence.batch.ItemBatch`.
+        wait: whether the codes' range is checked where a device has to be waited for, too.
 
     Raises:
         PluginError: it failed, or answered something else than its facts say.
@@ -35,7 +36,7 @@ def codes_of(plan: GenerationPlan | None, encoder: Any, items: Any) -> Tensor:
         codes: Tensor = encoder.encode(items)
     number = len(next(iter(items.values())))
     _check_made(part, facts, codes, [("N", number), ("T", facts.tokens)])
-    return _checked_here(plan, part, codes)
+    return check_codes(plan, part, codes) if wait or codes.device.type == "cpu" else codes
 
 
 def sampled(plan: GenerationPlan, head: Any, hidden: Tensor, others: Tensor | None, **options: Any) -> Tensor:
@@ -55,12 +56,9 @@ def sampled(plan: GenerationPlan, head: Any, hidden: Tensor, others: Tensor | No
     with blamed(part, "sampling from", hidden):
         chosen: Tensor = head.sample(hidden, others, **options)
     _check_made(part, facts, chosen, [("B", len(hidden))])
-    return _checked_here(plan, part, chosen)
-
-
-def _checked_here(plan: GenerationPlan, part: Part, codes: Tensor) -> Tensor:
-    """Return codes that are checked where that makes no device wait."""
-    return check_codes(plan, part, codes) if codes.device.type == "cpu" else codes
+    return (
+        check_codes(plan, part, chosen) if chosen.device.type == "cpu" else chosen
+    )  # elsewhere it would wait
 
 
 def check_codes(plan: GenerationPlan, part: Part, codes: Tensor) -> Tensor:

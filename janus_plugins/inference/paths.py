@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from janus_plugins.core.answered import check_codes, codes_of, decoded_of
+from janus_plugins.core.answered import codes_of, decoded_of
 from janus_plugins.core.blame import advice, blamed, full_name
 from janus_plugins.core.catalogue import load_processor
 from janus_plugins.core.errors import BadSample, JanusPluginsError, PluginError, RunFileError
@@ -139,8 +139,8 @@ def encode_items(model: UnifiedModel, modality: str, arrays: Sequence[Arrays]) -
     """Return codes [N, T] or [N, T, Q], or latents [N, T, C], of read items, on the CPU."""
     plan, encoder = generation_path(model, modality), cast(Any, model.generation[modality]).encoder
     with widened(encoder):
-        made = _in_groups(arrays, model.device, lambda group, items: codes_of(plan, encoder, items))
-    return check_codes(plan, plan.encoder, torch.stack([codes.cpu() for codes in made]))
+        made = _in_groups(arrays, model.device, lambda _, items: codes_of(plan, encoder, items, wait=True))
+    return torch.stack([codes.cpu() for codes in made])
 
 
 @torch.no_grad()

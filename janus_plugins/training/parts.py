@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from janus_plugins.core.answered import check_codes, codes_of
+from janus_plugins.core.answered import codes_of
 from janus_plugins.core.errors import BadSample, CheckpointError, JanusPluginsError
 from janus_plugins.core.plan import GenerationPlan, UnderstandingPlan
 from janus_plugins.core.samples import Item
@@ -47,9 +47,7 @@ class Encoder:
         items = {name: value.to(self.device) for name, value in collate_items(list(arrays)).items()}
         with widened(self.module):
             if isinstance(self.plan, GenerationPlan):
-                made = check_codes(
-                    self.plan, self.plan.encoder, codes_of(self.plan, self.module, items).cpu()
-                )
+                made = codes_of(self.plan, self.module, items, wait=True)
             else:
                 entering = [self.processor.num_tokens(one) for one in arrays]
                 made = features_of(self.plan, self.module, items, entering)
