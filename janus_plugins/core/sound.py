@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from janus_plugins.core.errors import BadSample
 from janus_plugins.core.files import RawFile, as_array, is_array, raw_file
+from janus_plugins.core.wav_chunks import without_notes
 
 MAX_BYTES = 1_000_000_000
 MAX_CHANNELS = 64
@@ -53,9 +54,7 @@ def read_sound(value: object, rate: int, seconds: float, cut: bool) -> np.ndarra
 
 def _decoded(file: RawFile, seconds: float, cut: bool) -> tuple[np.ndarray, int]:
     """Decode at most one sample more than fits, whatever the header claims."""
-    import soundfile
-
-    with file.open() as opened, soundfile.SoundFile(opened) as sound:
+    with file.open() as opened, _sound_of(opened) as sound:
         if sound.format not in FORMATS:
             raise BadSample(f"{file.name}: format {sound.format}; {', '.join(FORMATS)} are read")
         own = _checked_rate(sound.samplerate, file.name)
@@ -65,6 +64,19 @@ def _decoded(file: RawFile, seconds: float, cut: bool) -> tuple[np.ndarray, int]
         if not cut and sound.frames > most:
             raise _too_long(file.name, sound.frames / own, seconds)
         return _mono(sound, min(most + 1, sound.frames)), own
+
+
+def _sound_of(opened: BinaryIO) -> Any:
+    """Return a file as soundfile reads it; a .wav whose notes cannot be read, without them."""
+    import soundfile
+
+    try:
+        return soundfile.SoundFile(opened)
+    except soundfile.LibsndfileError:
+        plain = without_notes(opened)
+        if plain is None:
+            raise
+        return soundfile.SoundFile(plain)
 
 
 def _fitting(seconds: float, rate: int) -> int:

@@ -202,6 +202,40 @@ def test_silence_that_packs_well_loses_nothing_behind_it(form, subtype):
     assert np.abs(heard[:-10_000]).max() < 0.01
 
 
+def chunk(name, body):
+    return name + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2)
+
+
+NOTES = {
+    "many tags": chunk(
+        b"LIST", b"INFO" + b"".join(chunk(b"I%03d" % each, b"a" * 100) for each in range(700))
+    ),
+    "many labels": chunk(b"LIST", b"adtl" + chunk(b"labl", b"\1\0\0\0here") * 5000),
+    "an unknown list": chunk(b"LIST", b"exif" + b"a" * 2047),
+    "a list of no tags": chunk(b"LIST", b"INFO" + b"\xff" * 2049),
+    "loops": chunk(b"smpl", b"\0" * 70001),
+    "a broadcast's": chunk(b"bext", b"\0" * 602 + b"a" * 70000),
+    "a player's": chunk(b"id3 ", b"ID3\3\0\0" + b"a" * 70000),
+}
+
+
+@pytest.mark.parametrize("notes", NOTES)
+@pytest.mark.parametrize(("form", "subtype"), [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAVEX", "PCM_24")])
+def test_notes_before_the_samples_change_nothing(notes, form, subtype, tmp_path):
+    file = io.BytesIO()
+    soundfile.write(file, np.stack([sound(), -0.5 * sound()], axis=1), 16000, format=form, subtype=subtype)
+    plain = file.getvalue()
+    at = plain.index(b"data")
+    data = plain[:at] + NOTES[notes] + plain[at:]
+    data = data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
+    (tmp_path / "a.wav").write_bytes(data)
+    for value in (data, str(tmp_path / "a.wav")):
+        assert np.array_equal(read_sound(value, 16000, 1, False), read_sound(plain, 16000, 1, False))
+    with pytest.raises(BadSample, match=r"0\.5 s of sound; the encoder hears 0\.25 s"):
+        read_sound(data, 16000, 0.25, False)
+    assert np.array_equal(read_sound(data, 16000, 0.25, True), read_sound(plain, 16000, 0.25, True))
+
+
 def test_a_lying_header_takes_no_memory():
     import tracemalloc
 
