@@ -150,10 +150,13 @@ def test_what_is_no_colour_in_0_to_1_is_refused(columns):
     assert processor()(np.concatenate([CLOUD, columns], axis=1))["points"].shape == (48, 3)
 
 
-def coloured_ply(form, kind, colours):
+NAMES = ("red", "green", "blue")
+
+
+def coloured_ply(form, kind, colours, names=NAMES):
     """A .ply whose colours are of a kind of number: its name there and in numpy."""
     named, known = kind
-    names = [f"float {axis}" for axis in "xyz"] + [f"{named} {name}" for name in ("red", "green", "blue")]
+    names = [f"float {axis}" for axis in "xyz"] + [f"{named} {name}" for name in names]
     rows = np.zeros(50, [("p", "<f4", 3), ("c", known, 3)])
     rows["p"], rows["c"] = CLOUD, colours
     text = "\n".join(" ".join(map(str, (*row["p"], *row["c"]))) for row in rows).encode()
@@ -188,6 +191,37 @@ def test_colours_of_a_ply_keep_what_is_finer_than_8_bits_and_out_of_range():
     assert np.allclose(read_points(data, 48)[:, 3:], fine, atol=1e-6)
     with pytest.raises(BadSample, match=r"colours from .*; red, green and blue lie in \[0, 1\]"):
         processor(channels=6)(coloured_ply("binary_little_endian", ("float", "<f4"), 200 * fine + 0.5))
+
+
+@pytest.mark.parametrize(
+    "names", [("r", "g", "b"), tuple(f"diffuse_{name}" for name in NAMES), ("Red", "Green", "Blue")]
+)
+@pytest.mark.parametrize("kind", [("uchar", "u1"), ("float", "<f4")])
+def test_colours_of_a_ply_go_by_several_names(names, kind):
+    scaled = COLOURS if kind[1] == "u1" else COLOURS / 255
+    points = read_points(coloured_ply("binary_little_endian", kind, scaled, names), 48)
+    assert np.allclose(points, np.concatenate([CLOUD, COLOURS / 255], axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("names", [NAMES, ("r", "g", "b")])
+@pytest.mark.parametrize(
+    ("kind", "colour"), [("uchar", 128), ("ushort", 30000), ("float", 0.458), ("float", 117)]
+)
+def test_colours_of_a_meshs_vertices_are_those_of_points(names, kind, colour):
+    head = "ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\n"
+    head += "".join(f"property {kind} {name}\n" for name in names)
+    corners = "".join(
+        f"{place} {colour} {colour / 2 if kind == 'float' and colour < 1 else 0} 0\n"
+        for place in ("0 0 0", "1 0 0", "0 1 0")
+    )
+    faces = "element face 1\nproperty list uchar int vertex_indices\nend_header\n"
+    points = read_points((head + faces + corners + "3 0 1 2\n").encode(), 20)
+    flat = read_points((head + "end_header\n" + corners).encode(), 20)
+    assert points.shape == (20, 6)
+    assert np.allclose(points[:, 3:], flat[0, 3:], atol=1e-6)
+    assert flat[0, 3] == pytest.approx(
+        {"uchar": 128 / 255, "ushort": 30000 / 65535}.get(kind, 0.4588), abs=1e-3
+    )
 
 
 def far_off():

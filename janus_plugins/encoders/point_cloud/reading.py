@@ -15,6 +15,7 @@ MAX_BYTES = 500_000_000
 MAX_POINTS = 20_000_000
 SUFFIXES = (".ply", ".obj", ".off", ".stl", ".xyz", ".txt", ".pcd", ".npy")
 _WHAT = "a point cloud"
+_COLOURS = (("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b"))
 _CLAIM = re.compile(rb"^element\s+\w+\s+(\d+)", re.MULTILINE)
 
 
@@ -102,25 +103,30 @@ def _from_trimesh(file: RawFile, suffix: str, count: int) -> np.ndarray:
         loaded: Any = trimesh.load(opened, file_type=suffix[1:], process=False, skip_materials=True)
     if isinstance(loaded, trimesh.Scene):
         loaded = loaded.to_mesh()
+    stored = _stored(loaded.metadata) if suffix == ".ply" and len(loaded.vertices) else None
     if len(getattr(loaded, "faces", ())):
-        return _surface(loaded, count)
+        return _surface(loaded, count, stored)
     points = np.asarray(loaded.vertices)
+    if stored is not None:
+        return np.concatenate([points, stored], axis=1)
     colours = np.asarray(getattr(loaded, "colors", None) if len(points) else None)
     if colours.ndim != 2 or len(colours) != len(points):
         return points
-    stored = _stored(loaded.metadata) if suffix == ".ply" else None
-    return np.concatenate([points, colours[:, :3] / np.float32(255) if stored is None else stored], axis=1)
+    return np.concatenate([points, colours[:, :3] / np.float32(255)], axis=1)
 
 
 def _stored(metadata: Any) -> np.ndarray | None:
-    """Return colours [P, 3] of a .ply that stores them in more than 8 bits, or None.
+    """Return colours [P, 3] of a .ply's vertices, whatever exporters call them, or None.
 
-    trimesh keeps the last 8 of 16 bits (LiDAR), and takes numbers with a point for colours up to 1.
+    trimesh knows one name, keeps the last 8 of 16 bits (LiDAR), and takes numbers with a point for colours
+    up to 1.
     """
-    rows = metadata["_ply_raw"]["vertex"]["data"]
-    parts = [np.asarray(rows[name]).reshape(-1) for name in ("red", "green", "blue")]
-    if all(part.dtype == np.uint8 for part in parts):
+    vertex = metadata["_ply_raw"]["vertex"]
+    known = {name.lower(): name for name in vertex["properties"]}
+    names = next((each for each in _COLOURS if set(each) <= set(known)), None)
+    if names is None:
         return None
+    parts = [np.asarray(vertex["data"][known[name]]).reshape(-1) for name in names]
     colours = np.stack(parts, axis=1).astype(np.float32)
     if any(part.dtype.kind == "f" for part in parts):
         return _scaled(colours)
@@ -128,14 +134,20 @@ def _stored(metadata: Any) -> np.ndarray | None:
     return colours / np.float32(65535 if deep else 255)
 
 
-def _surface(mesh: Any, count: int) -> np.ndarray:
-    """Return points drawn evenly from a mesh's faces, the same ones each time."""
+def _surface(mesh: Any, count: int, stored: np.ndarray | None) -> np.ndarray:
+    """Return points drawn evenly from a mesh's faces, the same ones each time.
+
+    `stored` are colours of its vertices [V, 3] that take the place of trimesh's.
+    """
     from trimesh.sample import sample_surface
 
     if not np.isfinite(mesh.vertices).all() or not mesh.area > 0:
         raise BadSample("a surface without area, or with corners that are no finite numbers")
     points, faces = sample_surface(mesh, count, seed=0)[:2]
-    if mesh.visual.kind not in ("vertex", "face"):
+    if stored is not None and len(stored) == len(mesh.vertices):
+        colours = stored[mesh.faces[faces]].mean(axis=1)
+    elif mesh.visual.kind in ("vertex", "face"):
+        colours = np.asarray(mesh.visual.face_colors)[faces, :3].astype(np.float32) / 255
+    else:
         return np.asarray(points)
-    colours = np.asarray(mesh.visual.face_colors)[faces, :3].astype(np.float32) / 255
     return np.concatenate([np.asarray(points), colours], axis=1)
