@@ -76,6 +76,17 @@ def test_clouds_are_centred_scaled_and_of_one_size():
     assert np.allclose(cloud, processor()(CLOUD * 7 + 2)["points"])
 
 
+@pytest.mark.parametrize("size", [1, 7, 20, 47, 48])
+def test_the_order_of_a_small_clouds_points_has_no_say(size):
+    cloud = np.random.default_rng(size).normal(3, 5, (size, 3)).astype(np.float32)
+    points = processor()(cloud)["points"]
+    assert np.array_equal(points, processor()(cloud[::-1])["points"])
+    found, times = np.unique(points, axis=0, return_counts=True)
+    assert len(found) == size
+    assert times.max() - times.min() <= 1
+    assert np.allclose(found, unit(cloud)[np.lexsort(cloud.T[::-1])], atol=1e-6)
+
+
 def pcd(form, count=50, cut=None):
     packed = (COLOURS.astype(np.uint32) * (65536, 256, 1)).sum(1).astype(np.uint32)
     header = f"# .PCD v0.7\nVERSION 0.7\nFIELDS x y z rgb\nSIZE 4 4 4 4\nTYPE F F F U\nCOUNT 1 1 1 1\nWIDTH {count}\nHEIGHT 1\nVIEWPOINT 0 0 0 1 0 0 0\nPOINTS {count}\nDATA {form}\n"

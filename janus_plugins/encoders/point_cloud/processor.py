@@ -29,18 +29,18 @@ class PointCloudProcessor:
     def __call__(self, value: object) -> dict[str, np.ndarray]:
         """Return the points, or raise `BadSample`; see `read_points`.
 
-        Which points of a larger cloud are kept depends on its content alone; a smaller one repeats some.
+        Which points of a larger cloud are kept depends on its content alone. A smaller one repeats its
+        points as evenly as can be, in an order of their own: how they were listed has no say.
         """
-        config = self.config
-        points = self._coloured(read_points(value, config.num_points))
-        draw = np.random.default_rng(zlib.crc32(np.ascontiguousarray(points, np.float32).tobytes()))
-        few = len(points) < config.num_points
-        kept = draw.choice(len(points), config.num_points - len(points) if few else config.num_points, few)
-        if few:
-            kept = np.concatenate([np.arange(len(points)), kept])
-        points = points[kept]
-        colours = points[:, 3:].astype(np.float32)
-        return {"points": np.concatenate([unit(points[:, :3]), colours], axis=1)}
+        wanted = self.config.num_points
+        points = self._coloured(read_points(value, wanted))
+        if len(points) > wanted:
+            draw = np.random.default_rng(zlib.crc32(np.ascontiguousarray(points, np.float32).tobytes()))
+            points = points[draw.choice(len(points), wanted, replace=False)]
+        else:
+            points = points[np.lexsort(points.T[::-1])]
+        points = np.concatenate([unit(points[:, :3]), points[:, 3:].astype(np.float32)], axis=1)
+        return {"points": points[np.arange(wanted) * len(points) // wanted]}
 
     def _coloured(self, points: np.ndarray) -> np.ndarray:
         """Return points with as many channels as the encoder reads."""
