@@ -40,12 +40,21 @@ def fif(tmp_path_factory):
     return path
 
 
-def edf(channels=4, records=3, rate=40, stated=None, cut=None, unit="uV"):
+def edf(
+    channels=4,
+    records=3,
+    rate=40,
+    stated=None,
+    cut=None,
+    unit="uV",
+    volts=(-100, 100),
+    digits=(-32768, 32767),
+):
     """A small EDF: one record a second, 16 bits over +-100 microvolts."""
     names = [NAMES[place % 4] for place in range(channels)]
     columns = (
-        [f"{name:16}" for name in names], [" " * 80] * channels, [f"{unit:8}"] * channels, [f"{-100:<8}"] * channels,
-        [f"{100:<8}"] * channels, [f"{-32768:<8}"] * channels, [f"{32767:<8}"] * channels, [" " * 80] * channels,
+        [f"{name:16}" for name in names], [" " * 80] * channels, [f"{unit:8}"] * channels, [f"{volts[0]:<8}"] * channels,
+        [f"{volts[1]:<8}"] * channels, [f"{digits[0]:<8}"] * channels, [f"{digits[1]:<8}"] * channels, [" " * 80] * channels,
         [f"{rate:<8}"] * channels, [" " * 32] * channels,
     )  # fmt: skip
     head = f"{'0':8}{'X X X X':80}{'Startdate X X X X':80}01.01.2000.00.00{256 * (channels + 1):<8}{'':44}{records:<8}{1:<8}{stated or channels:<4}"
@@ -159,6 +168,19 @@ def test_what_is_no_voltage_in_gdf_is_not_taken_for_volts(version, unit, said):
 def test_what_is_no_voltage_is_not_taken_for_volts(unit, said):
     with pytest.raises(BadSample, match=f"channel EEG Fz-REF is in {said}; V, mV, uV"):
         processor()(edf(unit=unit))
+
+
+@pytest.mark.parametrize(
+    ("ranges", "said"),
+    [
+        ({"digits": (0, 0)}, "-100 to 100 uV in the digits 0 to 0"),
+        ({"volts": (7, 7)}, "7 to 7 uV in the digits -32768 to 32767"),
+    ],
+)
+def test_a_range_that_tells_no_voltage_is_refused(ranges, said):
+    """MNE gives the bare digits, a hundred thousand microvolts."""
+    with pytest.raises(BadSample, match=f"channel EEG Fz-REF keeps {said}, which tell no voltage. Correct"):
+        processor()(edf(**ranges))
 
 
 def test_other_rates_are_resampled():
