@@ -183,6 +183,15 @@ def test_a_range_that_tells_no_voltage_is_refused(ranges, said):
         processor()(edf(**ranges))
 
 
+def test_a_band_above_what_a_recording_holds_is_refused_by_name():
+    slow = {"array": rhythm(10)[:3], "sampling_rate": 10}
+    with pytest.raises(
+        BadSample, match="10 samples a second holds nothing above 5 Hz, but band begins at 6 Hz"
+    ):
+        processor(band=(6, 15))(slow)
+    assert processor(band=(1, 15))(slow)["signal"].shape == (3, 3, 40)
+
+
 def test_other_rates_are_resampled():
     row = {"array": rhythm(160), "sampling_rate": 160, "channels": NAMES}
     made_of = processor()(row)["signal"]

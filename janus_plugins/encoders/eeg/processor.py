@@ -51,7 +51,13 @@ class EegProcessor:
         """Return the signal within the band, without the hum; forwards and backwards, so nothing shifts."""
         from scipy.signal import sosfiltfilt
 
-        for sections in _filters(self.config.notch, self.config.band, rate):
+        band = self.config.band
+        if band is not None and band[0] >= rate / 2:
+            raise BadSample(
+                f"a recording of {rate:g} samples a second holds nothing above {rate / 2:g} Hz, but band "
+                f"begins at {band[0]:g} Hz; lower band, or leave such recordings out"
+            )
+        for sections in _filters(self.config.notch, band, rate):
             padding = min(3 * (2 * len(sections) + 1), signal.shape[1] - 1)
             signal = sosfiltfilt(sections, signal, axis=1, padlen=max(padding, 0))
         return signal
