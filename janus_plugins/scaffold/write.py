@@ -84,8 +84,8 @@ def write_package(name: str, kind: str, out: Path, modality: str = "image") -> P
     taken = [one for one in catalogue().entries() if (one.spec.kind, one.spec.name) == (_kind(kind), name)]
     if taken:
         raise RunFileError(
-            f"{taken[0].owner.distribution} offers a {_kind(kind)} {name!r} already; choose another name, "
-            f"e.g. my-{name}"
+            f"{taken[0].owner.distribution} offers {_named(_kind(kind))} {name!r} already; choose another "
+            f"name, e.g. my-{name}"
         )
     folder = out / name
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -149,10 +149,15 @@ def _values(name: str, kind: Kind, modality: str) -> dict[str, str]:
     }
 
 
+def _named(kind: Kind) -> str:
+    """Return a kind with its article: "an adapter"."""
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
 def _check_modality(kind: Kind, modality: str) -> None:
     if kind not in SERIES_SUMMARIES:
         have = ", ".join(str(each) for each in SERIES_SUMMARIES)
-        raise RunFileError(f"a {kind} has no modality of its own; --modality is for {have}")
+        raise RunFileError(f"{_named(kind)} has no modality of its own; --modality is for {have}")
     if not _MODALITY.fullmatch(modality) or modality == "text":
         raise RunFileError(
             f"{modality!r} cannot name a modality: use lower-case letters, digits and underscores, beginning "

@@ -83,7 +83,7 @@ def _check_skips(spec: ComponentSpec, skip: Mapping[str, str]) -> None:
     unknown = sorted(set(skip) - {rule.name for rule in RULES[spec.kind]})
     if unknown:
         names = ", ".join(rule.name for rule in RULES[spec.kind])
-        raise ValueError(f"skip: there is no rule {unknown[0]!r} for a {spec.kind}; there are {names}")
+        raise ValueError(f"skip: there is no rule {unknown[0]!r} for the kind {spec.kind}; there are {names}")
 
 
 def _case_results(case: Case, path: str, skip: Mapping[str, str]) -> Iterator[RuleResult]:

@@ -121,6 +121,7 @@ def test_installed_tested_and_checked_as_its_readme_says(kind: Kind, modality: s
         ("3d", "adapter", "beginning with a letter"),
         ("torch", "adapter", "installed already"),
         ("json", "adapter", "installed already"),
+        ("siglip", "understanding_encoder", "janus-plugins offers an understanding_encoder 'siglip' already"),
         ("mine", "adaptor", "Did you mean 'adapter'"),
     ],
 )
@@ -134,6 +135,7 @@ def test_what_cannot_be_written_is_refused(name: str, kind: str, said: str, tmp_
     ("kind", "modality", "said"),
     [
         ("head", "lidar", "a head has no modality of its own; --modality is for understanding_encoder"),
+        ("adapter", "lidar", "an adapter has no modality of its own"),
         ("understanding_encoder", "Heart Rate", "cannot name a modality"),
         ("understanding_encoder", "3d", "cannot name a modality"),
         ("generation_encoder", "text", "cannot name a modality"),
