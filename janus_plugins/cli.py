@@ -119,7 +119,12 @@ def list_plugins(as_json: AsJson = False) -> None:
 @app.command()
 def validate(run: RunFile, overrides: Overrides = None) -> None:
     """Check a run file and the wiring of its parts, none of which is built."""
+    from janus_plugins.sequence.templates import special_tokens
+    from janus_plugins.sequence.tokenizers import check_tokenizer
+
     plan = _plan(run, overrides)
+    model = plan.run.model
+    check_tokenizer(model.language_model.tokenizer, special_tokens(model), plan.model.facts.vocab_size)
     parts = len(list(plan.model.parts()))
     typer.echo(f"{run}: ok ({parts} parts, {len(plan.data)} sources, {len(plan.run.stages)} stages)")
 

@@ -17,6 +17,10 @@ from PIL import Image
 
 from janus_plugins import cli
 from janus_plugins.core.errors import CheckpointError
+from janus_plugins.core.runfile import load_run
+from janus_plugins.core.schema import TokenizerBlock
+from janus_plugins.sequence.templates import special_tokens
+from janus_plugins.sequence.tokenizers import build_tokenizer
 from tests.tiny import write_tiny
 
 
@@ -113,6 +117,28 @@ def test_errors_are_one_message_and_a_code(words, code, message):
     assert done.returncode == code, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pretrained"])
+def test_a_tokenizer_of_more_entries_than_the_model_embeds_is_seen_before_training(kind, tmp_path):
+    path = write_tiny(tmp_path)
+    block = "{type: bytes}"
+    if kind == "pretrained":
+        bytewise = build_tokenizer(TokenizerBlock(type="bytes"), special_tokens(load_run(path).model))
+        bytewise.save(str(tmp_path / "own"))
+        block = f"{{type: pretrained, path: {tmp_path / 'own'}}}"
+    base = ["--set", f"model.language_model.tokenizer={block}"]
+    told = (
+        "language_model.tokenizer has 262 entries, special tokens included, but the language model embeds 64"
+    )
+    for verb in (["validate", path], ["train", path, "--out", tmp_path / "out"]):
+        done = called(*verb, *base)
+        assert done.returncode == 2
+        assert told in done.stderr
+    assert (
+        called("validate", path, *base, "--set", "model.language_model.options.vocab_size=262").returncode
+        == 0
+    )
 
 
 def test_debug_shows_the_traceback():

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from janus_plugins.core.blame import blamed, full_name
 from janus_plugins.core.catalogue import load_factory
-from janus_plugins.core.errors import CheckpointError, PluginError, RunFileError, WiringError
+from janus_plugins.core.errors import CheckpointError, PluginError, RunFileError
 from janus_plugins.core.plan import GenerationPlan, Part, RunPlan, UnderstandingPlan
 from janus_plugins.core.runfile import locator
 from janus_plugins.data.texts import run_texts
@@ -24,7 +24,7 @@ from janus_plugins.model.unified import (
 )
 from janus_plugins.sequence.blocks import Blocks, code_order
 from janus_plugins.sequence.templates import resolve_template, special_tokens
-from janus_plugins.sequence.tokenizers import build_tokenizer
+from janus_plugins.sequence.tokenizers import build_tokenizer, check_room
 
 if TYPE_CHECKING:
     from janus_plugins.core.contracts import Tokenizer
@@ -42,12 +42,7 @@ def build_tokenizer_for(plan: RunPlan) -> Tokenizer:
     block = plan.run.model.language_model.tokenizer
     texts = run_texts(plan) if block.type == "trained" else None
     tokenizer = build_tokenizer(block, special_tokens(plan.run.model), texts)
-    room = plan.model.facts.vocab_size
-    if len(tokenizer) > room:
-        raise WiringError(
-            f"language_model.tokenizer has {len(tokenizer)} entries, special tokens included, but the "
-            f"language model embeds {room} (vocab_size); raise vocab_size or choose a smaller tokenizer"
-        )
+    check_room(tokenizer, plan.model.facts.vocab_size)
     return tokenizer
 
 

@@ -14,12 +14,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from janus_plugins.core.errors import BadSample, CheckpointError, RunFileError
+from janus_plugins.core.errors import BadSample, CheckpointError, RunFileError, WiringError
 from janus_plugins.core.schema import TokenizerBlock
 from janus_plugins.core.suggest import unexpanded
 
 if TYPE_CHECKING:
     import tokenizers
+
+    from janus_plugins.core.contracts import Tokenizer
 
 FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -144,6 +146,31 @@ def build_tokenizer(
             raise RunFileError("a tokenizer of type 'trained' needs the run's texts, and none were given")
         backend = vocabularies.trained(texts, special, str(block.level), int(block.vocab_size or 0))
     return TextTokenizer(backend, special)
+
+
+def check_room(tokenizer: Tokenizer, room: int) -> None:
+    """Refuse a tokenizer that has more entries than the language model embeds.
+
+    Raises:
+        WiringError: with both numbers.
+    """
+    if len(tokenizer) > room:
+        raise WiringError(
+            f"language_model.tokenizer has {len(tokenizer)} entries, special tokens included, but the "
+            f"language model embeds {room} (vocab_size); raise vocab_size or choose a smaller tokenizer"
+        )
+
+
+def check_tokenizer(block: TokenizerBlock, special: Sequence[str], room: int) -> None:
+    """Refuse a tokenizer that cannot be had, or that does not fit `room`, without texts and network.
+
+    One that is to be downloaded, or is not there yet, passes.
+
+    Raises:
+        RunFileError: as `build_tokenizer` and `check_room`.
+    """
+    if block.type != "pretrained" or Path(str(block.path)).expanduser().exists():
+        check_room(build_tokenizer(block, special, ()), room)
 
 
 def load_tokenizer(folder: str | Path) -> TextTokenizer:
