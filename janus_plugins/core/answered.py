@@ -98,6 +98,23 @@ def decoded_of(plan: GenerationPlan, encoder: Any, codes: Tensor) -> Tensor:
     return decoded
 
 
+def check_numbers(part: Part, what: str, value: Tensor, source: Tensor | None = None) -> None:
+    """Refuse numbers that are not floating point, or not on the device of what they were made of.
+
+    Raises:
+        PluginError: saying which they are.
+    """
+    if not value.is_floating_point():
+        raise PluginError(
+            f"{full_name(part)}: its {what} are {value.dtype}, not floating point; {advice(part)}"
+        )
+    if source is not None and value.device != source.device:
+        raise PluginError(
+            f"{full_name(part)}: its {what} are on {value.device}, but what it was given is on "
+            f"{source.device}; {advice(part)}"
+        )
+
+
 def _check_made(part: Part, facts: GenerationFacts, made: Tensor, first: Sizes) -> None:
     """Refuse what are no codes or latents of these facts; `first` are the sizes before a slot's own."""
     last = "width" if facts.form == "latents" else "codebooks"

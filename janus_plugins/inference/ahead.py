@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.core.facts import GenerationFacts
+from janus_plugins.core.plan import Part
+from janus_plugins.inference.blaming import blamed_in_step
 from janus_plugins.inference.codes import CodeEmbedder
 from janus_plugins.inference.jacobi import jacobi_codes
 from janus_plugins.inference.sampling import SeededDraws
@@ -38,6 +40,7 @@ class Ahead:
         facts: the generation encoder's.
         window: codes a run may decide (jacobi), or by which a row stays behind the one above (zigzag);
             None: 16, or half a row.
+        part: whose fault it is where the head fails.
     """
 
     language_model: nn.Module
@@ -45,6 +48,7 @@ class Ahead:
     embedder: CodeEmbedder
     facts: GenerationFacts
     window: int | None
+    part: Part
 
     @property
     def room(self) -> int:
@@ -79,7 +83,8 @@ class Ahead:
         def shares_of(hidden: Tensor) -> Tensor:
             head = cast(Any, self.head)
             parts = [hidden[0], hidden[1] if rows == 2 else None]
-            shares: Tensor = head.distribution(*parts, guidance=guidance, temperature=temperature)
+            with blamed_in_step(self.part, "the distribution of", hidden):
+                shares: Tensor = head.distribution(*parts, guidance=guidance, temperature=temperature)
             return shares
 
         def embed(codes: Tensor) -> Tensor:

@@ -16,8 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from janus_plugins.core.answered import check_numbers
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.core.facts import GenerationFacts
+from janus_plugins.core.plan import Part
+from janus_plugins.inference.blaming import blamed_in_step
 
 _AS_QUICK = 32
 """Codes that a GPU embeds at once in the time of one, at least."""
@@ -30,10 +33,13 @@ class CodeEmbedder:
         adapter: the generation adapter.
         facts: the generation encoder's.
         num_items: how many items will be made, which decides whether a table pays.
+        part: whose fault it is where the adapter fails; None for nobody's.
     """
 
-    def __init__(self, adapter: nn.Module, facts: GenerationFacts, num_items: int) -> None:
-        self._adapter = cast(Any, adapter)
+    def __init__(
+        self, adapter: nn.Module, facts: GenerationFacts, num_items: int, part: Part | None = None
+    ) -> None:
+        self._module, self._part = cast(Any, adapter), part
         device = next((value.device for value in adapter.parameters()), torch.device("cpu"))
         self.alike = self._treats_alike(facts, device)
         self.table: Tensor | None = None
@@ -41,6 +47,10 @@ class CodeEmbedder:
         calls = num_items * facts.tokens * (1 if device.type == "cpu" else _AS_QUICK)
         if self.alike and size is not None and size <= calls:
             self.table = self._adapter(torch.arange(size, device=device)[None])[0]
+
+    def _adapter(self, codes: Tensor) -> Tensor:
+        with blamed_in_step(self._part, "embedding", codes):
+            return cast(Tensor, self._module(codes))
 
     def __call__(self, made: Tensor) -> Tensor:
         """Return the embedding [B, M] of the last of the codes [B, t] or [B, t, Q] (or latents [B, t, C])."""
@@ -51,19 +61,19 @@ class CodeEmbedder:
         if self.table is not None:
             return self.table[made[:, -count:]]
         source = made[:, -count:] if self.alike else made
-        return cast(Tensor, self._adapter(source)[:, -count:])
+        return self._adapter(source)[:, -count:]
 
     def each(self, codes: Tensor) -> Tensor:
         """Return the embeddings [B, n, M] of codes [B, n], whatever stands before them."""
         if self.table is not None:
             return self.table[codes]
-        return cast(Tensor, self._adapter(codes.reshape(-1, 1))).view(*codes.shape, -1)
+        return self._adapter(codes.reshape(-1, 1)).view(*codes.shape, -1)
 
     def check_alike(self, option: str) -> None:
         """Refuse an adapter that embeds a code by those before it, which `option` cannot serve."""
         if not self.alike:
             raise RunFileError(
-                f"{type(self._adapter).__name__} embeds a code by those before it, which {option} does not "
+                f"{type(self._module).__name__} embeds a code by those before it, which {option} does not "
                 f"have; leave {option} out"
             )
 
@@ -71,13 +81,15 @@ class CodeEmbedder:
         """Compare one item embedded whole with its codes embedded one by one."""
         probe = _probe(facts, device)
         whole, single = _both_ways(self._adapter, probe)
+        if self._part is not None:
+            check_numbers(self._part, "embeddings", whole, probe)
         if whole.dtype != torch.float32:
             if _differ(whole, single, 3e-2):
                 return False
             # Rounding hides what a place adds to a code, so that fp32 decides.
-            weights = itertools.chain(self._adapter.named_parameters(), self._adapter.named_buffers())
+            weights = itertools.chain(self._module.named_parameters(), self._module.named_buffers())
             exact = {name: each.detach().float() for name, each in weights if each.is_floating_point()}
-            whole, single = _both_ways(lambda codes: functional_call(self._adapter, exact, (codes,)), probe)
+            whole, single = _both_ways(lambda codes: functional_call(self._module, exact, (codes,)), probe)
         return not _differ(whole, single, 1e-4)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from janus_plugins.core.answered import check_codes, sampled
 from janus_plugins.core.contracts import Draws
 from janus_plugins.inference.ahead import Ahead, Decoding
+from janus_plugins.inference.blaming import blamed_in_step
 from janus_plugins.inference.blocks import check_blocks, make_in_blocks
 from janus_plugins.inference.codes import CodeEmbedder
 from janus_plugins.inference.graph import CountedDraws, GraphStep, Kept, check_static, kept, roomy
@@ -127,7 +128,7 @@ def generate_items(
     facts = plan.facts
     number = sum(len(prompt.seeds) for prompt in prompts)
     path = cast(Any, model.generation[modality])
-    embedder = CodeEmbedder(path.adapter, facts, number)
+    embedder = CodeEmbedder(path.adapter, facts, number, plan.adapter)
     twice = guidance != 1
     length = max(len(prompt.conditional) for prompt in prompts) + facts.tokens
     at_once = max(1, (max_rows or rows_at_once(model, length)) // (1 + twice))
@@ -139,7 +140,8 @@ def generate_items(
         conditional, unconditional = hidden.chunk(2) if twice else (hidden, None)
         options: Any = {"guidance": guidance, "temperature": temperature, "draws": draws}
         if looked:
-            return cast(Tensor, path.head.sample(conditional, unconditional, **options))
+            with blamed_in_step(plan.head, "sampling from", conditional):
+                return cast(Tensor, path.head.sample(conditional, unconditional, **options))
         looked = True  # before anything is compiled
         return sampled(plan, path.head, conditional, unconditional, **options)
 
@@ -167,7 +169,9 @@ def generate_items(
     parts = [model.language_model, path.adapter, path.head]
     recorded = kept(model, modality, parts) if compile else None
     loop = Loop(pick, embed, facts.tokens, compiled=compiled if compile else None)
-    ahead = None if decoding == "steps" else Ahead(model.language_model, path.head, embedder, facts, window)
+    ahead = None
+    if decoding != "steps":
+        ahead = Ahead(model.language_model, path.head, embedder, facts, window, plan.head)
     if ahead is not None:
         ahead.check(decoding, compile)
         at_once = 1 if decoding == "jacobi" else at_once

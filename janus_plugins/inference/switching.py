@@ -19,6 +19,7 @@ from torch import Tensor
 
 from janus_plugins.core.answered import sampled
 from janus_plugins.core.choice import choose
+from janus_plugins.inference.blaming import blamed_in_step
 from janus_plugins.inference.codes import CodeEmbedder
 from janus_plugins.inference.decode import row_embeds
 from janus_plugins.inference.linears import Linears, fast_linears
@@ -261,7 +262,9 @@ class _Batch:
 
     def _tokens(self, rows: list[int]) -> Tensor:
         """Choose text [b] for some rows."""
-        logits = self._language_model.text_head.logits(self._stream.hidden[rows])
+        hidden = self._stream.hidden[rows]
+        with blamed_in_step(self._model.plan.model.text_head, "the logits of", hidden):
+            logits = self._language_model.text_head.logits(hidden)
         logits = logits[:, : len(self._model.tokenizer)].float().index_fill(1, self._silent, -torch.inf)
         for place, index in enumerate(rows):
             for begin, name in self._switches.begins.items():
@@ -305,9 +308,9 @@ class _Batch:
     def _embedded(self, name: str, rows: list[int]) -> Tensor:
         """Embed the last code of some rows [b, M]."""
         if name not in self._embedders:
-            facts = self._model.plan.model.generation[name].facts
+            plan = self._model.plan.model.generation[name]
             adapter = cast(Any, self._model.generation[name]).adapter
-            self._embedders[name] = CodeEmbedder(adapter, facts, len(self._rows))
+            self._embedders[name] = CodeEmbedder(adapter, plan.facts, len(self._rows), plan.adapter)
         embedder = self._embedders[name]
         if embedder.alike:
             return embedder(torch.stack([torch.stack(self._rows[index].codes[-1:]) for index in rows]))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from janus_plugins.core.choice import choose
 from janus_plugins.core.contracts import Draws
+from janus_plugins.inference.blaming import blamed_in_step
 from janus_plugins.inference.decode import Loop, row_embeds, rows_at_once
 from janus_plugins.inference.filling import Order, Watch, fill
 from janus_plugins.inference.graph import GraphStep, Kept, check_static, kept, roomy
@@ -77,10 +78,11 @@ def generate_text(
     lengths = [len(prompt.ids) for prompt in prompts]
     at_once = max_rows or rows_at_once(model, 2 * (max(lengths) + max(limits)))
     language_model = cast(Any, model.language_model)
-    known = len(model.tokenizer)
+    known, part = len(model.tokenizer), model.plan.model.text_head
 
     def pick(hidden: Tensor, draws: Draws) -> Tensor:
-        logits = language_model.text_head.logits(hidden)[:, :known]
+        with blamed_in_step(part, "the logits of", hidden):
+            logits = language_model.text_head.logits(hidden)[:, :known]
         return choose(logits.float(), temperature=temperature, draws=draws, top_p=top_p)
 
     def order(rows: Sequence[int]) -> Order:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from janus_plugins.core.answered import check_sizes
+from janus_plugins.core.answered import check_numbers, check_sizes
 from janus_plugins.core.blame import advice, blamed, full_name
 from janus_plugins.core.errors import PluginError
 from janus_plugins.core.plan import GenerationPlan, Part, UnderstandingPlan
@@ -40,10 +40,7 @@ def features_of(plan: UnderstandingPlan | None, read: Any, items: Any, entering:
             f"{full_name(part)}: it answered {have} features an item, but its processor's num_tokens counts "
             f"{wrong[0]}; {advice(part)}"
         )
-    if not features.is_floating_point():
-        raise PluginError(
-            f"{full_name(part)}: its features are {features.dtype}, not floating point; {advice(part)}"
-        )
+    check_numbers(part, "features", features)
     return features
 
 
@@ -72,6 +69,7 @@ def embeds_of(
     slots = plan.tokens(entering) if isinstance(plan, UnderstandingPlan) else entering
     wanted = [("N", len(source)), ("T", slots), ("width", part.facts.out_width)]
     check_sizes(part, "embeddings", embeds, wanted)
+    check_numbers(part, "embeddings", embeds, source)
     return embeds
 
 
@@ -84,4 +82,5 @@ def losses_of(part: Part, head: Any, hidden: Tensor, targets: Tensor) -> Tensor:
     with blamed(part, "the loss of", hidden, "for", targets):
         losses: Tensor = head.loss(hidden, targets)
     check_sizes(part, "losses", losses, [("P", len(hidden))])
+    check_numbers(part, "losses", losses, hidden)
     return losses

@@ -57,6 +57,21 @@ CASES = {
     "an adapter of another width": (
         "understanding.image.adapter.forward", lambda answer: answer[..., 1:], ["understanding.image.adapter", "width"],
     ),
+    "an adapter's whole numbers": (
+        "understanding.image.adapter.forward", lambda answer: (9 * answer).long(),
+        ["understanding.image.adapter", "its embeddings are torch.int64, not floating point"],
+    ),
+    "embeddings of codes that are whole": (
+        "generation.image.adapter.forward", lambda answer: (9 * answer).long(),
+        ["generation.image.adapter", "its embeddings are torch.int64, not floating point"],
+    ),
+    "an adapter of another device": (
+        "understanding.image.adapter.forward", lambda answer: answer.to("meta"),
+        ["understanding.image.adapter", "its embeddings are on meta, but what it was given is on cpu"],
+    ),
+    "losses that are whole": (
+        "generation.image.head.loss", lambda answer: answer.long(), ["generation.image.head", "losses are torch.int64"],
+    ),
     "codes of an item too few": (
         "generation.image.encoder.encode", lambda answer: answer[:-1], [CODER, "its codes are [2, ", "N=3"],
     ),
@@ -141,6 +156,10 @@ MAKING = {
     "pictures of no shape": (
         "encoder.decode", lambda answer: answer[..., 0], [CODER, "restore() of [1, 3, 8] float32 failed"],
     ),
+    "whole numbers of codes": (
+        "adapter.forward", lambda answer: (9 * answer).long(), ["generation.image.adapter", "its embeddings are torch.int64"],
+    ),
+    "nothing embedded": ("adapter.forward", raising, ["generation.image.adapter", "embedding [", "KeyError: 'maps'"]),
     "nothing sampled": ("head.sample", raising, ["generation.image.head", "sampling from [", "KeyError: 'maps'"]),
     "nothing decoded": ("encoder.decode", raising, [CODER, "decoding [1, ", "KeyError: 'maps'"]),
 }  # fmt: skip
@@ -165,6 +184,31 @@ def test_later_codes_are_held_to_the_facts(fresh, monkeypatch):
         PluginError, match=r"generation\.image\.head: .* codes reach from -\d+ to -?\d+, but codes"
     ):
         fresh.generate("a digit", num_per_prompt=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "doing"), [("sample", "sampling from"), ("distribution", "the distribution of")]
+)
+def test_what_a_head_raises_later_names_it(name, doing, fresh, monkeypatch):
+    number = itertools.count()
+
+    def later(answer):
+        return answer if next(number) < 2 else raising()
+
+    wrap(monkeypatch, fresh, f"generation.image.head.{name}", later)
+    with pytest.raises(
+        PluginError, match=rf"generation\.image\.head: .* of janus-plugins .*{doing} \[.*KeyError: 'maps'"
+    ):
+        fresh.generate("a digit", decoding="steps" if name == "sample" else "jacobi")
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_what_a_text_head_raises_names_it(interleaved, fresh, monkeypatch):
+    wrap(monkeypatch, fresh, "language_model.text_head.logits", raising)
+    with pytest.raises(
+        PluginError, match=r"language_model\.text_head: .* of janus-plugins .*the logits of \[.*KeyError"
+    ):
+        fresh.generate("a digit", interleaved=True) if interleaved else fresh.ask("which digit?")
 
 
 @pytest.mark.parametrize("part", ["encoder", "adapter"])
