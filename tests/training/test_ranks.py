@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
-from torch.distributed import DistBackendError, DistNetworkError
+from torch.distributed import DistBackendError, DistNetworkError, TCPStore
 
 from janus_plugins.core.blame import blamed
 from janus_plugins.core.peers import is_lost_peer
@@ -25,41 +26,43 @@ from .runs import assert_same, losses, weights
 TESTS = Path(__file__).parents[1]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextmanager
+def launched(size: int) -> Iterator[list[dict[str, str]]]:
+    """Give each rank's environment, as `torchrun` does: they meet at a store of ours, whose port is taken."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "OMP_NUM_THREADS": "1",
+    }
+    yield [{**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
+    del store
 
 
 def launch(size: int, *arguments: str, module: str = "mixed", code: int = 0) -> None:
     """Start `size` ranks of a script of this folder with a launcher's variables, and wait for them."""
     package = __package__ or "training"
     root = Path(__file__).parents[package.count(".") + 1]
-    shared = {
-        "WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "OMP_NUM_THREADS": "1",
-    }
     command = [sys.executable, "-m", f"{package}.{module}", *arguments]
-    processes = []
-    for rank in range(size):
-        environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        processes.append(
+    with launched(size) as variables:
+        processes = [
             subprocess.Popen(
                 command,
                 cwd=root,
-                env=environment,
+                env=each,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
             )
-        )
-    try:
-        said = [process.communicate(timeout=200)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+            for each in variables
+        ]
+        try:
+            said = [process.communicate(timeout=200)[0] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
     assert [process.returncode for process in processes] == [code] * size, "\n".join(said)
     assert said[1:] == [""] * (size - 1), "only the main rank prints"
 
@@ -83,17 +86,17 @@ cli.main()
 
 @pytest.mark.parametrize("killed", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_who_is_left_when_a_rank_is_killed_says_so(killed: int) -> None:
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", GATHER, str(killed)],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [process.communicate(timeout=100)[1] for process in processes]
+    with launched(2) as variables:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", GATHER, str(killed)],
+                env=each,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for each in variables
+        ]
+        said = [process.communicate(timeout=100)[1] for process in processes]
     assert [process.returncode for process in processes] == ([-9, 1] if killed == 0 else [1, -9])
     assert "error: another rank has ended" in said[1 - killed]
     assert "on with --resume" in said[1 - killed]
@@ -131,17 +134,17 @@ cli.main()
     ],
 )
 def test_what_befalls_one_rank_alone_is_said(what: str, zero: str, one: str) -> None:
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", ALONE, what],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [process.communicate(timeout=100)[1] for process in processes]
+    with launched(2) as variables:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", ALONE, what],
+                env=each,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for each in variables
+        ]
+        said = [process.communicate(timeout=100)[1] for process in processes]
     code = 1 if what == "memory" else 4
     assert [process.returncode for process in processes] == [code if what == "build" else 1, code]
     for text, wanted in zip(said, (zero, one), strict=True):
