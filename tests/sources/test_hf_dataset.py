@@ -277,6 +277,44 @@ def test_guessed_types_are_refused_in_texts(tmp_path: Path, streaming: bool) -> 
     assert answers(opened(3, 3.5, columns={"image": "{a}", "answer": "{b}"})) == ["x", "x"]
 
 
+def rows_of(folder: Path, **texts: list[str]) -> Path:
+    """Write a Parquet file a split and a shard, named by both."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir()
+    for name, values in texts.items():
+        pq.write_table(pa.table({"a": pa.array(values, pa.string())}), folder / f"{name}.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_shards_without_rows_are_left_out(tmp_path: Path, streaming: bool) -> None:
+    """Spark writes them; `datasets` takes none of the others then."""
+    folder = rows_of(tmp_path / "some", train_0=["x"], train_1=[], train_2=["y"], test_0=[])
+    assert answers(open_rows(folder, TEXT, streaming=streaming)) == ["x", "y"]
+    with pytest.raises(DataError, match=r"\(split 'test'\) is empty: it has no rows"):
+        open_rows(folder, TEXT, streaming=streaming, split="test")
+    with pytest.raises(DataError, match=r"\(split 'train'\) is empty: it has no rows"):
+        open_rows(rows_of(tmp_path / "none", only=[]) / "only.parquet", TEXT, streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_saved_dataset_without_rows_says_so(tmp_path: Path, streaming: bool) -> None:
+    import datasets
+
+    features = datasets.Features({"a": datasets.Value("string")})
+    datasets.Dataset.from_dict({"a": []}, features=features).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(DataError, match=r"saved' \(split 'train'\) is empty: it has no rows"):
+        open_rows(tmp_path / "saved", TEXT, streaming=streaming)
+
+
+def test_a_part_of_a_split_without_rows_says_so(tmp_path: Path) -> None:
+    path = lines_of(tmp_path, "one.jsonl", '{"a": "x"}\n')
+    with pytest.raises(DataError, match=r"\(split 'train\[5:\]'\) is empty: it has no rows"):
+        open_rows(path, TEXT, split="train[5:]")
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_files_that_hold_no_rows_say_so(tmp_path: Path, streaming: bool) -> None:
     def opened(name: str, text: str) -> Any:
@@ -287,6 +325,8 @@ def test_files_that_hold_no_rows_say_so(tmp_path: Path, streaming: bool) -> None
             opened(f"none.{suffix}", "")
     with pytest.raises(DataError, match="is empty: it has no line with text"):
         opened("blank.jsonl", "\n \n")
+    with pytest.raises(DataError, match=r"list.json' \(split 'train'\) is empty: it has no rows"):
+        opened("empty_list.json", "[]")
     pretty = [{"a": 1}, {"a": 2}]
     assert answers(opened("list.json", json.dumps([{"a": "1"}], indent=1))) == ["1"]
     for number, text in enumerate(

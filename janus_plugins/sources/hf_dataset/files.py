@@ -54,6 +54,8 @@ def load(config: HfDatasetConfig) -> tuple[Any, bool]:
     options = _options(config)
     builder = datasets.load_dataset_builder(**options)
     kind, lines, declared = builder.info.builder_name, False, False
+    if kind == "parquet":
+        builder = _with_rows(builder, options, config)
     files = _local_files(builder) if kind in ("json", "csv", "text") else []
     if files and not any(file.stat().st_size for file in files):
         raise DataError(f"dataset {config.path!r} is empty: {files[0]} holds nothing")
@@ -104,6 +106,38 @@ def _rows_of(builder: Any, config: HfDatasetConfig) -> Any:
     dataset = builder.as_dataset(split=config.split)
     # A list in a .json is read as a whole in any case, and has types only then.
     return dataset.to_iterable_dataset() if config.streaming else dataset
+
+
+def _with_rows(builder: Any, options: Mapping[str, Any], config: HfDatasetConfig) -> Any:
+    """Leave out Parquet files that end before a row: the builder stops at the first of them."""
+    import datasets
+
+    if not _local_files(builder):
+        return builder
+    files = builder.config.data_files
+    kept = {split: [name for name in names if _has_rows(str(name))] for split, names in files.items()}
+    if all(len(kept[split]) == len(names) for split, names in files.items()):
+        return builder
+    kept = {split: names for split, names in kept.items() if names}
+    wanted = config.split.partition("[")[0]
+    if not kept or (wanted in files and wanted not in kept):
+        raise no_rows(config)
+    return datasets.load_dataset_builder(**{**options, "data_files": _escaped(kept)})
+
+
+def _has_rows(file: str) -> bool:
+    import pyarrow as pa
+    from pyarrow.parquet import read_metadata
+
+    try:
+        return bool(read_metadata(file).num_rows)
+    except (pa.ArrowException, OSError):
+        return True  # the builder says what is wrong with it
+
+
+def no_rows(config: HfDatasetConfig) -> DataError:
+    """Return the error of a dataset without any row."""
+    return DataError(f"dataset {config.path!r} (split {config.split!r}) is empty: it has no rows")
 
 
 def _declares(builder: Any, options: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ against broken and oversized ones. No code from a dataset repository is ever run
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from janus_plugins.core.errors import BadSample, DataError
 from janus_plugins.core.facts import SourceFacts
 from janus_plugins.core.samples import Sample
-from janus_plugins.sources.hf_dataset.files import BUILDERS, keys_of_lines, load
+from janus_plugins.sources.hf_dataset.files import BUILDERS, keys_of_lines, load, no_rows
 from janus_plugins.sources.hf_dataset.rows import LINE, RowReader
 from janus_plugins.sources.hf_dataset.spec import COLUMN, HfDatasetConfig
 
@@ -109,6 +110,8 @@ def open_dataset(config: HfDatasetConfig) -> tuple[Any, bool]:
     except DataError:
         raise
     except Exception as error:
+        if "corresponds to no data" in str(error):  # of `datasets`, where a split has no rows
+            raise no_rows(config) from error
         raise DataError(
             f"dataset {config.path!r} (split {config.split!r}) cannot be opened: {_reason(error)}"
         ) from error
@@ -134,6 +137,9 @@ def _opened(path: Path, config: HfDatasetConfig) -> tuple[Any, bool]:
 def _saved(path: Path, config: HfDatasetConfig) -> Any:
     import datasets
 
+    state = path / "state.json"
+    if state.is_file() and not json.loads(state.read_text(encoding="utf-8")).get("_data_files", True):
+        raise no_rows(config)  # `datasets` cannot load what it saved then
     saved = datasets.load_from_disk(str(path))
     several = isinstance(saved, datasets.DatasetDict)
     parts = dict(saved) if several else dict.fromkeys(("train", str(saved.split or "train")), saved)
@@ -158,6 +164,8 @@ def _checked(dataset: Any, lines: bool, config: HfDatasetConfig) -> Any:
         _check_columns(keys_of_lines(dataset, wanted, config), wanted, config)
         return dataset
     if dataset.column_names is not None:
+        if not dataset.column_names:
+            raise no_rows(config)
         _check_columns(dataset.column_names, wanted, config)
         dataset = dataset.select_columns(wanted)
     return _undecoded(dataset)
