@@ -100,6 +100,27 @@ def test_bytes_keep_the_name_that_tells_their_format(tmp_path: Path) -> None:
         assert (file.name, file.suffix, file.head(5)) == ("a.xyz", ".xyz", b"1 2 3")
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["Image", "Audio"])
+def test_files_within_a_struct_stay_files(tmp_path: Path, streaming: bool, kind: str) -> None:
+    """Processors open them, with their guards; and `datasets` decodes sound by a library of its own."""
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    feature = {"before": getattr(datasets, kind)(), "each": datasets.List(getattr(datasets, kind)())}
+    features = datasets.Features({"touch": feature, "said": datasets.Value("string")})
+    one = {"bytes": png(3), "path": "a.png"}
+    rows = [{"touch": {"before": one, "each": [one, one]}, "said": "soft"}]
+    pq.write_table(pa.Table.from_pylist(rows, schema=features.arrow_schema), tmp_path / "a.parquet")
+    columns = {"touch": "{touch}", "answer": "{said}"}
+    source = open_rows(tmp_path / "a.parquet", columns, modality="touch", streaming=streaming)
+    sample = source.sample(next(source.rows(None))[0], 0) if streaming else source[0]
+    item = sample.turns[0].parts[0]
+    assert item.value["before"] == png(3)
+    assert [each["bytes"] for each in item.value["each"]] == [png(3)] * 2
+
+
 def test_sound_that_is_decoded_is_not_looked_for_in_its_file(tmp_path: Path) -> None:
     sounds = [{"array": [0.5, 0.25], "sampling_rate": 8000, "path": path} for path in ("gone.wav", None)]
     lines_of(tmp_path, "rows.jsonl", *(json.dumps({"audio": one, "said": "c"}) + "\n" for one in sounds))

@@ -185,14 +185,22 @@ def _check_columns(known: Collection[str], wanted: list[str], config: HfDatasetC
 
 def _undecoded(dataset: Any) -> Any:
     for name, feature in (dataset.features or {}).items():
-        if type(feature).__name__ == "Json":  # a column of several types, which decoding restores
-            continue
-        if getattr(feature, "decode", False) is True:
-            dataset = dataset.cast_column(name, dataclasses.replace(feature, decode=False))
-        elif getattr(getattr(feature, "feature", None), "decode", False) is True:
-            inner = dataclasses.replace(feature.feature, decode=False)
-            dataset = dataset.cast_column(name, dataclasses.replace(feature, feature=inner))
+        plain = _plain(feature)
+        if plain != feature:
+            dataset = dataset.cast_column(name, plain)
     return dataset
+
+
+def _plain(feature: Any) -> Any:
+    """Return a feature whose files stay files, also within lists and structs."""
+    if isinstance(feature, Mapping):
+        return {name: _plain(part) for name, part in feature.items()}
+    if dataclasses.is_dataclass(feature) and not isinstance(feature, type) and hasattr(feature, "feature"):
+        return dataclasses.replace(feature, feature=_plain(feature.feature))
+    # A column of several types is of type Json, which decoding restores.
+    if getattr(feature, "decode", False) is True and type(feature).__name__ != "Json":
+        return dataclasses.replace(feature, decode=False)
+    return feature
 
 
 def _classes(dataset: Any) -> dict[str, list[str]]:
