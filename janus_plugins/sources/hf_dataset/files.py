@@ -34,6 +34,9 @@ BUILDERS = {
 INFERRED = frozenset({"json", "csv", "imagefolder", "audiofolder", "videofolder"})
 """Builders that guess the types of columns."""
 
+_MOST_WITHOUT_ROWS = 2**20
+"""Bytes that a Parquet file without rows stays below; thousands of larger ones are not opened to know."""
+
 _FIRST = 1000
 """How many lines are looked at for a column before it counts as unknown."""
 
@@ -130,7 +133,7 @@ def _has_rows(file: str) -> bool:
     from pyarrow.parquet import read_metadata
 
     try:
-        return bool(read_metadata(file).num_rows)
+        return Path(file).stat().st_size > _MOST_WITHOUT_ROWS or bool(read_metadata(file).num_rows)
     except (pa.ArrowException, OSError):
         return True  # the builder says what is wrong with it
 
