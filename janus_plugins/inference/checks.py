@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from numbers import Integral
 from typing import Any
 
@@ -112,6 +113,24 @@ def numbered(texts: Sequence[str], count: int) -> list[list[int]]:
         numbers.append(list(range(seen[text], seen[text] + count)))
         seen[text] += count
     return numbers
+
+
+def chosen(only: Sequence[int] | None, number: int) -> list[int]:
+    """Return which of a call's `number` answers are to be made.
+
+    Raises:
+        RunFileError: `only` names none, one that there is not, or not in order.
+    """
+    if only is None:
+        return list(range(number))
+    places = list(only)
+    if not places or any(type(place) is not int or not 0 <= place < number for place in places):
+        raise RunFileError(
+            f"only is {only!r:.60}; it takes places from 0 to {number - 1} among the answers of the call"
+        )
+    if any(one >= other for one, other in pairwise(places)):
+        raise RunFileError(f"only is {only!r:.60}; it takes places in order, each once")
+    return places
 
 
 def items_by_question(

@@ -40,6 +40,7 @@ def interleave(
     system: str | None = None,
     max_rows: int | None = None,
     linears: Linears = "packed",
+    only: Sequence[int] | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> list[Interleaved]:
     """Answer each prompt with text and items.
@@ -64,6 +65,7 @@ def interleave(
         max_rows: most rows of the language model at once, of which an answer takes two under guidance
             (default: by the memory of the cache).
         linears: how linear layers compute on a CPU; see `session.generate`.
+        only: places in the list of prompts; those alone are answered, as in the whole call (default: all).
         on_event: called with every `TextPiece`, `ItemStarted` and `ItemFinished` as it comes.
 
     Returns:
@@ -86,10 +88,13 @@ def interleave(
     _check_single_codes(model)
     given = checks.items_by_question(images, items, len(texts), isinstance(prompts, str), "prompt")
     settings = Settings(guidance, temperature, text_temperature, top_p, max_new_tokens, max_items)
+    places = checks.chosen(only, len(texts))
     numbers = [index for (index,) in checks.numbered(texts, 1)]
+    texts, numbers = [texts[place] for place in places], [numbers[place] for place in places]
+    given = [given[place] for place in places]
     writers = [
-        _Writer(model, row, text, seed, settings, on_event or (lambda event: None))
-        for row, text in enumerate(texts)
+        _Writer(model, place, text, seed, settings, on_event or (lambda event: None))
+        for place, text in zip(places, texts, strict=True)
     ]
     with evaluating(model):
         rows = [

@@ -49,6 +49,7 @@ def generate(
     decoding: Decoding = "steps",
     window: int | None = None,
     return_codes: bool = False,
+    only: Sequence[int] | None = None,
     on_made: Callable[[Generated], None] | None = None,
 ) -> list[Generated] | Tensor:
     """Make items from prompts.
@@ -84,6 +85,8 @@ def generate(
         window: codes that a run may decide (jacobi, default 16), or by which a row stays behind the one
             above it (zigzag, default half a row).
         return_codes: return codes, and decode nothing.
+        only: places in the list of all items; those alone are made and returned, the same as in the whole
+            call, which several processes can share so (default: all).
         on_made: called with every item, in order, as soon as those that ran together with it are made.
 
     Returns:
@@ -107,7 +110,15 @@ def generate(
         )
     modality = paths.made_modality(model, modality)
     given = checks.items_by_question(images, items, len(texts), isinstance(prompts, str), "prompt")
-    numbers = checks.numbered(texts, num_per_prompt)
+    numbers: list[list[int]] = [[] for _ in texts]
+    places = checks.chosen(only, len(texts) * num_per_prompt)
+    counted = checks.numbered(texts, num_per_prompt)
+    for place in places:
+        prompt, nth = divmod(place, num_per_prompt)
+        numbers[prompt].append(counted[prompt][nth])
+    left = [place for place, indices in enumerate(numbers) if indices]
+    texts, numbers = [texts[place] for place in left], [numbers[place] for place in left]
+    given = [given[place] for place in left]
     flat = iter([(text, index) for text, indices in zip(texts, numbers, strict=True) for index in indices])
     made: list[Generated] = []
 
@@ -153,6 +164,7 @@ def ask(
     max_rows: int | None = None,
     linears: Linears = "packed",
     compile: bool = False,
+    only: Sequence[int] | None = None,
     on_text: Callable[[TextPiece], None] | None = None,
 ) -> str | list[str]:
     """Answer a question, or several in one batch.
@@ -173,6 +185,7 @@ def ask(
         max_rows: most questions at once (default: by the memory of the cache).
         linears: how linear layers compute on a CPU; see `generate`.
         compile: run each step as one compiled graph; see `generate`.
+        only: places in the list of questions; those alone are answered (default: all).
         on_text: called with every new piece of an answer; an answer is its pieces put together.
 
     Returns:
@@ -190,6 +203,8 @@ def ask(
     checks.check_top_p(top_p, temperature=temperature)
     checks.check_linears(linears)
     given = checks.items_by_question(images, items, len(texts), single=isinstance(question, str))
+    places = checks.chosen(only, len(texts))
+    texts, given = [texts[place] for place in places], [given[place] for place in places]
     with evaluating(model):
         rows = [
             question_prompt(model, text, shown, system, row_seed(seed, text, 0))
@@ -199,7 +214,7 @@ def ask(
 
         def say(row: int, piece: str) -> None:
             if piece and on_text is not None:
-                on_text(TextPiece(row, piece))
+                on_text(TextPiece(places[row], piece))
 
         answers = generate_text(
             model,

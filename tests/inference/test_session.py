@@ -23,6 +23,8 @@ from janus_plugins.inference.session import save_generated
 from .naive import naive_text
 from .toys import CODES, LATENT, POSITIONS, TOKENS, DrawProcessor, toy_model
 
+PICTURE = np.random.default_rng(1).normal(size=(4, 3)).tolist()
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -132,6 +134,30 @@ def test_items_stand_where_the_question_marks_them(model):
     assert model.ask("<image>two<image>images?", **options) != before
     with pytest.raises(BadSample, match="'<image>' marks 1 places with <image> for 2 items"):
         model.ask(["<image>"], images=[[long, third]])
+
+
+@pytest.mark.parametrize("parts", [[[0, 1], [2, 3, 4, 5]], [[0, 3], [1, 2, 4, 5]], [[5], [0, 1, 2, 3, 4]]])
+def test_a_call_can_be_made_in_parts(model, parts):
+    prompts, shown = ["a", "a", "b"], {"images": [[], [PICTURE], []]}
+    drawn = {"temperature": 1.0, "seed": 3}
+    whole = model.generate(prompts, num_per_prompt=2, **shown, **drawn)
+    made = {}
+    for part in parts:
+        made |= zip(part, model.generate(prompts, num_per_prompt=2, only=part, **shown, **drawn), strict=True)
+    for place, one in enumerate(whole):
+        assert (one.prompt, one.index) == (made[place].prompt, made[place].index)
+        assert torch.equal(one.codes, made[place].codes)
+    said = model.ask(prompts, max_new_tokens=5, **shown, **drawn)
+    heard = []
+    pieces = {"on_text": heard.append, "max_new_tokens": 5}
+    assert model.ask(prompts, only=[1, 2], **pieces, **shown, **drawn) == said[1:]
+    assert {piece.row for piece in heard} <= {1, 2}
+
+
+@pytest.mark.parametrize("only", [[], [0, 0], [1, 0], [2], [-1], [0.5], [True]])
+def test_parts_of_a_call_are_places_in_order(model, only):
+    with pytest.raises(RunFileError, match=r"only is .*; it takes places"):
+        model.generate(["a", "b"], only=only)
 
 
 def test_items_are_embedded_alone_and_placed_in_their_order(model):
