@@ -322,11 +322,17 @@ def evaluate(
     as_json: AsJson = False,
     device: Device = "auto",
 ) -> None:
-    """Run a model's evaluation tasks on its held-out sources."""
+    """Run a model's evaluation tasks on its held-out sources, on all ranks of a launcher."""
+    from janus_plugins.evaluation.ranks import among_ranks, open_ranks
     from janus_plugins.evaluation.runner import evaluate_model
     from janus_plugins.tables import print_evaluation
 
-    result = evaluate_model(_load(model, device), tuple(task or ()), out)
+    world, place = open_ranks(_device(device))
+    result = among_ranks(
+        world, lambda: _load(model, place), lambda shared: evaluate_model(shared, tuple(task or ()), out)
+    )
+    if result is None:  # the main rank tells
+        return
     if as_json:
         _json(result)
     else:
@@ -404,11 +410,15 @@ def _plan(run: str, overrides: list[str] | None) -> Any:
 def _load(model: Path, device: str) -> Any:
     from janus_plugins.door import load
 
-    if device == "auto":
-        import torch
+    return load(model, _device(device))
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load(model, device)
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 _ITEMS_ALONE = ("modality", "compile", "decoding", "window")

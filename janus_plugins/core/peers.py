@@ -4,7 +4,7 @@ from __future__ import annotations
 
 LOST = (
     "another rank has ended, and this one cannot go on without it: look at that rank's output above (if "
-    "there is none it was killed, as where memory runs out), then go on with --resume"
+    "there is none it was killed, as where memory runs out), then start again; training goes on with --resume"
 )
 
 _TRANSPORTS = ("gloo", "nccl")

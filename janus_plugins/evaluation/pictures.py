@@ -15,6 +15,7 @@ from janus_plugins.data.sources import open_source, readable
 from janus_plugins.training.metrics import writing_to
 
 if TYPE_CHECKING:
+    from janus_plugins.evaluation.ranks import SharedModel
     from janus_plugins.model.unified import UnifiedModel
 
 COLUMNS = 10
@@ -56,7 +57,7 @@ def sampler(plan: RunPlan) -> Callable[[UnifiedModel], list[tuple[str, np.ndarra
     return draw if prompts else None
 
 
-def picture_grids(model: UnifiedModel, out: Path) -> dict[str, Path]:
+def picture_grids(model: UnifiedModel | SharedModel, out: Path) -> dict[str, Path]:
     """Write samples.png: a row a prompt, `COLUMNS` images each. Returns titles and paths."""
     if "image" not in model.plan.model.generation:
         return {}

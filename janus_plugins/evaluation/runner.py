@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from janus_plugins.core.catalogue import load_factory
 from janus_plugins.core.errors import BadSample, DataError, JanusPluginsError, PluginError, RunFileError
 from janus_plugins.core.outputs import make_folder, replaced, writing
+from janus_plugins.core.peers import is_lost_peer
 from janus_plugins.core.suggest import nearest
 from janus_plugins.data.sources import is_streaming, open_source, size_of
 
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
     from janus_plugins.core.contracts import Source
     from janus_plugins.core.plan import EvaluationPlan, RunPlan
     from janus_plugins.core.samples import Sample
+    from janus_plugins.evaluation.ranks import SharedModel
     from janus_plugins.model.unified import UnifiedModel
     from janus_plugins.training.plan_recipe import Start
+    from janus_plugins.training.run import TrainResult
 
 
 def evaluate_model(
-    model: UnifiedModel,
+    model: UnifiedModel | SharedModel,
     names: tuple[str, ...] = (),
     out: Path | None = None,
     *,
@@ -31,7 +34,7 @@ def evaluate_model(
     """Run the evaluation entries of the model's run file.
 
     Args:
-        model: a trained model.
+        model: a trained model, or one that several ranks share (`evaluation.ranks`).
         names: entries to run; all of them by default.
         out: folder for evaluation.json.
         seconds: seconds of each training stage, to be kept beside the scores.
@@ -69,7 +72,7 @@ def evaluate_model(
     return result
 
 
-def _run_task(model: UnifiedModel, name: str) -> dict[str, Any]:
+def _run_task(model: UnifiedModel | SharedModel, name: str) -> dict[str, Any]:
     """Run one evaluation task and return what it answered, as plain data with a "score"."""
     plan = model.plan
     if name in plan.missing:
@@ -83,6 +86,8 @@ def _run_task(model: UnifiedModel, name: str) -> dict[str, Any]:
     except JanusPluginsError:
         raise
     except Exception as error:
+        if is_lost_peer(error):
+            raise
         raise PluginError(f"{_who(test)}: {type(error).__name__}: {error}") from error
     if isinstance(answer.get("score"), bool) or not isinstance(answer.get("score"), int | float):
         raise PluginError(f'{_who(test)}: answered no number under "score", but {answer!r:.200}')
@@ -165,22 +170,32 @@ def start_with(source: Path, resume: bool) -> Start:
 def train_and_evaluate(
     plan: RunPlan, out: Path, stage: str | None, resume: bool, evaluate: bool, source: Path | None = None
 ) -> None:
-    """Train, from the weights at `source` if given; after the last stage evaluate and report on one rank."""
-    from janus_plugins.door import load
-    from janus_plugins.evaluation.pictures import picture_grids, sampler
-    from janus_plugins.tables import print_evaluation
+    """Train, from the weights at `source` if given; after the last stage evaluate on all ranks and report."""
+    from janus_plugins.evaluation.pictures import sampler
     from janus_plugins.training.report import write_report
     from janus_plugins.training.run import train
 
     start = None if source is None else start_with(source, resume)
     trained = train(plan, out, only_stage=stage, resume=resume, sampler=sampler(plan), start=start)
-    if not trained.is_main or stage not in (None, plan.run.stages[-1].name):
+    if stage not in (None, plan.run.stages[-1].name):
         return
-    result: dict[str, Any] | None = None
-    pictures: dict[str, Path] = {}
-    if evaluate and plan.run.evaluation:
-        model = load(out / "model", str(trained.device))
+    told = _evaluated(trained, out) if evaluate and plan.run.evaluation else None
+    if trained.is_main:
+        print(f"report: {write_report(out, *(told or (None, {})))}")
+
+
+def _evaluated(trained: TrainResult, out: Path) -> tuple[dict[str, Any], dict[str, Path]] | None:
+    """Evaluate a run's model on all of its ranks; the main rank prints and returns scores and pictures."""
+    from janus_plugins.door import load
+    from janus_plugins.evaluation.pictures import picture_grids
+    from janus_plugins.evaluation.ranks import among_ranks, joined
+    from janus_plugins.tables import print_evaluation
+
+    def work(model: Any) -> tuple[dict[str, Any], dict[str, Path]]:
         result = evaluate_model(model, out=out, seconds=trained.seconds)
         pictures = picture_grids(model, out)
         print_evaluation({key: value for key, value in result.items() if key != "details"})
-    print(f"report: {write_report(out, result, pictures)}")
+        return result, pictures
+
+    device = trained.device
+    return among_ranks(joined(device), lambda: load(out / "model", str(device)), work)

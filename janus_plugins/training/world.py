@@ -35,11 +35,13 @@ class World:
         rank: number of this process over all nodes.
         size: number of processes.
         device: where this process computes.
+        group: the process group that ranks agree over; None for the default one.
     """
 
     rank: int
     size: int
     device: torch.device
+    group: Any = None
 
     @property
     def is_main(self) -> bool:
@@ -71,13 +73,13 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.group)
 
     def from_main(self, work: Callable[[], T]) -> T:
         """Run `work` on the main rank and return its plain answer on all; an error reaches all."""
@@ -126,13 +128,7 @@ def open_world() -> World:
     Raises:
         RunFileError: a launcher set only some of its variables.
     """
-    present = [name for name in LAUNCHER_VARIABLES if name in os.environ]
-    missing = [name for name in LAUNCHER_VARIABLES if name not in os.environ]
-    if missing and present not in ([], ["LOCAL_RANK"]):
-        raise RunFileError(
-            f"the environment sets {', '.join(present)} but not {', '.join(missing)}; start with `torchrun` "
-            f"or `deepspeed`, or unset {', '.join(present)} to train in one process"
-        )
+    alone = refuse_half_launched()
     accelerated = torch.cuda.is_available()
     if not accelerated:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -140,9 +136,25 @@ def open_world() -> World:
     local = int(os.environ.setdefault("LOCAL_RANK", "0"))
     if accelerated:
         torch.cuda.set_device(local)
-    _init_group("nccl" if accelerated else "gloo", alone=bool(missing))
+    _init_group("nccl" if accelerated else "gloo", alone=alone)
     device = torch.device("cuda", local) if accelerated else torch.device("cpu")
     return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def refuse_half_launched() -> bool:
+    """Answer whether this process was started without a launcher.
+
+    Raises:
+        RunFileError: a launcher set only some of its variables.
+    """
+    present = [name for name in LAUNCHER_VARIABLES if name in os.environ]
+    missing = [name for name in LAUNCHER_VARIABLES if name not in os.environ]
+    if missing and present not in ([], ["LOCAL_RANK"]):
+        raise RunFileError(
+            f"the environment sets {', '.join(present)} but not {', '.join(missing)}; start with `torchrun` "
+            f"or `deepspeed`, or unset {', '.join(present)} to run in one process"
+        )
+    return bool(missing)
 
 
 def _init_group(backend: str, alone: bool) -> None:

@@ -14,7 +14,7 @@ class ExactMatchConfig(ComponentConfig):
 
     max_new_tokens: int = Field(default=16, ge=1)
     limit: int | None = Field(default=None, ge=1, description="score the first so many samples only")
-    batch: int = Field(default=64, ge=1, description="questions asked at once")
+    batch: int = Field(default=64, ge=1, description="questions asked at once, on each rank")
 
     def facts(self) -> EvaluationFacts:
         """Answer that whatever ends in a text can be scored."""

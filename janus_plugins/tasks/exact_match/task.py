@@ -24,9 +24,10 @@ class ExactMatch:
         """Return the score, and of how many samples; see `core.contracts.EvaluationTask`."""
         config = self._config
         count = min(len(source), config.limit or len(source))
+        batch = config.batch * getattr(model, "processes", 1)
         right = 0
-        for start in range(0, count, config.batch):
-            chunk = [source[index] for index in range(start, min(start + config.batch, count))]
+        for start in range(0, count, batch):
+            chunk = [source[index] for index in range(start, min(start + batch, count))]
             for system, samples in _by_system(chunk).items():
                 questions, items, answers = zip(*map(_question, samples), strict=True)
                 said = model.ask(
