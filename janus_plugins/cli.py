@@ -240,9 +240,9 @@ def generate(
     linears: LinearsChoice = "packed",
     device: Device = "auto",
 ) -> None:
-    """Make items from prompts and write each to a file once it is made, prompt and seed inside."""
+    """Make items or answers from prompts and write each once it is made, prompt and seed inside."""
     from janus_plugins.core.outputs import make_folder
-    from janus_plugins.inference.artefacts import save_generated, save_interleaved
+    from janus_plugins.inference.artefacts import AnswerFiles, save_generated
 
     _refuse_unread(context, interleaved)
     loaded = _load(model, device)
@@ -269,15 +269,17 @@ def generate(
             **common,
         )
         return
-    answers = loaded.generate(
+    files = AnswerFiles(loaded, out, prompts)
+
+    def keep_answer(answer: Any) -> None:
+        for line in files.add(answer):
+            typer.echo(line)
+
+    loaded.generate(
         prompts, interleaved=True, max_new_tokens=max_new_tokens, max_items=max_items,
-        text_temperature=text_temperature, **common,
+        text_temperature=text_temperature, on_made=keep_answer, **common,
     )  # fmt: skip
-    paths = iter(save_interleaved(loaded, answers, out))
-    for answer in answers:
-        for part in answer.parts:
-            typer.echo(part if isinstance(part, str) else str(next(paths)))
-    for path in paths:
+    for path in files.close():
         typer.echo(str(path))
 
 

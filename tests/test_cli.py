@@ -262,6 +262,28 @@ def test_generate_from_a_picture_and_interleaved(trained, tmp_path):
     assert "leave it out" in bad.stderr
 
 
+def test_an_interleaved_answer_is_kept_once_it_has_ended(trained, tmp_path, monkeypatch):
+    from janus_plugins.inference import switching
+
+    run, calls = switching._Batch.run, iter(range(9))
+
+    def stopped(batch):
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        run(batch)
+
+    monkeypatch.setattr(switching._Batch, "run", stopped)
+    words = ["--interleaved", "--num", 3, "--max-rows", 2, "--max-new-tokens", 3, "--out", tmp_path]
+    done = called("generate", trained, "--prompt", "a handwritten two", *words)
+    assert done.returncode == 130
+    lines = [json.loads(line) for line in (tmp_path / "index.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in lines] == [0, 1]
+    parts = [part for line in lines for part in line["parts"]]
+    assert done.stdout.split() == [
+        word for part in parts for word in (part.get("text") or str(tmp_path / part["file"])).split()
+    ]
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from janus_plugins.core.errors import DataError
+from janus_plugins.core.outputs import replaced
 
 if TYPE_CHECKING:
     from janus_plugins.model.unified import UnifiedModel
@@ -119,7 +122,7 @@ def save_interleaved(model: UnifiedModel, answers: Sequence[Interleaved], out_di
     paths = save_generated(model, items, folder, [answer.prompt for answer in answers])
     names = iter([path.name for path in paths])
     records = [_record(answer, names) for answer in answers]
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    lines = "".join(map(_line, records))
     pages = "\n".join(map(_page, records))
     try:
         for suffix, text in ((".jsonl", lines), (".md", pages)):
@@ -129,6 +132,100 @@ def save_interleaved(model: UnifiedModel, answers: Sequence[Interleaved], out_di
     except OSError as error:
         raise DataError(f"cannot write to {folder}: {error}") from error
     return paths
+
+
+class AnswerFiles:
+    """Write answers of one call as they come, as `save_interleaved` does at once, and none by half.
+
+    The indices hold the answers in the order in which they came, and at the end in that of their prompts.
+
+    Args:
+        model: what makes them.
+        out_dir: the folder, made where there is none.
+        prompts: the prompts of the call.
+    """
+
+    def __init__(self, model: UnifiedModel, out_dir: str | Path, prompts: Sequence[str]) -> None:
+        self._model, self._folder, self._prompts = model, Path(out_dir), list(prompts)
+        self._places: dict[tuple[str, int], int] = {}
+        counts: Counter[str] = Counter()
+        for place, prompt in enumerate(self._prompts):
+            self._places[prompt, counts[prompt]] = place
+            counts[prompt] += 1
+        self._records: dict[int, dict[str, Any]] = {}
+        self._lines: dict[int, list[str]] = {}
+        self._told = 0
+        self._indices: list[Path] = []
+
+    def add(self, answer: Interleaved) -> list[str]:
+        """Write an answer; return what to print: of it, and of later ones that waited for it, in order.
+
+        Raises:
+            DataError: the folder cannot be written to.
+        """
+        paths = save_generated(self._model, answer.items, self._folder, self._prompts)
+        record, place = _record(answer, iter([path.name for path in paths])), self._place_of(answer)
+        with self._writing():
+            if not self._records:
+                self._indices = [_reserved(self._folder, "index", suffix) for suffix in _INDICES]
+            gap = "\n" if self._records else ""
+            _append(self._indices, [_line(record), gap + _page(record)])
+        files = iter(map(str, paths))
+        self._records[place] = record
+        self._lines[place] = [part if isinstance(part, str) else next(files) for part in answer.parts]
+        ready: list[str] = []
+        while self._told in self._lines:
+            ready += self._lines.pop(self._told)
+            self._told += 1
+        return ready
+
+    def close(self) -> list[Path]:
+        """Put the indices into the order of the prompts, and return their paths.
+
+        Raises:
+            DataError: the folder cannot be written to.
+        """
+        if list(self._records) != sorted(self._records):
+            records = [self._records[place] for place in sorted(self._records)]
+            texts = ("".join(map(_line, records)), "\n".join(map(_page, records)))
+            with self._writing():
+                for path, text in zip(self._indices, texts, strict=True):
+                    with replaced(path) as partial:
+                        partial.write_text(text, encoding="utf-8")
+        return self._indices
+
+    def _place_of(self, answer: Interleaved) -> int:
+        return self._places[answer.prompt, answer.index]
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DataError(f"cannot write to {self._folder}: {error}") from error
+
+
+_INDICES = (".jsonl", ".md")
+
+
+def _append(paths: Sequence[Path], texts: Sequence[str]) -> None:
+    """Add a text to each file; where that is broken off they are as before, and empty ones removed."""
+    sizes = [path.stat().st_size for path in paths]
+    try:
+        for path, text in zip(paths, texts, strict=True):
+            with path.open("a", encoding="utf-8") as file:
+                file.write(text)
+    except BaseException:
+        for path, size in zip(paths, sizes, strict=True):
+            if size:
+                os.truncate(path, size)
+            else:
+                path.unlink()
+        raise
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def _record(answer: Interleaved, names: Iterator[str]) -> dict[str, Any]:

@@ -42,6 +42,7 @@ def interleave(
     linears: Linears = "packed",
     only: Sequence[int] | None = None,
     on_event: Callable[[Event], None] | None = None,
+    on_made: Callable[[Interleaved], None] | None = None,
 ) -> list[Interleaved]:
     """Answer each prompt with text and items.
 
@@ -67,6 +68,7 @@ def interleave(
         linears: how linear layers compute on a CPU; see `session.generate`.
         only: places in the list of prompts; those alone are answered, as in the whole call (default: all).
         on_event: called with every `TextPiece`, `ItemStarted` and `ItemFinished` as it comes.
+        on_made: called with every answer as soon as it has ended, which may be out of order.
 
     Returns:
         One answer a prompt. Items are made on the way: an `ItemFinished` holds the artefact.
@@ -92,9 +94,10 @@ def interleave(
     numbers = [index for (index,) in checks.numbered(texts, 1)]
     texts, numbers = [texts[place] for place in places], [numbers[place] for place in places]
     given = [given[place] for place in places]
+    emit, hand_over = on_event or (lambda event: None), on_made or (lambda answer: None)
     writers = [
-        _Writer(model, place, text, seed, settings, on_event or (lambda event: None))
-        for place, text in zip(places, texts, strict=True)
+        _Writer(model, place, text, index, seed, settings, emit, hand_over)
+        for place, text, index in zip(places, texts, numbers, strict=True)
     ]
     with evaluating(model):
         rows = [
@@ -102,10 +105,7 @@ def interleave(
             for text, index, shown in zip(texts, numbers, paths.embed_given(model, given), strict=True)
         ]
         write_answers(model, rows, writers, switches(model), settings, max_rows=max_rows, linears=linears)
-    return [
-        Interleaved(text, seed, index, tuple(writer.parts))
-        for text, index, writer in zip(texts, numbers, writers, strict=True)
-    ]
+    return [writer.answer() for writer in writers]
 
 
 def _check_single_codes(model: UnifiedModel) -> None:
@@ -129,12 +129,14 @@ class _Writer:
         model: UnifiedModel,
         row: int,
         prompt: str,
+        index: int,
         seed: int,
         settings: Settings,
         emit: Callable[[Event], None],
+        hand_over: Callable[[Interleaved], None],
     ) -> None:
         self._model, self._row, self._prompt, self._seed = model, row, prompt, seed
-        self._settings, self._emit = settings, emit
+        self._index, self._settings, self._emit, self._hand_over = index, settings, emit, hand_over
         self.parts: list[str | Generated] = []
         self._ids: list[int] = []
         self._spoken = Spoken(model.tokenizer.decode)
@@ -145,7 +147,7 @@ class _Writer:
         self._say(self._spoken.more(self._ids))
 
     def begin(self, modality: str) -> None:
-        self.end()
+        self._end_text()
         self._emit(ItemStarted(self._row, modality, self._items))
 
     def item(self, modality: str, codes: Tensor) -> None:
@@ -166,6 +168,13 @@ class _Writer:
         self._emit(ItemFinished(self._row, made))
 
     def end(self) -> None:
+        self._end_text()
+        self._hand_over(self.answer())
+
+    def answer(self) -> Interleaved:
+        return Interleaved(self._prompt, self._seed, self._index, tuple(self.parts))
+
+    def _end_text(self) -> None:
         self._say(self._spoken.rest(self._ids))
         if self._spoken.text:
             self.parts.append(self._spoken.text)

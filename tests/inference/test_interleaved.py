@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from janus_plugins.core.errors import DataError, RunFileError
-from janus_plugins.inference.artefacts import Generated, Interleaved, save_interleaved
+from janus_plugins.inference.artefacts import AnswerFiles, Generated, Interleaved, save_interleaved
 from janus_plugins.inference.events import ItemFinished, ItemStarted, Spoken, TextPiece
 from janus_plugins.inference.interleaved import interleave
 from janus_plugins.inference.paths import embed_given
@@ -278,6 +278,76 @@ def test_files_and_an_index_hold_an_answer_in_order(model, tmp_path):
                 assert f"![{part.modality}]({said['file']})" in page
                 assert (tmp_path / said["file"]).stat().st_size > 0
     assert [path.name for path in paths[-2:]] == ["index.jsonl", "index.md"]
+
+
+@pytest.mark.parametrize("max_rows", [None, 2])
+def test_answers_are_had_as_they_end(model, max_rows):
+    heard = []
+    returned = model.generate(
+        PROMPTS, interleaved=True, on_event=heard.append, on_made=heard.append, max_rows=max_rows, **OPTIONS
+    )
+    made = [one for one in heard if isinstance(one, Interleaved)]
+    assert {one.prompt: one for one in made} == {one.prompt: one for one in returned}
+    for place, one in enumerate(heard):
+        later = [other for other in heard[place:] if not isinstance(other, Interleaved)]
+        if isinstance(one, Interleaved):
+            assert all(PROMPTS[other.row] != one.prompt for other in later)
+    assert not isinstance(heard[heard.index(made[0]) + 1], Interleaved), "the others were still in work"
+
+
+def test_answers_that_ended_before_a_stop_are_in_files(model, tmp_path):
+    files, told = AnswerFiles(model, tmp_path, PROMPTS), []
+
+    def keep(answer):
+        told.append(answer)
+        files.add(answer)
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.generate(PROMPTS, interleaved=True, max_rows=2, on_made=keep, **OPTIONS)
+    lines = [json.loads(line) for line in (tmp_path / "index.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == [one.prompt for one in told] == PROMPTS[:2]
+    names = [part["file"] for line in lines for part in line["parts"] if "file" in part]
+    assert len(names) == sum(len(one.items) for one in told) > 0
+    assert {path.name for path in tmp_path.iterdir()} == {"index.jsonl", "index.md", *names}
+
+
+@pytest.mark.parametrize(
+    ("order", "told"),
+    [([0, 1, 2], [True, True, True]), ([2, 0, 1], [False, True, True]), ([2, 1, 0], [False, False, True])],
+)
+def test_files_of_answers_are_alike_in_whatever_order_they_end(model, tmp_path, order, told):
+    prompts = ["c", "why?", "c"]
+    answers = model.generate(prompts, interleaved=True, **OPTIONS)
+    expected = save_interleaved(model, answers, tmp_path / "once")
+    files = AnswerFiles(model, tmp_path / "each", prompts)
+    ready = [files.add(answers[place]) for place in order]
+    indices = files.close()
+    for one, other in zip(indices, expected[-2:], strict=True):
+        assert (one.name, one.read_text()) == (other.name, other.read_text())
+    both = [tmp_path / folder for folder in ("once", "each")]
+    once, each = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in both)
+    assert once == each
+    assert [bool(lines) for lines in ready] == told
+    names = iter(path.name for path in expected)
+    parts = [part if isinstance(part, str) else next(names) for answer in answers for part in answer.parts]
+    assert [line.rpartition("each/")[2] for lines in ready for line in lines] == parts
+
+
+@pytest.mark.parametrize("written", [0, 1])
+def test_an_answer_that_cannot_be_written_leaves_the_others(model, tmp_path, no_file_beyond, written):
+    answers = [replace(one, parts=("words " * 99,)) for one in model.generate(PROMPTS, interleaved=True)]
+    files = AnswerFiles(model, tmp_path, PROMPTS)
+    for one in answers[:written]:
+        files.add(one)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(before) == 2 * written
+    with no_file_beyond(900), pytest.raises(DataError, match=r"cannot write to .*File too large"):
+        files.add(replace(answers[written], parts=("words " * 200,)))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    files.add(answers[written])
+    assert len((tmp_path / "index.jsonl").read_text().splitlines()) == written + 1
 
 
 def test_files_carry_the_number_of_their_prompt(model, tmp_path):
