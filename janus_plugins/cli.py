@@ -248,7 +248,8 @@ def generate(
     loaded = _load(model, device)
     make_folder(out)
     prompts = [text for text in prompt for _ in range(num if interleaved else 1)]
-    items = {name: [paths] * len(prompts) for name, paths in _items(image or [], item or []).items()}
+    given = _items(image or [], item or [])
+    items = {name: [paths] * len(prompts) for name, paths in given.items()} or None
     common: dict[str, Any] = {
         "items": items, "guidance": guidance, "temperature": temperature, "seed": seed, "max_rows": max_rows,
         "linears": linears,
@@ -303,7 +304,7 @@ def ask(
     device: Device = "auto",
 ) -> None:
     """Ask a question about images or other items; the answer goes to standard output as it comes."""
-    items = _items(image or [], item or [])
+    items = _items(image or [], item or []) or None
     if top_p is not None and temperature == 0:
         raise RunFileError(
             "--top-p: at temperature 0 the likeliest token is always taken; give --temperature above 0, or "

@@ -305,6 +305,16 @@ def test_generate_refuses_options_that_its_way_does_not_read(words):
     assert ("--interleaved" in bad.stderr) == ("--interleaved" not in words)
 
 
+def test_a_question_that_marks_an_image_needs_one(trained, tmp_path):
+    for words in (
+        ("ask", trained, "--question", "Which digit is <image>?"),
+        ("generate", trained, "--prompt", "Which digit is <image>?", "--out", tmp_path),
+    ):
+        done = called(*words)
+        assert done.returncode == 1
+        assert "marks 1 places with <image> for 0 items; give it as many (--input image=FILE)" in done.stderr
+
+
 def test_evaluate_one_task(trained, tmp_path):
     told = json.loads(answer("evaluate", trained, "understanding", "--json", "--out", tmp_path))
     assert told["details"]["understanding"]["samples"] == 4

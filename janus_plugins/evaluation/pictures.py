@@ -51,7 +51,7 @@ def sampler(plan: RunPlan) -> Callable[[UnifiedModel], list[tuple[str, np.ndarra
     prompts, options = list(prompts_of(plan, "image", 4)), _guidance(plan)
 
     def draw(model: UnifiedModel) -> list[tuple[str, np.ndarray]]:
-        made = model.generate(prompts, **options)
+        made = model.generate(prompts, items={}, **options)
         return [(one.prompt, np.asarray(one.artefact.convert("RGB"))) for one in made]
 
     return draw if prompts else None
@@ -65,7 +65,7 @@ def picture_grids(model: UnifiedModel | SharedModel, out: Path) -> dict[str, Pat
     if not prompts:
         return {}
     options = _guidance(model.plan)
-    made = model.generate(prompts, num_per_prompt=COLUMNS, **options)
+    made = model.generate(prompts, items={}, num_per_prompt=COLUMNS, **options)
     path = out / "samples.png"
     with writing_to(path), replaced(path) as partial:
         _grid([one.artefact for one in made], COLUMNS).save(partial, format="PNG")

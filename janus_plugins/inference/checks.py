@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from janus_plugins.core.errors import RunFileError
+from janus_plugins.core.errors import BadSample, RunFileError
+from janus_plugins.core.suggest import quoted
 from janus_plugins.inference.ahead import DECODINGS
 from janus_plugins.inference.linears import LINEARS
 
@@ -170,6 +171,34 @@ def items_by_question(
         for row, entry in zip(rows, entries, strict=True):
             row[modality] = _listed(entry)
     return rows
+
+
+def check_marked(
+    texts: Sequence[str], given: Sequence[Given], marks: Mapping[str, str], items: Mapping[str, object] | None
+) -> None:
+    """Refuse a text that marks places for items of which nothing was said.
+
+    Samples may hold such a text, as captions do; who asks what they say gives an empty list of the modality,
+    or no modality at all: `items={}`.
+
+    Args:
+        texts: questions or prompts.
+        given: the items of each.
+        marks: mark -> its modality, of those that the model understands.
+        items: what `given` was arranged from.
+
+    Raises:
+        BadSample: naming the text, the mark and how often it stands there.
+    """
+    if items is not None and not items:
+        return
+    for text, row in zip(texts, given, strict=True):
+        for mark, modality in marks.items():
+            if mark in text and modality not in row:
+                raise BadSample(
+                    f"{quoted(text)} marks {text.count(mark)} places with {mark} for 0 items; give it as "
+                    f"many (--input {modality}=FILE), or items={{}} where the mark is meant as text"
+                )
 
 
 def _listed(value: object) -> list[object]:

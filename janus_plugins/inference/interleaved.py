@@ -76,7 +76,7 @@ def interleave(
     Raises:
         RunFileError: an argument out of range, an unknown modality, a prompt that is too long, or a
             model that makes no items.
-        BadSample: an item that cannot be read.
+        BadSample: an item that cannot be read, or other marks than items.
     """
     texts = checks.texts_of(prompts, "prompt")
     checks.check_not_negative(guidance=guidance, temperature=temperature, text_temperature=text_temperature)
@@ -99,6 +99,7 @@ def interleave(
         _Writer(model, place, text, index, seed, settings, emit, hand_over)
         for place, text, index in zip(places, texts, numbers, strict=True)
     ]
+    checks.check_marked(texts, given, paths.marks(model), items)
     with evaluating(model):
         rows = [
             answer_prompt(model, text, shown, system, row_seed(seed, text, index))

@@ -41,6 +41,14 @@ def understanding_path(model: UnifiedModel, modality: str) -> UnderstandingPlan:
     return cast("UnderstandingPlan", _path(model.plan.model.understanding, modality, "understand"))
 
 
+def marks(model: UnifiedModel) -> dict[str, str]:
+    """Return what marks the place of an item in a text -> its modality, of those that a model understands."""
+    names = list(model.plan.model.understanding)
+    return {f"<{name}>": name for name in names} | {
+        model.item_tokens(name).placeholder: name for name in names
+    }
+
+
 def generation_path(model: UnifiedModel, modality: str) -> GenerationPlan:
     """Return a model's generation path, or raise `RunFileError` naming those it has."""
     return cast("GenerationPlan", _path(model.plan.model.generation, modality, "generate"))

@@ -129,6 +129,7 @@ def generate(
             if on_made is not None:
                 on_made(made[-1])
 
+    checks.check_marked(texts, given, paths.marks(model), items)
     with evaluating(model):
         rows = [
             item_prompt(model, modality, text, [row_seed(seed, text, index) for index in indices], shown)
@@ -205,6 +206,7 @@ def ask(
     given = checks.items_by_question(images, items, len(texts), single=isinstance(question, str))
     places = checks.chosen(only, len(texts))
     texts, given = [texts[place] for place in places], [given[place] for place in places]
+    checks.check_marked(texts, given, paths.marks(model), items)
     with evaluating(model):
         rows = [
             question_prompt(model, text, shown, system, row_seed(seed, text, 0))

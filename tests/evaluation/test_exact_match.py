@@ -23,6 +23,17 @@ class Spanish:
         return [known.get(question, "?") for question in questions]
 
 
+def test_marks_in_a_text_without_items_are_text() -> None:
+    class Told:
+        def ask(self, questions: Sequence[str], **options: Any) -> list[str]:
+            assert options["items"] == {}  # which says so
+            return ["html" for _ in questions]
+
+    config, model = ExactMatchConfig(), Told()
+    sample: Any = [question_sample("Where is <image> a tag?", "HTML", "k")]
+    assert ExactMatch(config, config.facts())(model, sample, {})["score"] == 1  # type: ignore[arg-type]
+
+
 def scored(*samples: Sample, **options: Any) -> dict[str, Any]:
     config = ExactMatchConfig(**options)
     model: Any = Spanish()

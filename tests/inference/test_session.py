@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -134,6 +135,26 @@ def test_items_stand_where_the_question_marks_them(model):
     assert model.ask("<image>two<image>images?", **options) != before
     with pytest.raises(BadSample, match="'<image>' marks 1 places with <image> for 2 items"):
         model.ask(["<image>"], images=[[long, third]])
+
+
+@pytest.mark.parametrize("mark", ["<image>", "<image_placeholder>"])
+def test_a_mark_without_an_item_is_no_text(model, mark):
+    message = (
+        f"'what is {mark}?' marks 1 places with {mark} for 0 items; give it as many (--input image=FILE)"
+    )
+    question = f"what is {mark}?"
+    for call in (
+        lambda: model.ask(question),
+        lambda: model.ask(["a", question]),
+        lambda: model.generate(question),
+        lambda: model.generate(question, interleaved=True),
+    ):
+        with pytest.raises(BadSample, match=re.escape(message)):
+            call()
+    assert isinstance(model.ask("what is <sound>?", max_new_tokens=2), str)  # which it does not understand
+    said = model.ask(question, items={}, max_new_tokens=5)
+    assert model.ask(["a", question], images=[[PICTURE], []], max_new_tokens=5)[1] == said
+    model.generate(question, images=[])
 
 
 @pytest.mark.parametrize("parts", [[[0, 1], [2, 3, 4, 5]], [[0, 3], [1, 2, 4, 5]], [[5], [0, 1, 2, 3, 4]]])

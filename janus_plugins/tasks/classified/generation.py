@@ -37,7 +37,7 @@ class ClassifiedGeneration:
         prompts = sorted(set(labels))
         made = model.generate(
             prompts, modality=modality, num_per_prompt=config.num_per_prompt, guidance=config.guidance,
-            temperature=config.temperature, seed=config.seed, max_rows=config.max_rows,
+            temperature=config.temperature, seed=config.seed, max_rows=config.max_rows, items={},
         )  # fmt: skip
         seen = judge.read([one.artefact for one in made])
         hits = [one.prompt == label for one, label in zip(made, seen, strict=True)]

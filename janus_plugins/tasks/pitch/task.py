@@ -40,7 +40,7 @@ class Pitch:
         }
         made = model.generate(
             list(wanted), modality=modality, num_per_prompt=config.num_per_prompt, guidance=config.guidance,
-            temperature=config.temperature, seed=config.seed, max_rows=config.max_rows,
+            temperature=config.temperature, seed=config.seed, max_rows=config.max_rows, items={},
         )  # fmt: skip
 
         def right(label: str, seen: float) -> bool:
