@@ -6,6 +6,7 @@ we are one process with a process group of its own, so that DeepSpeed never goes
 
 from __future__ import annotations
 
+import atexit
 import gc
 import logging
 import os
@@ -137,6 +138,9 @@ def open_world() -> World:
     if accelerated:
         torch.cuda.set_device(local)
     _init_group("nccl" if accelerated else "gloo", alone=alone)
+    if not accelerated:
+        # Left to the interpreter's end, gloo's threads abort one process in five whose peer has died.
+        atexit.register(close_world)
     device = torch.device("cuda", local) if accelerated else torch.device("cpu")
     return World(dist.get_rank(), dist.get_world_size(), device)
 
