@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from janus_plugins.core.errors import BadSample, DataError
 from janus_plugins.core.files import raw_file
-from janus_plugins.core.samples import Item, Turn
+from janus_plugins.core.samples import Item, Part, Turn
 from janus_plugins.data.sources import open_source
 from janus_plugins.door import plan
 from janus_plugins.sources.hf_dataset.rows import RowReader
@@ -461,6 +461,22 @@ def test_class_numbers_out_of_range() -> None:
 
 BROKEN_TALKS: list[Any] = [[], "hello", [{"from": "dog", "value": "woof"}], ["hello"], [{"from": ["gpt"]}]]
 TALK = {"conversations": "{talk}", "image": "{image}"}
+
+
+@pytest.mark.parametrize(
+    ("question", "parts"),
+    [
+        ("What is it?", (Item("image", b"1"), "What is it?")),
+        ("Is <image> a kite?", ("Is ", Item("image", b"1"), " a kite?")),
+    ],
+)
+def test_a_questions_image_stands_where_it_is_marked(question: str, parts: tuple[Part, ...]) -> None:
+    columns = {"image": "{image}", "question": "{question}", "answer": "{answer}"}
+    read = RowReader(HfDatasetConfig(path="p", columns=columns))
+    sample = read.sample({"image": b"1", "question": question, "answer": "yes"}, "k")
+    assert sample.turns[0].parts == parts
+    with pytest.raises(BadSample, match="marks 2 places with <image> for 1 items"):
+        read.sample({"image": b"1", "question": "<image> or <image>?", "answer": "yes"}, "k")
 
 
 def test_conversations_put_items_where_they_are_marked() -> None:

@@ -78,9 +78,9 @@ class RowReader:
                 raise BadSample(f"{key} has {len(items)} items to make; a prompt is answered with one")
             return generation_sample(self._text(row, "prompt"), items[0].modality, items[0].value, key)
         if task == "understanding":
-            question = (self._text(row, "question"),) if "question" in columns else ()
+            question = self._text(row, "question") if "question" in columns else ""
             answer = Turn("assistant", (self._text(row, "answer"),))
-            return Sample("understanding", (Turn("user", (*self._items(row), *question)), answer), key)
+            return Sample("understanding", (Turn("user", placed(question, self._items(row))), answer), key)
         if "text" in columns:
             return text_sample(self._text(row, "text"), key)
         return question_sample(self._text(row, "question"), self._text(row, "answer"), key)
