@@ -7,6 +7,7 @@ its own: a millisecond or two each, which a small step feels. Here they lie in o
 from __future__ import annotations
 
 import io
+import logging
 import pickle
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,9 @@ _ALIGNED = 64
 
 _INLINE = 1 << 18
 """Bytes up to which tensors go through the workers' pipe; more lie in shared memory."""
+
+_log = logging.getLogger(__name__)
+_told: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,35 @@ def pack(value: Any) -> Parcel:
     content = torch.empty(packer.length, dtype=torch.uint8)
     for tensor, (dtype, shape, first) in zip(packer.tensors, packer.places, strict=True):
         _view(content, dtype, shape, first).copy_(tensor)
-    inline = packer.length <= _INLINE
+    inline = packer.length <= _INLINE or not _shared(content)
     return Parcel(
         frame.getvalue(), tuple(packer.places), bytearray(content.numpy().data) if inline else content
     )
+
+
+def _shared(content: Tensor) -> bool:
+    """Move a tensor to shared memory, and answer whether there was room.
+
+    Left to the pickler, a refusal would come in a thread of the worker's queue, which drops the message:
+    the training process would wait for it in vain.
+    """
+    try:
+        content.share_memory_()  # type: ignore[no-untyped-call]
+    except (RuntimeError, OSError) as error:
+        _tell_of_pipes(str(error))
+        return False
+    return True
+
+
+def _tell_of_pipes(reason: str) -> None:
+    """Say once in each process why its steps come slower."""
+    if not _told:
+        _log.warning(
+            "a step has no room in shared memory, so steps go through a pipe, which is slower (%s); "
+            "give /dev/shm more, in a container by --shm-size or --ipc=host",
+            reason,
+        )
+        _told.append(reason)
 
 
 def unpack(parcel: Parcel) -> Any:

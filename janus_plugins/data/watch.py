@@ -29,12 +29,18 @@ def prepared_steps(loader: Any, workers: int, timeout: float) -> Iterator[RankSt
 
     Raises:
         JanusPluginsError: what a worker reports.
-        DataError: a worker died, or did not answer in time.
+        DataError: a worker died, did not answer in time, or could not be started.
     """
     from janus_plugins.data.parcel import unpack
 
     before = set(multiprocessing.active_children())
-    steps = _started(loader)
+    try:
+        steps = _started(loader)
+    except (OSError, ImportError) as error:  # ImportError: there are no semaphores at all
+        raise DataError(
+            f"data workers cannot be started: {error}. They need a process each and room in /dev/shm (in a "
+            "container: --shm-size or --ipc=host); mend that, or set engine.workers: 0"
+        ) from error
     workers_of = [child for child in multiprocessing.active_children() if child not in before]
     watch = _Watch(workers_of, timeout, steps)
     while True:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from janus_plugins.core.errors import DataError, RunFileError
-from janus_plugins.data import watch
+from janus_plugins.data import parcel, watch
 from janus_plugins.data.loader import StepBatch, StepLoader
 from janus_plugins.data.parcel import pack
 
@@ -323,3 +325,41 @@ def lives(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.fixture
+def _little_room() -> Iterator[None]:
+    """Let no file grow beyond a few kilobytes, those of shared memory included; pipes may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("_little_room", "_quick_look")
+def test_steps_come_where_shared_memory_is_too_small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A container has 64 MB of it, unless told otherwise."""
+    said = tmp_path / "said"
+    handler = logging.FileHandler(said)
+    monkeypatch.setattr(parcel._log, "handlers", [handler])
+    content = [torch.arange(100_000) + index for index in range(4)]
+    loader = DataLoader(
+        content, batch_size=None, num_workers=1, collate_fn=pack, multiprocessing_context="fork"
+    )
+    made = list(watch.prepared_steps(loader, 1, 20.0))
+    handler.close()
+    assert all(torch.equal(one, wanted) for one, wanted in zip(made, content, strict=True))
+    assert said.read_text().count("no room in shared memory") == 1
+
+
+@pytest.mark.parametrize("reason", [OSError(28, "No space left on device"), BlockingIOError(11, "fork")])
+def test_workers_that_cannot_be_started_are_an_error(
+    monkeypatch: pytest.MonkeyPatch, reason: OSError
+) -> None:
+    def refuse(_: Any) -> Any:
+        raise reason
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
+    one = loader({"words": {"task": "text"}}, {}, {"workers": 1})
+    with pytest.raises(DataError, match=r"data workers cannot be started: .*/dev/shm.*engine\.workers: 0"):
+        next(iter(one))
