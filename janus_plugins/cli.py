@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -79,10 +80,11 @@ def _fail(
         traceback.print_exception(error)
     rank = os.environ.get("RANK", "0")
     own = own or getattr(error, "of_one_rank", False) or isinstance(error.__cause__, OSError)
-    if rank in ranks:  # every rank of a run raises the same
-        typer.echo(f"error: {text or error}", err=True)
-    elif own:  # but for what befalls one alone
-        typer.echo(f"error on rank {rank}: {text or error}", err=True)
+    with suppress(BrokenPipeError):  # the exit code can still be read
+        if rank in ranks:  # every rank of a run raises the same
+            typer.echo(f"error: {text or error}", err=True)
+        elif own:  # but for what befalls one alone
+            typer.echo(f"error on rank {rank}: {text or error}", err=True)
     sys.exit(code)
 
 

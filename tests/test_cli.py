@@ -357,6 +357,19 @@ def test_output_that_has_no_room_is_told():
     assert "this is a bug" not in done.stderr
 
 
+def test_the_exit_code_stays_where_nobody_reads_the_error(monkeypatch):
+    class Gone:
+        def write(self, _):
+            raise BrokenPipeError(32, "Broken pipe")
+
+        flush = write
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with pytest.raises(SystemExit) as end:
+        cli._fail(KeyboardInterrupt(), 130, False, "interrupted")
+    assert end.value.code == 130
+
+
 def test_a_device_that_is_not_there_is_told(trained):
     import torch
 

@@ -7,6 +7,8 @@ step appears twice.
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -30,12 +32,37 @@ QUARANTINE_FILE = "quarantine.jsonl"
 TENSORBOARD = "tensorboard"
 
 
+class RunConsole(Console):
+    """Print what a run says for as long as somebody reads it; the run does not depend on that.
+
+    Ctrl-C ends the `tee` behind a pipe at once, while the run has a checkpoint to save.
+    """
+
+    def on_broken_pipe(self) -> None:
+        """Say no more, where rich would end the process."""
+        self.lost("nobody reads it any more")
+
+    def lost(self, reason: object) -> None:
+        """Print nothing from now on, and say why where that can still be read."""
+        self.quiet = True
+        with suppress(OSError):  # it may have no descriptor
+            with Path(os.devnull).open("w") as nowhere:
+                os.dup2(
+                    nowhere.fileno(), sys.stdout.fileno()
+                )  # for all else that is printed, and Python's end
+            print(
+                f"warning: standard output takes no more lines ({reason}); training goes on, and "
+                f"{METRICS_FILE} has its numbers",
+                file=sys.stderr,
+            )
+
+
 class Metrics:
     """Write a run's numbers. Use as a context manager; does nothing on ranks other than the main one."""
 
     def __init__(self, out: Path, *, active: bool, log_every: int, console: Console | None = None) -> None:
         self._out, self._active, self._log_every = out, active, log_every
-        self._console = console or Console()
+        self._console = console or RunConsole()
         self._progress: Progress | None = None
         self._bar: Any = None
         self._file: Any = None
@@ -88,8 +115,14 @@ class Metrics:
 
     def say(self, text: str) -> None:
         """Print lines of text."""
-        if self._active:
+        if not self._active:
+            return
+        try:
             self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        except OSError as error:  # a full disk, a terminal that is gone
+            if not isinstance(self._console, RunConsole):
+                raise
+            self._console.lost(error)
 
     def begin_stage(self, stage: StageBlock, done: int) -> None:
         """Show a new stage, `done` steps of which are behind us."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from janus_plugins.core.errors import CheckpointError, DataError
 from janus_plugins.training.metrics import Metrics, cut_after, read_metrics
 from janus_plugins.training.recipe import Recipe
 from janus_plugins.training.report import write_report
+from janus_plugins.training.run import run_recipe
 from janus_plugins.training.world import World
 
 from .runs import Crash, CrashingRecipe, losses, start
@@ -192,6 +194,33 @@ def test_lines_where_there_is_no_terminal_and_a_bar_where_there_is(world: World,
     start(toy_run(toy_stage("one [/red]")), tmp_path / "bar", world, console=bar)
     assert "6/6" in bar.file.getvalue()
     assert "one [/red]" in bar.file.getvalue()
+
+
+def test_a_run_whose_lines_nobody_reads_goes_on(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As behind `| tee log`: Ctrl-C ends tee at once, and the run has a checkpoint to save."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        run_recipe(toy_run(toy_stage(steps=3)), tmp_path, world)
+        stdout.write("and what is printed later is no error, either")
+    assert len(read_metrics(tmp_path)) == 3
+    assert capsys.readouterr().err.count("training goes on") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_run_whose_lines_have_no_room_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Path("/dev/full").open("w", buffering=1) as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        metrics = Metrics(tmp_path, active=True, log_every=1)
+        for _ in range(2):
+            metrics.say("a line")
+    said = capsys.readouterr().err
+    assert said.count("No space left on device); training goes on, and metrics.jsonl has its numbers") == 1
 
 
 def test_the_report_holds_everything_itself(world: World, tmp_path: Path) -> None:
