@@ -1,7 +1,7 @@
 """The command line. Each verb is short; whatever is heavy is imported inside it.
 
 Exit codes: 0 done; 2 usage or run file; 3 a plugin or its extra is missing; 4 a bad checkpoint; 5 stopped
-on non-finite values; 130/143 stopped by a signal after saving; 1 anything else.
+on non-finite values; 129/130/143 stopped by a signal after saving; 1 anything else.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _fail(
         traceback.print_exception(error)
     rank = os.environ.get("RANK", "0")
     own = own or getattr(error, "of_one_rank", False) or isinstance(error.__cause__, OSError)
-    with suppress(BrokenPipeError):  # the exit code can still be read
+    with suppress(OSError):  # the exit code can still be read
         if rank in ranks:  # every rank of a run raises the same
             typer.echo(f"error: {text or error}", err=True)
         elif own:  # but for what befalls one alone

@@ -58,7 +58,7 @@ class BadSample(DataError):
 class Interrupted(JanusPluginsError):
     """Report a run stopped by a signal after its state was saved.
 
-    `exit_code` is 128 plus the signal's number (130 for SIGINT, 143 for SIGTERM).
+    `exit_code` is 128 plus the signal's number (130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP).
     """
 
     def __init__(self, message: str, signal_number: int) -> None:

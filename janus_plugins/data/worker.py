@@ -193,6 +193,7 @@ class StepDataset:
 def start_worker(_: int) -> None:
     """Set up a data worker: signals are the main process's business, which saves and then stops it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -19,7 +19,7 @@ from types import FrameType
 
 from janus_plugins.core.errors import CheckpointError, RunFileError
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @contextmanager
@@ -79,7 +79,10 @@ PATIENCE = 1.0
 
 
 class StopSignals:
-    """Notice SIGTERM and SIGINT, so that the loop can finish its step; the same one again ends at once.
+    """Notice `STOP_SIGNALS`, so that the loop can finish its step; the same one again ends at once.
+
+    SIGHUP comes where a terminal is closed or the connection to it drops; where `nohup` has it ignored, it
+    stays so.
 
     A launcher hands on what its terminal has sent to every process already, and DeepSpeed's turns SIGINT into
     SIGTERM: what comes within `PATIENCE`, or is another signal than the first, asks for nothing new.
@@ -102,7 +105,9 @@ class StopSignals:
     @contextmanager
     def watching(self) -> Iterator[StopSignals]:
         """Handle the signals inside the block; put the former handlers back afterwards."""
-        former = {number: signal.signal(number, self._notice) for number in STOP_SIGNALS}
+        kept = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        noticed = [number for number in STOP_SIGNALS if not (kept and number == signal.SIGHUP)]
+        former = {number: signal.signal(number, self._notice) for number in noticed}
         try:
             yield self
         finally:

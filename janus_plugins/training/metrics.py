@@ -75,7 +75,8 @@ class Metrics:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._progress is not None:
-            self._progress.stop()
+            with suppress(OSError):  # its terminal may be gone
+                self._progress.stop()
         with suppress(CheckpointError) if error else nullcontext(), writing_to(self._out):
             self._close()
 

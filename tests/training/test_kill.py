@@ -66,7 +66,9 @@ def test_killed_at_random_moments(zero_stage: int, world: World, tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_signal_ends_the_process_with_its_code_after_saving(
     number: int, code: int, world: World, tmp_path: Path
 ) -> None:

@@ -121,7 +121,9 @@ class SignalledRecipe(ToyRecipe):
         return ()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_signal_saves_and_stops(number: int, code: int, world: World, tmp_path: Path) -> None:
     before = signal.getsignal(number)
     with pytest.raises(Interrupted, match="after step 2") as stopped:
@@ -132,6 +134,15 @@ def test_a_signal_saves_and_stops(number: int, code: int, world: World, tmp_path
     start(toy_run(), tmp_path / "whole", world)
     assert losses(tmp_path / "out") == losses(tmp_path / "whole")
     assert_same(weights(tmp_path / "out", 0), weights(tmp_path / "whole", 0))
+
+
+def test_nohup_keeps_a_run_going(world: World, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        start(toy_run(data=SignalledRecipe(signal.SIGHUP)), tmp_path / "out", world)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(
