@@ -65,8 +65,20 @@ def test_a_compiler_that_fails_is_told_of_once(source, tmp_path, monkeypatch, ca
     assert build.library(source) is None
     assert build.library(source) is None
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "answer.c cannot be compiled, so this machine decodes slower" in caplog.text
+    assert "answer.c cannot be compiled and loaded, so this machine decodes slower" in caplog.text
     assert kept(tmp_path) == []
+
+
+@needs_native
+def test_a_library_that_cannot_be_loaded_is_told_with_the_way_out(source, tmp_path, monkeypatch, caplog):
+    """As where the home folder is mounted so that nothing runs from it."""
+    compiler = tmp_path / "cc"
+    compiler.write_text('#!/bin/sh\nfor last; do :; done\necho "no library" > "$last"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    assert build.library(source) is None
+    assert str(kept(tmp_path)[0]) in caplog.text
+    assert "set XDG_CACHE_HOME to one where they may" in caplog.text
 
 
 @needs_native

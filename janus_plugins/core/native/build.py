@@ -43,7 +43,9 @@ def library(source: Path) -> ctypes.CDLL | None:
         return _loaded(source, _folder() / name, compiler)
     except (OSError, subprocess.SubprocessError) as error:
         told = getattr(error, "stderr", None) or error
-        _log.warning("%s cannot be compiled, so this machine decodes slower: %s", source.name, told)
+        _log.warning(
+            "%s cannot be compiled and loaded, so this machine decodes slower: %s", source.name, told
+        )
         return None
 
 
@@ -69,7 +71,12 @@ def _loaded(source: Path, target: Path, compiler: str | None) -> ctypes.CDLL | N
         command = [*compiler.split(), *_FLAGS.split(), f"-I{HEADERS}", str(source), "-lm", "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
         os.replace(made, target)
-    return ctypes.CDLL(str(target))
+    try:
+        return ctypes.CDLL(str(target))
+    except OSError as error:
+        raise OSError(
+            f"{error}; where programs may not run from that folder, set XDG_CACHE_HOME to one where they may"
+        ) from error
 
 
 def _folder() -> Path:
