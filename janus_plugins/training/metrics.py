@@ -47,9 +47,8 @@ class RunConsole(Console):
         self.quiet = True
         with suppress(OSError):  # it may have no descriptor
             with Path(os.devnull).open("w") as nowhere:
-                os.dup2(
-                    nowhere.fileno(), sys.stdout.fileno()
-                )  # for all else that is printed, and Python's end
+                # What else is printed, and what Python flushes at its end, must not fail, either.
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
             print(
                 f"warning: standard output takes no more lines ({reason}); training goes on, and "
                 f"{METRICS_FILE} has its numbers",

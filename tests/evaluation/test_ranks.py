@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections import defaultdict
@@ -27,7 +26,7 @@ from janus_plugins.tasks.exact_match.task import ExactMatch
 from janus_plugins.training.world import World
 from tests.inference.test_interleaved import OPTIONS, alike, eager, picture
 from tests.tiny import write_tiny
-from tests.training.test_ranks import free_port
+from tests.training.test_ranks import launched
 
 CPU = torch.device("cpu")
 
@@ -221,27 +220,27 @@ cli.main()
     ],
 )
 def test_two_processes(what: str, codes: list[int], said: tuple[str, str]) -> None:
-    processes = started([sys.executable, "-c", SCRIPT, *what.split()])
-    told = [process.communicate(timeout=100) for process in processes]
-    assert [process.returncode for process in processes] == codes, told
+    ended, told = on_two_ranks([sys.executable, "-c", SCRIPT, *what.split()])
+    assert ended == codes, told
     for (_, stderr), wanted in zip(told, said, strict=True):
         assert stderr.startswith(wanted) if wanted else not stderr
     if what == "nothing":
         assert [out for out, _ in told] == ["[('a', 100000), ('b', 100000), ('c', 100000)]\n", ""]
 
 
-def started(command: list[str]) -> list[subprocess.Popen[str]]:
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    return [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **shared, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+def on_two_ranks(command: list[str]) -> tuple[list[int], list[tuple[str, str]]]:
+    """Run a command on two ranks; return their exit codes, and what each printed and said of errors."""
+    with launched(2) as variables:
+        processes = [
+            subprocess.Popen(command, env=each, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for each in variables
+        ]
+        try:
+            told = [process.communicate(timeout=200) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+    return [process.returncode for process in processes], told
 
 
 @pytest.mark.slow
@@ -250,7 +249,7 @@ def test_two_ranks_score_as_one_and_the_main_rank_alone_tells(tmp_path: Path) ->
     door.compose(run_file).save(str(tmp_path / "model"))
     folder, out = tmp_path / "model", tmp_path / "out"
     words = [sys.executable, "-m", "janus_plugins", "evaluate", str(folder), "--json", "--out", str(out)]
-    told = [process.communicate(timeout=200) for process in started(words)]
+    _, told = on_two_ranks(words)
     assert told[1] == ("", "")
     alone = evaluate_model(door.load(folder))
     assert json.loads(told[0][0]) == json.loads((out / "evaluation.json").read_text()) == alone
@@ -259,9 +258,10 @@ def test_two_ranks_score_as_one_and_the_main_rank_alone_tells(tmp_path: Path) ->
 @pytest.mark.slow
 def test_a_run_is_evaluated_by_all_of_its_ranks(tmp_path: Path) -> None:
     run_file, out = write_tiny(tmp_path), tmp_path / "out"
-    processes = started([sys.executable, "-m", "janus_plugins", "train", str(run_file), "--out", str(out)])
-    told = [process.communicate(timeout=400) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], told
+    ended, told = on_two_ranks(
+        [sys.executable, "-m", "janus_plugins", "train", str(run_file), "--out", str(out)]
+    )
+    assert ended == [0, 0], told
     assert told[1] == ("", "")
     assert "report: " in told[0][0]
     scores = json.loads((out / "evaluation.json").read_text())
