@@ -216,7 +216,10 @@ def generate(
     context: typer.Context,
     model: Model,
     out: Annotated[Path, typer.Option(help="folder for the files")],
-    prompt: Annotated[list[str], typer.Option(help="what to make; repeatable")],
+    prompt: Annotated[list[str] | None, typer.Option(help="what to make; repeatable")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help='a file with a prompt a line, or JSON lines with a "prompt"')
+    ] = None,
     image: Annotated[
         list[Path] | None,
         typer.Option(help="an image that prompts show, before the text or at its <image>; repeatable"),
@@ -242,48 +245,58 @@ def generate(
     linears: LinearsChoice = "packed",
     device: Device = "auto",
 ) -> None:
-    """Make items or answers from prompts and write each once it is made, prompt and seed inside."""
+    """Make items or answers from prompts and write each once it is made, prompt and seed inside.
+
+    Ranks of a launcher make a share each.
+    """
     from janus_plugins.core.outputs import make_folder
-    from janus_plugins.inference.artefacts import AnswerFiles, save_generated
+    from janus_plugins.evaluation.ranks import open_ranks
+    from janus_plugins.inference.artefacts import AnswerFiles, prompt_numbers, save_generated
+    from janus_plugins.inference.prompt_files import read_prompts
+    from janus_plugins.inference.shares import parts_of, share_of
 
     _refuse_unread(context, interleaved)
-    loaded = _load(model, device)
-    make_folder(out)
-    prompts = [text for text in prompt for _ in range(num if interleaved else 1)]
+    texts = [*(prompt or ()), *(read_prompts(prompts) if prompts else ())]
+    if not texts:
+        raise RunFileError("nothing to make: give --prompt TEXT, or --prompts FILE")
     given = _items(image or [], item or [])
-    items = {name: [paths] * len(prompts) for name, paths in given.items()} or None
+    world, place = open_ranks(_device(device))
+    loaded = world.together(lambda: _load(model, place))
+    make_folder(out)
+    texts = [text for text in texts for _ in range(num if interleaved else 1)]
+    numbers = prompt_numbers(texts)
+    share = share_of(world.rank, world.size, len(texts) * (1 if interleaved else num))
+    items = {name: [paths] * len(texts) for name, paths in given.items()} or None
     common: dict[str, Any] = {
         "items": items, "guidance": guidance, "temperature": temperature, "seed": seed, "max_rows": max_rows,
         "linears": linears,
     }  # fmt: skip
 
     def keep(one: Any) -> None:
-        typer.echo(str(save_generated(loaded, [one], out, prompts)[0]))
+        typer.echo(str(save_generated(loaded, [one], out, numbers)[0]))
 
     if not interleaved:
-        loaded.generate(
-            prompts,
-            modality=modality,
-            num_per_prompt=num,
-            compile=compile,
-            decoding=decoding,
-            window=window,
-            on_made=keep,
-            **common,
-        )
+        with world.apart():
+            for part in parts_of(share, _AT_ONCE):
+                loaded.generate(
+                    texts, modality=modality, num_per_prompt=num, compile=compile, decoding=decoding,
+                    window=window, only=part, on_made=keep, **common,
+                )  # fmt: skip
         return
-    files = AnswerFiles(loaded, out, prompts)
+    files = AnswerFiles(loaded, out, texts, share)
 
     def keep_answer(answer: Any) -> None:
         for line in files.add(answer):
             typer.echo(line)
 
-    loaded.generate(
-        prompts, interleaved=True, max_new_tokens=max_new_tokens, max_items=max_items,
-        text_temperature=text_temperature, on_made=keep_answer, **common,
-    )  # fmt: skip
-    for path in files.close():
-        typer.echo(str(path))
+    with world.apart():
+        if share:
+            loaded.generate(
+                texts, interleaved=True, max_new_tokens=max_new_tokens, max_items=max_items,
+                text_temperature=text_temperature, only=share, on_made=keep_answer, **common,
+            )  # fmt: skip
+        for path in files.close():
+            typer.echo(str(path))
 
 
 @app.command()
@@ -425,6 +438,9 @@ def _device(name: str) -> str:
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
+
+_AT_ONCE = 1024
+"""Items that one call makes: they are in memory until it ends."""
 
 _ITEMS_ALONE = ("modality", "compile", "decoding", "window")
 _INTERLEAVED_ALONE = ("max_new_tokens", "max_items", "text_temperature")

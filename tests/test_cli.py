@@ -13,6 +13,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from janus_plugins import cli
@@ -211,6 +212,83 @@ def test_generate_keeps_what_was_made_until_it_is_stopped(trained, tmp_path, mon
     names = ["0000_00_a-handwritten-one.png", "0000_01_a-handwritten-one.png"]
     assert done.stdout.split() == [str(tmp_path / name) for name in names]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.txt", "\ufeffa handwritten two\r\n\n  a handwritten one \na handwritten two"),
+        ("list.jsonl", '{"tag": "x", "prompt": "a handwritten two"}\n{"prompt": "a handwritten one"}\n\n'
+         '{"prompt": "a handwritten two"}\n'),
+    ],
+)  # fmt: skip
+def test_prompts_may_stand_in_a_file(trained, tmp_path, monkeypatch, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    words = [word for which in ("two", "one", "two") for word in ("--prompt", f"a handwritten {which}")]
+    wanted = answer("generate", trained, *words, "--num", 2, "--out", tmp_path / "words").split()
+    assert [Path(path).name for path in wanted[-2:]] == [f"0000_0{n}_a-handwritten-two.png" for n in (2, 3)]
+    monkeypatch.setattr(cli, "_AT_ONCE", 3)
+    words = ["--prompts", tmp_path / name, "--num", 2, "--out", tmp_path / "file"]
+    assert [Path(path).name for path in answer("generate", trained, *words).split()] == [
+        Path(path).name for path in wanted
+    ]
+    for path in wanted:
+        with Image.open(path) as picture, Image.open(tmp_path / "file" / Path(path).name) as same:
+            assert picture.text == same.text
+            assert picture.tobytes() == same.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("none.txt", None, "it takes a file with a prompt a line, --prompt one prompt"),
+        ("blank.txt", b" \n\n", "it holds no prompt"),
+        ("latin.txt", "a caf\u00e9".encode("latin-1"), "not text in UTF-8"),
+        ("cut.jsonl", b'{"prompt": "a"}\n{"prompt"', "line 2: no JSON"),
+        ("other.jsonl", b'{"text": "a"}\n', 'line 1: no text under "prompt"'),
+    ],
+)
+def test_a_file_of_prompts_that_cannot_be_read(tmp_path, name, content, told):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    bad = called("generate", "nowhere", "--prompts", tmp_path / name, "--out", tmp_path / "out")
+    assert bad.returncode == 2
+    assert bad.stderr.startswith(f"error: --prompts {tmp_path / name}")
+    assert told in bad.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_generate_needs_a_prompt(tmp_path):
+    bad = called("generate", "nowhere", "--out", tmp_path)
+    assert bad.returncode == 2
+    assert "give --prompt TEXT, or --prompts FILE" in bad.stderr
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_ranks_of_a_launcher_generate_a_share_each(trained, tmp_path, monkeypatch, interleaved):
+    from janus_plugins.evaluation import ranks
+    from janus_plugins.training.world import World
+
+    words = ["--prompt", "a handwritten two", "--prompt", "a handwritten one", "--num", 2]
+    if interleaved:
+        words += ["--interleaved", "--max-new-tokens", 4, "--max-items", 1]
+    answer("generate", trained, *words, "--out", tmp_path / "alone")
+    monkeypatch.setattr(World, "together", lambda self, work: work())
+    for rank in range(3):
+        world = World(rank, 3, torch.device("cpu"))
+        monkeypatch.setattr(ranks, "open_ranks", lambda device, world=world: (world, "cpu"))
+        answer("generate", trained, *words, "--out", tmp_path / "shared")
+
+    def pictures(folder):
+        return {path.name: path.read_bytes() for path in (tmp_path / folder).glob("*.png")}
+
+    def answers(folder):
+        lines = [path.read_text().splitlines() for path in sorted((tmp_path / folder).glob("index*.jsonl"))]
+        return sorted(line for each in lines for line in each)
+
+    assert pictures("shared") == pictures("alone")
+    assert answers("shared") == answers("alone")
+    assert len(answers("alone") if interleaved else pictures("alone")) == 4
 
 
 def test_ask_about_a_picture_and_without(trained, tmp_path):

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from janus_plugins.core.errors import JanusPluginsError
 from janus_plugins.inference.checks import plain_numbers
+from janus_plugins.inference.shares import share_of
 from janus_plugins.training.world import World, close_world, refuse_half_launched
 
 if TYPE_CHECKING:
@@ -197,11 +198,6 @@ class SharedModel:
         if isinstance(answers[0], Tensor):
             return torch.cat(answers)
         return [one for answer in answers for one in answer]
-
-
-def share_of(rank: int, size: int, number: int) -> range:
-    """Return which of `number` answers a rank makes: neighbours, as many as the others' but for one."""
-    return range(-(-rank * number // size), -(-(rank + 1) * number // size))
 
 
 def _part_of_prompts(

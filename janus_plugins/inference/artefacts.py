@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +74,7 @@ def save_generated(
     model: UnifiedModel,
     made: Sequence[Generated],
     out_dir: str | Path,
-    prompts: Sequence[str] | None = None,
+    prompts: Sequence[str] | Mapping[str, int] | None = None,
 ) -> list[Path]:
     """Write items to `<prompt number>_<index>_<slug><suffix>` in a folder, and return the paths.
 
@@ -85,25 +85,33 @@ def save_generated(
         model: what made them.
         made: the items.
         out_dir: the folder, made where there is none.
-        prompts: all prompts in the order of their numbers, for some of a call's items (default: the items').
+        prompts: all prompts in the order of their numbers, or `prompt_numbers` of them, for some of a call's
+            items (default: the items').
 
     Raises:
         DataError: the folder cannot be written to.
     """
     folder = Path(out_dir)
-    known = list(dict.fromkeys([*(prompts or ()), *[one.prompt for one in made]]))
+    numbers = (
+        prompts if isinstance(prompts, Mapping) else prompt_numbers(prompts or [one.prompt for one in made])
+    )
     paths = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for one in made:
             processor = model.processor(one.modality)
-            stem = f"{known.index(one.prompt):04d}_{one.index:02d}_{slug(one.prompt)}"
+            stem = f"{numbers[one.prompt]:04d}_{one.index:02d}_{slug(one.prompt)}"
             with _whole(_reserved(folder, stem, processor.suffix)) as path:
                 processor.write(one.artefact, str(path), metadata(model, one))
             paths.append(path)
     except OSError as error:
         raise DataError(f"cannot write to {folder}: {error}") from error
     return paths
+
+
+def prompt_numbers(prompts: Sequence[str]) -> dict[str, int]:
+    """Return the number of each prompt, by which its files are named; equal ones share it."""
+    return {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
 
 
 def save_interleaved(model: UnifiedModel, answers: Sequence[Interleaved], out_dir: str | Path) -> list[Path]:
@@ -143,18 +151,25 @@ class AnswerFiles:
         model: what makes them.
         out_dir: the folder, made where there is none.
         prompts: the prompts of the call.
+        only: places of those that are answered (default: all).
     """
 
-    def __init__(self, model: UnifiedModel, out_dir: str | Path, prompts: Sequence[str]) -> None:
-        self._model, self._folder, self._prompts = model, Path(out_dir), list(prompts)
+    def __init__(
+        self,
+        model: UnifiedModel,
+        out_dir: str | Path,
+        prompts: Sequence[str],
+        only: Sequence[int] | None = None,
+    ) -> None:
+        self._model, self._folder, self._numbers = model, Path(out_dir), prompt_numbers(prompts)
+        self._awaited = deque(range(len(prompts)) if only is None else only)
         self._places: dict[tuple[str, int], int] = {}
         counts: Counter[str] = Counter()
-        for place, prompt in enumerate(self._prompts):
+        for place, prompt in enumerate(prompts):
             self._places[prompt, counts[prompt]] = place
             counts[prompt] += 1
         self._records: dict[int, dict[str, Any]] = {}
         self._lines: dict[int, list[str]] = {}
-        self._told = 0
         self._indices: list[Path] = []
 
     def add(self, answer: Interleaved) -> list[str]:
@@ -163,7 +178,7 @@ class AnswerFiles:
         Raises:
             DataError: the folder cannot be written to.
         """
-        paths = save_generated(self._model, answer.items, self._folder, self._prompts)
+        paths = save_generated(self._model, answer.items, self._folder, self._numbers)
         record, place = _record(answer, iter([path.name for path in paths])), self._place_of(answer)
         with self._writing():
             if not self._records:
@@ -174,9 +189,8 @@ class AnswerFiles:
         self._records[place] = record
         self._lines[place] = [part if isinstance(part, str) else next(files) for part in answer.parts]
         ready: list[str] = []
-        while self._told in self._lines:
-            ready += self._lines.pop(self._told)
-            self._told += 1
+        while self._awaited and self._awaited[0] in self._lines:
+            ready += self._lines.pop(self._awaited.popleft())
         return ready
 
     def close(self) -> list[Path]:

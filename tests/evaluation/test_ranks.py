@@ -19,8 +19,9 @@ from janus_plugins import door
 from janus_plugins.core.errors import BadSample, RunFileError
 from janus_plugins.core.samples import question_sample
 from janus_plugins.evaluation import ranks
-from janus_plugins.evaluation.ranks import RankStoppedError, among_ranks, share_of
+from janus_plugins.evaluation.ranks import RankStoppedError, among_ranks
 from janus_plugins.evaluation.runner import evaluate_model
+from janus_plugins.inference.shares import share_of
 from janus_plugins.tasks.exact_match.spec import ExactMatchConfig
 from janus_plugins.tasks.exact_match.task import ExactMatch
 from janus_plugins.training.world import World
@@ -269,3 +270,20 @@ def test_a_run_is_evaluated_by_all_of_its_ranks(tmp_path: Path) -> None:
     assert (out / "samples.png").exists()
     alone = evaluate_model(door.load(out))
     assert scores == {name: value for name, value in alone.items() if name != "seconds_per_stage"}
+
+
+@pytest.mark.slow
+def test_two_ranks_generate_what_one_does(tmp_path: Path) -> None:
+    run_file = write_tiny(tmp_path)
+    door.compose(run_file).save(str(tmp_path / "model"))
+    words = [sys.executable, "-m", "janus_plugins", "generate", str(tmp_path / "model"), "--num", "3"]
+    words += ["--prompt", "a handwritten two", "--out"]
+    ended, told = on_two_ranks([*words, str(tmp_path / "shared")])
+    assert ended == [0, 0], told
+    assert [len(out.split()) for out, _ in told] == [2, 1]
+    subprocess.run([*words, str(tmp_path / "alone")], check=True)
+    shared, alone = (
+        {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
+        for folder in ("shared", "alone")
+    )
+    assert shared == alone
