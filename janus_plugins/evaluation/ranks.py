@@ -26,7 +26,7 @@ from torch import Tensor
 from janus_plugins.core.errors import JanusPluginsError
 from janus_plugins.inference.checks import plain_numbers
 from janus_plugins.inference.shares import share_of
-from janus_plugins.training.world import World, close_world, refuse_half_launched
+from janus_plugins.training.world import World, close_world, refuse_half_launched, retold
 
 if TYPE_CHECKING:
     from janus_plugins.model.unified import UnifiedModel
@@ -190,7 +190,9 @@ class SharedModel:
         for rank, letter in enumerate(letters, start=1):
             _send(world, letter, rank)
         outcomes = [_outcome(self._model, orders[0])]
-        outcomes += [pickle.loads(_received(world, rank)) for rank in range(1, world.size)]
+        # All are taken before any is read, which may fail.
+        letters = [_received(world, rank) for rank in range(1, world.size)]
+        outcomes += [_opened(letter, rank) for rank, letter in enumerate(letters, start=1)]
         for _, error in outcomes:
             if error is not None:
                 raise error
@@ -278,7 +280,7 @@ def _outcome(model: UnifiedModel, order: tuple[str, tuple[Any, ...], dict[str, A
 
 
 def _letter(outcome: Outcome, rank: int) -> bytes:
-    """Pickle what became of a share; an error keeps its class where that is ours, and says its rank."""
+    """Pickle what became of a share; an error says its rank, and stays the one of ours that it is."""
     answer, error = outcome
     if error is None:
         try:
@@ -287,8 +289,18 @@ def _letter(outcome: Outcome, rank: int) -> bytes:
             error = problem
     told: BaseException = RuntimeError(f"rank {rank}: {type(error).__name__}: {error}")
     if isinstance(error, JanusPluginsError):
-        told = type(error)(f"rank {rank}: {error}")
+        told = retold(error, rank)
     return pickle.dumps((None, told))
+
+
+def _opened(letter: bytes, rank: int) -> Outcome:
+    """Return what a rank has sent of its share."""
+    try:
+        outcome: Outcome = pickle.loads(letter)
+    except Exception as error:
+        told = f"rank {rank}: its answer cannot be read: {type(error).__name__}: {error}"
+        return None, RuntimeError(told)
+    return outcome
 
 
 def _send(world: World, data: bytes, rank: int) -> None:

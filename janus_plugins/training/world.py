@@ -91,7 +91,7 @@ class World:
             try:
                 outcome = (work(), None)
             except JanusPluginsError as error:
-                outcome = (None, error)
+                outcome = (None, retold(error))
         answer, problem = self.gather(outcome)[0]
         if problem is not None:
             raise problem
@@ -106,11 +106,9 @@ class World:
             made = work()
         except JanusPluginsError as error:
             problem = error
-        everyone = self.gather(None if problem is None else (type(problem), str(problem)))
-        for rank, each in enumerate(everyone):
+        for each in self.gather(None if problem is None else retold(problem, self.rank)):
             if each is not None:
-                kind, text = each
-                raise kind(f"rank {rank}: {text}" if rank else text) from problem
+                raise each from problem
         return made
 
     @contextmanager
@@ -121,6 +119,15 @@ class World:
         except JanusPluginsError as error:
             error.of_one_rank = True
             raise
+
+
+def retold(error: JanusPluginsError, rank: int = 0) -> JanusPluginsError:
+    """Return an error as other ranks are told it, of a class of ours: a plugin's may not be made of one text."""
+    ours = JanusPluginsError.__module__
+    kind = next(each for each in type(error).__mro__ if each.__module__ == ours)
+    told: JanusPluginsError = kind(f"rank {rank}: {error}" if rank else str(error))
+    told.exit_code = error.exit_code
+    return told
 
 
 def open_world() -> World:

@@ -171,6 +171,53 @@ def test_an_error_of_the_task_ends_all_ranks_with_its_exit_code(together: Run) -
     assert [getattr(each, "exit_code", None) for each in ended] == [2, 2]
 
 
+class OwnError(BadSample):
+    """An error of a plugin that is made of other things than one text."""
+
+    exit_code = 7
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{path}: {why}")
+
+
+def test_an_error_that_is_made_in_a_way_of_its_own_tells_what_it_says(together: Run) -> None:
+    models = [Counting(), Counting(OwnError("a.png", "cut off"))]
+    _, ended = together(models, lambda model: model.ask(["a", "b"]))
+    assert isinstance(ended[0], BadSample)
+    assert str(ended[0]) == "rank 1: a.png: cut off"
+    assert [getattr(each, "exit_code", None) for each in ended] == [7, 7]
+
+
+def unreadable() -> Any:
+    raise ValueError("no such device")
+
+
+class Unreadable:
+    """An artefact that can be sent, but not read where it arrives."""
+
+    def __reduce__(self) -> Any:
+        return unreadable, ()
+
+
+def test_an_answer_that_cannot_be_read_ends_all_ranks(together: Run) -> None:
+    """Those of the ranks behind it are taken all the same: they would wait to be rid of them."""
+
+    class Making(Counting):
+        def ask(self, questions: list[str], only: Any = None, **options: Any) -> list[Any]:
+            return [Unreadable() for _ in only]
+
+    def work(model: Any) -> Any:
+        with pytest.raises(
+            RuntimeError, match="rank 1: its answer cannot be read: ValueError: no such device"
+        ):
+            model.ask(["a", "b", "c"])
+        return model.ask(["a"], only=[0])
+
+    told, ended = together([Counting(), Making(), Counting()], work)
+    assert told == ["A"]
+    assert ended == [None] * 3
+
+
 def test_what_cannot_travel_is_answered_by_the_main_rank(together: Run) -> None:
     models = [Counting(), Counting()]
     listening, local = {"on_text": print}, {"items": {"image": [lambda: 1, lambda: 2]}}

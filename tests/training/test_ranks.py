@@ -109,13 +109,19 @@ from janus_plugins import cli
 from janus_plugins.core.errors import CheckpointError
 from janus_plugins.training.world import open_world
 
+class Own(CheckpointError):  # a plugin's error, made of other things than one text
+    def __init__(self, *, lacks):
+        super().__init__(f"no {lacks}")
+
 def app(standalone_mode):
     world = open_world()
     def work():
-        if world.rank == 1:
-            raise RuntimeError("out of memory") if sys.argv[1] == "memory" else CheckpointError("no weights")
+        if world.rank == (sys.argv[1] != "main"):
+            raise RuntimeError("out of memory") if sys.argv[1] == "memory" else Own(lacks="weights")
     if sys.argv[1] == "build":
         world.together(work)
+    if sys.argv[1] == "main":
+        world.from_main(work)
     with world.apart():
         work()
     world.barrier()
@@ -129,6 +135,7 @@ cli.main()
     ("what", "zero", "one"),
     [
         ("build", "error: rank 1: no weights\n", ""),
+        ("main", "error: no weights\n", ""),
         ("step", "error: another rank has ended", "error on rank 1: no weights\n"),
         ("memory", "error: another rank has ended", "error on rank 1: RuntimeError: out of memory\n"),
     ],
@@ -146,7 +153,7 @@ def test_what_befalls_one_rank_alone_is_said(what: str, zero: str, one: str) -> 
         ]
         said = [process.communicate(timeout=100)[1] for process in processes]
     code = 1 if what == "memory" else 4
-    assert [process.returncode for process in processes] == [code if what == "build" else 1, code]
+    assert [process.returncode for process in processes] == [code if what in ("build", "main") else 1, code]
     for text, wanted in zip(said, (zero, one), strict=True):
         assert text.startswith(wanted) if wanted else not text
 
