@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import os
 import pickle
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -126,7 +127,7 @@ class SharedModel:
     """Be a model whose lists are answered by all ranks: implements `core.contracts.TrainedModel`.
 
     Calls for one answer, calls that are followed as they go on (`on_text`, `on_made`, `on_event`) and
-    whatever else a model has are the main rank's own.
+    whatever else a model has are the main rank's own. Threads take turns.
 
     Attributes:
         processes: how many ranks share a call.
@@ -135,6 +136,7 @@ class SharedModel:
     def __init__(self, model: UnifiedModel, world: World) -> None:
         self._model, self._world = model, world
         self.processes = world.size
+        self._turn = threading.RLock()
 
     def ask(self, question: str | Sequence[str], **options: Any) -> Any:
         """Return the answer to a question, or a list of answers to several."""
@@ -174,6 +176,12 @@ class SharedModel:
         self, name: str, given: tuple[Any, ...], options: dict[str, Any], number: int, part: Any
     ) -> Any:
         """Call a method for `number` answers, of which every rank makes its share."""
+        with self._turn:
+            return self._in_turn(name, given, options, number, part)
+
+    def _in_turn(
+        self, name: str, given: tuple[Any, ...], options: dict[str, Any], number: int, part: Any
+    ) -> Any:
         here: Callable[[], Any] = lambda: getattr(self._model, name)(*given, **options)  # noqa: E731
         if number < 2 or "only" in options or any(options.get(each) is not None for each in _LISTENING):
             return here()

@@ -122,7 +122,7 @@ class World:
 
 
 def retold(error: JanusPluginsError, rank: int = 0) -> JanusPluginsError:
-    """Return an error as other ranks are told it, of a class of ours: a plugin's may not be made of one text."""
+    """Return an error as other ranks are told it: of a class of ours, which is made of one text."""
     ours = JanusPluginsError.__module__
     kind = next(each for each in type(error).__mro__ if each.__module__ == ours)
     told: JanusPluginsError = kind(f"rank {rank}: {error}" if rank else str(error))

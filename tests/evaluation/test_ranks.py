@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
 from threading import Thread
@@ -216,6 +217,19 @@ def test_an_answer_that_cannot_be_read_ends_all_ranks(together: Run) -> None:
     told, ended = together([Counting(), Making(), Counting()], work)
     assert told == ["A"]
     assert ended == [None] * 3
+
+
+def test_threads_of_a_task_take_turns(together: Run) -> None:
+    def work(model: Any) -> list[Any]:
+        def asked(letter: str) -> list[Any]:
+            return [model.ask([f"{letter}{turn}{place}" for place in range(4)]) for turn in range(50)]
+
+        with ThreadPoolExecutor(3) as pool:
+            return list(pool.map(asked, "abc"))
+
+    told, _ = together([Counting(), Counting()], work)
+    for letter, answers in zip("ABC", told, strict=True):
+        assert answers == [[f"{letter}{turn}{place}" for place in range(4)] for turn in range(50)]
 
 
 def test_what_cannot_travel_is_answered_by_the_main_rank(together: Run) -> None:
