@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 
 
 def block(section: str, language: str, number: int = 0) -> str:
@@ -88,3 +90,26 @@ def test_every_verb_in_the_readme_exists():
     ).stdout
     for verb in verbs:
         assert f"│ {verb} " in helped, verb
+
+
+def launched() -> list[str]:
+    """Return the commands with torchrun of the README and the docs."""
+    blocks = [
+        block
+        for path in (README, *sorted((ROOT / "docs").rglob("*.md")))
+        for block in re.findall(
+            r"^ *```\w*\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+        )
+    ]
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", "").splitlines()]
+    return [line for line in lines if line.startswith("torchrun ")]
+
+
+def test_torchrun_reads_the_commands_that_are_shown() -> None:
+    from torch.distributed.run import get_args_parser
+
+    assert len(launched()) >= 5
+    for line in launched():
+        known = get_args_parser().parse_args(shlex.split(line, comments=True)[1:])
+        assert known.training_script == "janus_plugins"
+        assert "janus_plugins" not in known.training_script_args
