@@ -124,8 +124,9 @@ def chosen(only: Sequence[int] | None, number: int) -> list[int]:
     """
     if only is None:
         return list(range(number))
-    places = list(only)
-    if not places or any(type(place) is not int or not 0 <= place < number for place in places):
+    given = list(only) if isinstance(only, Iterable) else []
+    places = [int(place) for place in given if isinstance(place, Integral) and not isinstance(place, bool)]
+    if not given or len(places) < len(given) or any(not 0 <= place < number for place in places):
         raise RunFileError(
             f"only is {only!r:.60}; it takes places from 0 to {number - 1} among the answers of the call"
         )

@@ -175,10 +175,17 @@ def test_a_call_can_be_made_in_parts(model, parts):
     assert {piece.row for piece in heard} <= {1, 2}
 
 
-@pytest.mark.parametrize("only", [[], [0, 0], [1, 0], [2], [-1], [0.5], [True]])
+@pytest.mark.parametrize("only", [[], [0, 0], [1, 0], [2], [-1], [0.5], [True], 1, [[0]], np.ones(2, bool)])
 def test_parts_of_a_call_are_places_in_order(model, only):
     with pytest.raises(RunFileError, match=r"only is .*; it takes places"):
         model.generate(["a", "b"], only=only)
+
+
+def test_parts_of_a_call_may_be_numpys_numbers(model):
+    wanted = np.flatnonzero(np.array([False, True, True]))
+    codes = model.generate(["a", "b", "c"], return_codes=True)
+    assert model.generate(["a", "b", "c"], return_codes=True, only=wanted).equal(codes[1:])
+    assert [one.index for one in model.generate("a", num_per_prompt=3, only=list(wanted))] == [1, 2]
 
 
 def test_items_are_embedded_alone_and_placed_in_their_order(model):
