@@ -92,9 +92,9 @@ def save_generated(
         DataError: the folder cannot be written to.
     """
     folder = Path(out_dir)
-    numbers = (
-        prompts if isinstance(prompts, Mapping) else prompt_numbers(prompts or [one.prompt for one in made])
-    )
+    numbers = prompts
+    if not isinstance(numbers, Mapping):
+        numbers = prompt_numbers([*(numbers or ()), *[one.prompt for one in made]])
     paths = []
     try:
         folder.mkdir(parents=True, exist_ok=True)

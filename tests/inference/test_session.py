@@ -307,6 +307,8 @@ def test_some_items_of_a_call_keep_its_numbers(model, tmp_path):
     made = model.generate(["a", "b"])
     paths = save_generated(model, made[1:], tmp_path, prompts=["a", "b"])
     assert [path.name for path in paths] == ["0001_00_b.png"]
+    others = save_generated(model, made, tmp_path / "others", prompts=["b"])
+    assert [path.name for path in others] == ["0001_00_a.png", "0000_00_b.png"]
 
 
 @pytest.mark.parametrize("fault", [OSError(28, "no space left"), KeyboardInterrupt()])
