@@ -197,7 +197,7 @@ def _alike(values: Sequence[Any]) -> Iterator[tuple[Any, list[int]]]:
 def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return a task's generation settings as those of `ask`."""
     temperature = float(given.get("temperature") or 0)
-    if given.get("do_sample") is False:
+    if given.get("do_sample") is False or given.get("top_p") == 0:  # which keeps the likeliest token alone
         temperature = 0.0
     return {
         "max_new_tokens": int(given.get("max_new_tokens") or 512),

@@ -124,9 +124,10 @@ def test_settings_are_read(lmms_eval: Any, folder: Path) -> None:
         {"temperature": 0.5, "top_p": 0.9, "until": ["\n\n"], "num_beams": 1},
         {"temperature": 0, "top_p": 1.0, "until": "\n", "max_new_tokens": 16},
         {"temperature": 0.5, "do_sample": False},
+        {"temperature": 0.2, "do_sample": True, "top_p": 0, "until": ["two"]},
     ]
-    answers = model.generate_until(requests_of(model, [shown("a")] * 3, settings))
-    assert answers == ["one", "one", "one\n\ntwo"]
+    answers = model.generate_until(requests_of(model, [shown("a")] * 4, settings))
+    assert answers == ["one", "one", "one\n\ntwo", "one\n\n"]
     told = {options["max_new_tokens"]: options for options in asked if options["temperature"] == 0}
     assert {one["temperature"]: one["top_p"] for one in asked} == {0.5: 0.9, 0.0: None}
     assert sorted(told) == [16, 512]
