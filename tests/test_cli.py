@@ -246,6 +246,7 @@ def test_prompts_may_stand_in_a_file(trained, tmp_path, monkeypatch, name, text)
         ("latin.txt", "a caf\u00e9".encode("latin-1"), "not text in UTF-8"),
         ("cut.jsonl", b'{"prompt": "a"}\n{"prompt"', "line 2: no JSON"),
         ("other.jsonl", b'{"text": "a"}\n', 'line 1: no text under "prompt"'),
+        ("list.json", b'[\n {"prompt": "a"}\n]\n', "line 1: no JSON"),
     ],
 )
 def test_a_file_of_prompts_that_cannot_be_read(tmp_path, name, content, told):

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from janus_plugins.core.errors import RunFileError
 
+_JSON_LINES = (".jsonl", ".json")
+
 
 def read_prompts(path: Path) -> list[str]:
     """Return the prompts of a file in order; blank lines are skipped.
 
     Args:
-        path: a text file in UTF-8; of one that ends in .jsonl the key "prompt" is read.
+        path: a text file in UTF-8; of one that ends in .jsonl or .json each line is JSON with a "prompt".
 
     Raises:
         RunFileError: there is no such file, it holds no prompt, or a line cannot be read.
@@ -30,7 +32,7 @@ def read_prompts(path: Path) -> list[str]:
         ) from error
     # Not splitlines, which also splits at separators that a text may hold.
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    prompts = list(_of_json(path, lines)) if path.suffix == ".jsonl" else [line for _, line in lines]
+    prompts = list(_of_json(path, lines)) if path.suffix in _JSON_LINES else [line for _, line in lines]
     if not prompts:
         raise RunFileError(f"--prompts {path}: it holds no prompt")
     return prompts
@@ -41,7 +43,9 @@ def _of_json(path: Path, lines: list[tuple[int, str]]) -> Iterator[str]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise RunFileError(f"--prompts {path}, line {number}: no JSON ({error})") from error
+            raise RunFileError(
+                f'--prompts {path}, line {number}: no JSON ({error}); a line holds one object with a "prompt"'
+            ) from error
         prompt = row.get("prompt") if isinstance(row, dict) else None
         if not isinstance(prompt, str):
             raise RunFileError(f'--prompts {path}, line {number}: no text under "prompt"')
