@@ -114,7 +114,8 @@ class JanusPlugins(lmms):  # type: ignore[misc]
         asked = [self._question(request) for request in requests]
         answers = [""] * len(asked)
         for system, places in _alike([{"system": system} for _, system, _ in asked]):
-            names = dict.fromkeys(name for place in places for name in asked[place][2])
+            # A modality that is named without items says that its mark in a text is text.
+            names = self._model.plan.model.understanding
             said = self._model.ask(
                 [asked[place][0] for place in places],
                 items={name: [asked[place][2].get(name, []) for place in places] for name in names},

@@ -114,38 +114,12 @@ def prompt_numbers(prompts: Sequence[str]) -> dict[str, int]:
     return {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
 
 
-def save_interleaved(model: UnifiedModel, answers: Sequence[Interleaved], out_dir: str | Path) -> list[Path]:
-    """Write the items of answers as `save_generated` does, and an index of text and files in order.
-
-    `index.jsonl` holds one answer a line; `index.md` shows the same. No file is overwritten.
-
-    Returns:
-        The paths of the items of all answers, then those of the two indices.
-
-    Raises:
-        DataError: the folder cannot be written to.
-    """
-    folder = Path(out_dir)
-    items = [item for answer in answers for item in answer.items]
-    paths = save_generated(model, items, folder, [answer.prompt for answer in answers])
-    names = iter([path.name for path in paths])
-    records = [_record(answer, names) for answer in answers]
-    lines = "".join(map(_line, records))
-    pages = "\n".join(map(_page, records))
-    try:
-        for suffix, text in ((".jsonl", lines), (".md", pages)):
-            with _whole(_reserved(folder, "index", suffix)) as path:
-                path.write_text(text, encoding="utf-8")
-            paths.append(path)
-    except OSError as error:
-        raise DataError(f"cannot write to {folder}: {error}") from error
-    return paths
-
-
 class AnswerFiles:
-    """Write answers of one call as they come, as `save_interleaved` does at once, and none by half.
+    """Write answers of one call as they come: items as `save_generated` does, and two indices.
 
-    The indices hold the answers in the order in which they came, and at the end in that of their prompts.
+    `index.jsonl` holds one answer a line, text and files in order; `index.md` shows the same. They hold the
+    answers in the order in which they came, and at the end in that of their prompts. No file is overwritten,
+    and none is left half-written.
 
     Args:
         model: what makes them.

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from janus_plugins.core.environment import switched_on
-from janus_plugins.core.errors import JanusPluginsError, RunFileError
+from janus_plugins.core.errors import Interrupted, JanusPluginsError, RunFileError
 from janus_plugins.inference.halves import is_slow
 
 T = TypeVar("T")
@@ -123,8 +123,8 @@ class World:
 
 def retold(error: JanusPluginsError, rank: int = 0) -> JanusPluginsError:
     """Return an error as other ranks are told it: of a class of ours, which is made of one text."""
-    ours = JanusPluginsError.__module__
-    kind = next(each for each in type(error).__mro__ if each.__module__ == ours)
+    ours = (each for each in type(error).__mro__ if each.__module__ == JanusPluginsError.__module__)
+    kind = next(each for each in ours if each is not Interrupted)
     told: JanusPluginsError = kind(f"rank {rank}: {error}" if rank else str(error))
     told.exit_code = error.exit_code
     return told

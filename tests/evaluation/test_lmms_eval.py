@@ -90,7 +90,7 @@ def test_answers_are_those_of_ask_whatever_their_order_and_settings(lmms_eval: A
     model = lmms_eval.JanusPlugins(pretrained=str(folder), device="cpu", batch_size="2")
     documents = [
         shown("Which digit is this?", white),
-        shown("Put in order: seven two nine"),
+        shown("Put in order: <image> two nine"),
         shown("Which digit is this?", black),
         shown("Which digit is this?", white, black),
         shown("Which digit is this?", white, system="Answer."),
@@ -103,7 +103,7 @@ def test_answers_are_those_of_ask_whatever_their_order_and_settings(lmms_eval: A
     assert answers == [
         plain.ask(
             document[-1]["content"][-1]["text"],
-            images=images,
+            items={"image": images},
             max_new_tokens=each["max_new_tokens"],
             **({"system": "Answer."} if number == 4 else {}),
         )

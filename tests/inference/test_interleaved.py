@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from janus_plugins.core.errors import DataError, RunFileError
-from janus_plugins.inference.artefacts import AnswerFiles, Generated, Interleaved, save_interleaved
+from janus_plugins.inference.artefacts import AnswerFiles, Generated, Interleaved
 from janus_plugins.inference.events import ItemFinished, ItemStarted, Spoken, TextPiece
 from janus_plugins.inference.interleaved import interleave
 from janus_plugins.inference.paths import embed_given
@@ -260,11 +260,22 @@ def test_items_in_a_prompt_reach_the_item_that_is_made(model, guidance):
     assert not torch.equal(made[:2], model.generate("go", return_codes=True, **options))
 
 
+def saved(model, answers, folder):
+    """Write answers in order; return the names of all files, those of the indices last."""
+    before = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    files = AnswerFiles(model, folder, [answer.prompt for answer in answers])
+    for answer in answers:
+        files.add(answer)
+    indices = [path.name for path in files.close()]
+    return [*sorted({path.name for path in folder.iterdir()} - before - set(indices)), *indices]
+
+
 def test_files_and_an_index_hold_an_answer_in_order(model, tmp_path):
     answers = model.generate(PROMPTS, interleaved=True, **OPTIONS)
-    paths = save_interleaved(model, answers, tmp_path)
-    again = save_interleaved(model, answers, tmp_path)
-    assert not {path.name for path in paths} & {path.name for path in again}
+    paths = [tmp_path / name for name in saved(model, answers, tmp_path)]
+    again = saved(model, answers, tmp_path)
+    assert len(again) == len(paths)
+    assert not {path.name for path in paths} & set(again)
     lines = [json.loads(line) for line in (tmp_path / "index.jsonl").read_text().splitlines()]
     names = iter([path.name for path in paths])
     page = (tmp_path / "index.md").read_text()
@@ -320,18 +331,18 @@ def test_answers_that_ended_before_a_stop_are_in_files(model, tmp_path):
 def test_files_of_answers_are_alike_in_whatever_order_they_end(model, tmp_path, order, told):
     prompts = ["c", "why?", "c"]
     answers = model.generate(prompts, interleaved=True, **OPTIONS)
-    expected = save_interleaved(model, answers, tmp_path / "once")
+    expected = saved(model, answers, tmp_path / "once")
     files = AnswerFiles(model, tmp_path / "each", prompts)
     ready = [files.add(answers[place]) for place in order]
     indices = files.close()
-    for one, other in zip(indices, expected[-2:], strict=True):
-        assert (one.name, one.read_text()) == (other.name, other.read_text())
+    assert [path.name for path in indices] == expected[-2:]
     both = [tmp_path / folder for folder in ("once", "each")]
     once, each = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in both)
     assert once == each
     assert [bool(lines) for lines in ready] == told
-    names = iter(path.name for path in expected)
-    parts = [part if isinstance(part, str) else next(names) for answer in answers for part in answer.parts]
+    lines = [json.loads(line) for line in (tmp_path / "once" / "index.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == prompts
+    parts = [part.get("text") or part["file"] for line in lines for part in line["parts"]]
     assert [line.rpartition("each/")[2] for lines in ready for line in lines] == parts
 
 
@@ -354,7 +365,7 @@ def test_files_carry_the_number_of_their_prompt(model, tmp_path):
     answers = model.generate(PROMPTS, interleaved=True, **OPTIONS)
     answers[0] = replace(answers[0], parts=("words alone",))
     assert answers[1].items
-    numbers = {path.name.partition("_")[0] for path in save_interleaved(model, answers, tmp_path)}
+    numbers = {name.partition("_")[0] for name in saved(model, answers, tmp_path)}
     assert numbers == {"index.jsonl", "index.md", *(f"{at:04d}" for at in (1, 2) if answers[at].items)}
 
 
@@ -363,20 +374,25 @@ def test_an_answer_by_numbers_of_numpy_is_kept(model, tmp_path):
     chosen = {"guidance": np.int64(2), "temperature": np.float32(1), "seed": np.int64(5)}
     answers = model.generate(PROMPTS, interleaved=True, **options, **chosen)
     assert list(map(plain, answers)) == list(map(plain, model.generate(PROMPTS, interleaved=True, **OPTIONS)))
-    save_interleaved(model, answers, tmp_path)
+    saved(model, answers, tmp_path)
     assert json.loads((tmp_path / "index.jsonl").read_text().splitlines()[0])["seed"] == 5
 
 
-def test_no_index_is_left_half_written(model, tmp_path, monkeypatch):
+def test_indices_that_cannot_be_put_into_order_stay_as_they_came(model, tmp_path, monkeypatch):
+    answers = model.generate(PROMPTS, interleaved=True, **OPTIONS)
+    files = AnswerFiles(model, tmp_path, PROMPTS)
+    for answer in answers[::-1]:
+        files.add(answer)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
     def breaking(path, text, encoding):
         path.write_bytes(b"half")
         raise OSError(28, "no space left")
 
     monkeypatch.setattr(Path, "write_text", breaking)
-    answers = model.generate("why?", interleaved=True, **OPTIONS)
     with pytest.raises(DataError, match="no space left"):
-        save_interleaved(model, answers, tmp_path)
-    assert not list(tmp_path.glob("index*"))
+        files.close()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize(
