@@ -122,6 +122,18 @@ def placed(text: str, items: Sequence[Item], marks: Mapping[str, str] | None = N
     return tuple(parts)
 
 
+def marked(parts: Sequence[Part]) -> tuple[str, list[Item]]:
+    """Return text and items of parts, with a mark in the text where they do not all stand before it.
+
+    Marks also say an order that is not by modality; see `placed`.
+    """
+    items = [part for part in parts if isinstance(part, Item)]
+    usual = sorted(items, key=lambda item: item.modality)
+    if list(parts[: len(items)]) == usual:
+        return "".join(map(str, parts[len(items) :])), items
+    return "".join(f"<{part.modality}>" if isinstance(part, Item) else part for part in parts), items
+
+
 def asked(sample: Sample) -> tuple[str, list[Item]]:
     """Return the text of the user's turn, and the items that it shows.
 
@@ -136,12 +148,7 @@ def asked(sample: Sample) -> tuple[str, list[Item]]:
             f"{sample.key}: has {len(roles)} turns ({', '.join(roles)}); a task asks one question and reads "
             "one answer: make a row of each"
         )
-    parts = [part for turn in sample.turns if turn.role == "user" for part in turn.parts]
-    items = [part for part in parts if isinstance(part, Item)]
-    usual = sorted(items, key=lambda item: item.modality)
-    if parts[: len(items)] == usual:
-        return "".join(map(str, parts[len(items) :])), items
-    return "".join(f"<{part.modality}>" if isinstance(part, Item) else part for part in parts), items
+    return marked([part for turn in sample.turns if turn.role == "user" for part in turn.parts])
 
 
 def answered(sample: Sample) -> list[Part]:
@@ -164,9 +171,7 @@ def generated(sample: Sample) -> tuple[str, Item]:
     return prompt, items[0]
 
 
-def item_columns(items: Sequence[Sequence[Item]]) -> dict[str, list[list[object]]] | None:
-    """Turn items a question into, by modality, a list of values a question; None where there is no item."""
+def item_columns(items: Sequence[Sequence[Item]]) -> dict[str, list[list[object]]]:
+    """Turn items a question into, by modality, a list of values a question; empty where there is no item."""
     names = sorted({item.modality for row in items for item in row})
-    return {
-        name: [[item.value for item in row if item.modality == name] for row in items] for name in names
-    } or None
+    return {name: [[item.value for item in row if item.modality == name] for row in items] for name in names}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
 from janus_plugins.core.errors import RunFileError
+from janus_plugins.core.samples import Item, marked
 from janus_plugins.core.suggest import nearest
 from janus_plugins.door import load
 
@@ -158,25 +159,15 @@ def question_of(contents: Sequence[tuple[str, Any]]) -> tuple[str, dict[str, lis
     Args:
         contents: ("text", text) or (modality, item), in order.
     """
+    parts = [value if kind == "text" else Item(kind, value) for kind, value in contents]
+    text, shown = marked(parts)
     items: dict[str, list[Any]] = {}
-    for kind, value in contents:
-        if kind != "text":
-            items.setdefault(kind, []).append(value)
-    text = "".join(value for kind, value in contents if kind == "text")
-    first = next((place for place, (kind, _) in enumerate(contents) if kind == "text"), len(contents))
-    before = all(kind == "text" for kind, _ in contents[first:]) and len(items) < 2
-    if before and all(text.count(f"<{name}>") in (0, len(of)) for name, of in items.items()):
-        return text, items
-    plain = [(kind, _without(value, items) if kind == "text" else value) for kind, value in contents]
-    if before:
-        return "".join(value for kind, value in plain if kind == "text"), items
-    return "".join(value if kind == "text" else f"<{kind}>" for kind, value in plain), items
-
-
-def _without(text: str, marks: Mapping[str, Any]) -> str:
-    for name in marks:
-        text = text.replace(f"<{name}>", "")
-    return text
+    for item in shown:
+        items.setdefault(item.modality, []).append(item.value)
+    if any(text.count(f"<{name}>") not in (0, len(of)) for name, of in items.items()):
+        own = re.compile("|".join(f"<{name}>" for name in map(re.escape, items)))
+        text, _ = marked([own.sub("", part) if isinstance(part, str) else part for part in parts])
+    return text, items
 
 
 def _contents(message: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -189,9 +180,10 @@ def _contents(message: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def _alike(values: Sequence[Any]) -> Iterator[tuple[Any, list[int]]]:
     """Yield each different value with the places where it stands."""
-    order = sorted(range(len(values)), key=lambda place: (repr(values[place]), place))
-    for _, places in groupby(order, key=lambda place: repr(values[place])):
-        there = list(places)
+    places: dict[str, list[int]] = {}
+    for place, value in enumerate(values):
+        places.setdefault(repr(value), []).append(place)
+    for there in places.values():
         yield values[there[0]], there
 
 

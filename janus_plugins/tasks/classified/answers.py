@@ -69,7 +69,7 @@ def _answer(sample: Sample) -> Sequence[Part]:
 def _said(model: TrainedModel, samples: Sequence[Sample], settings: ClassifiedAnswersConfig) -> list[Said]:
     prompts, items = zip(*map(asked, samples), strict=True)
     common: dict[str, Any] = {
-        "items": item_columns(items) or {},
+        "items": item_columns(items),
         "guidance": settings.guidance,
         "temperature": settings.temperature,
         "seed": settings.seed,

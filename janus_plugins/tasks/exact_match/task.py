@@ -32,7 +32,7 @@ class ExactMatch:
                 questions, items, answers = zip(*map(_question, samples), strict=True)
                 said = model.ask(
                     list(questions),
-                    items=item_columns(items) or {},
+                    items=item_columns(items),
                     max_new_tokens=config.max_new_tokens,
                     temperature=0.0,
                     **({} if system is None else {"system": system}),
