@@ -56,9 +56,8 @@ def sampled(plan: GenerationPlan, head: Any, hidden: Tensor, others: Tensor | No
     with blamed(part, "sampling from", hidden):
         chosen: Tensor = head.sample(hidden, others, **options)
     _check_made(part, facts, chosen, [("B", len(hidden))])
-    return (
-        check_codes(plan, part, chosen) if chosen.device.type == "cpu" else chosen
-    )  # elsewhere it would wait
+    # Another device would have to be waited for.
+    return check_codes(plan, part, chosen) if chosen.device.type == "cpu" else chosen
 
 
 def check_codes(plan: GenerationPlan, part: Part, codes: Tensor) -> Tensor:

@@ -242,7 +242,7 @@ def _part_of_rows(
 
 
 def _length(value: Any) -> int:
-    return len(value) if isinstance(value, list | tuple | Tensor) and value is not None else 0
+    return len(value) if isinstance(value, list | tuple | Tensor) else 0
 
 
 def _serve(model: UnifiedModel, world: World) -> None:

@@ -153,7 +153,8 @@ class AnswerFiles:
             DataError: the folder cannot be written to.
         """
         paths = save_generated(self._model, answer.items, self._folder, self._numbers)
-        record, place = _record(answer, iter([path.name for path in paths])), self._place_of(answer)
+        place = self._places[answer.prompt, answer.index]
+        record = _record(answer, iter([path.name for path in paths]))
         with self._writing():
             if not self._records:
                 self._indices = [_reserved(self._folder, "index", suffix) for suffix in _INDICES]
@@ -181,9 +182,6 @@ class AnswerFiles:
                     with replaced(path) as partial:
                         partial.write_text(text, encoding="utf-8")
         return self._indices
-
-    def _place_of(self, answer: Interleaved) -> int:
-        return self._places[answer.prompt, answer.index]
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
