@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,7 @@ def test_files_that_cannot_be_written_are_named(tmp_path: Path, no_file_beyond: 
     named = [{"key": "pictures[0]", "reason": "truncated"}]
     pictures = [("seven", np.zeros((4, 4, 3), np.uint8))]
     values: dict[str, Any] = {"stage": "one", "stage_step": 1, "stage_steps": 2, "step": 1}
+    before = set(threading.enumerate())
     for file, write in (
         ("quarantine.jsonl", lambda metrics: metrics.quarantine(named, 1)),
         ("metrics.jsonl", lambda metrics: metrics.record(values)),
@@ -169,6 +171,8 @@ def test_files_that_cannot_be_written_are_named(tmp_path: Path, no_file_beyond: 
         message = rf"{file} cannot be written: .*; make room and go on with --resume"
         with no_file_beyond(5), pytest.raises(CheckpointError, match=message), metrics:
             write(metrics)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)  # what TensorBoard's says at its end must not befall the next test
 
 
 def test_a_report_that_cannot_be_written_is_named_and_leaves_the_former(
