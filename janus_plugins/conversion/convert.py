@@ -28,6 +28,7 @@ from janus_plugins.conversion.texts import foreign_texts
 from janus_plugins.core.errors import CheckpointError, RunFileError
 from janus_plugins.core.suggest import nearest
 from janus_plugins.model import native
+from janus_plugins.model.steady import unreplaced
 from janus_plugins.model.tensor_file import DTYPES, Entry, TensorWriter, shard, shard_names
 from janus_plugins.model.unified import UnifiedModel
 
@@ -70,21 +71,24 @@ def convert(source: str | Path, target: str | Path, layout: str = "native") -> C
 
     Raises:
         RunFileError: there is no such layout.
-        CheckpointError: the source is damaged or has no place in that layout, the target is taken, or the
-            disk is full. Nothing is left at the target then.
+        CheckpointError: the source is damaged, replaced meanwhile or has no place in that layout, the target
+            is taken, or the disk is full. Nothing is left at the target then.
     """
     wanted = _layout(layout)
     folder = native.new_folder(target)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not empty; choose another folder")
-    checkpoint = open_checkpoint(native.located(Path(source)))
-    try:
-        with partial_folder(folder) as partial:
-            entries, extras, notes = _write(checkpoint, partial, wanted)
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder}: writing failed: {error}; make room or choose another folder, and convert again"
-        ) from error
+    place = native.located(Path(source))
+    with unreplaced(place) as check:
+        checkpoint = open_checkpoint(place)
+        try:
+            with partial_folder(folder) as partial:
+                entries, extras, notes = _write(checkpoint, partial, wanted)
+                check()
+        except OSError as error:
+            raise CheckpointError(
+                f"{folder}: writing failed: {error}; make room or choose another folder, and convert again"
+            ) from error
     size = sum(entry.num_bytes for entry in entries.values())
     return Conversion(
         checkpoint.folder, checkpoint.layout, folder, wanted, len(entries), size, tuple(extras), notes

@@ -28,6 +28,7 @@ from janus_plugins.core.runfile import dump_run, load_run, locator
 from janus_plugins.core.schema import ModelBlock
 from janus_plugins.core.wiring import resolve
 from janus_plugins.model.empty import Filler, compose_empty
+from janus_plugins.model.steady import steadily
 from janus_plugins.model.tensor_file import KEPT_DTYPES, TensorFile, write_tensors
 from janus_plugins.model.unified import UnifiedModel
 from janus_plugins.sequence.tokenizers import load_tokenizer
@@ -206,18 +207,23 @@ def _shards(state: Mapping[str, Tensor]) -> tuple[list[dict[str, Tensor]], dict[
 
 
 def load_native(folder: str | Path, device: torch.device | str = "cpu") -> UnifiedModel:
-    """Load a native checkpoint.
+    """Load a native checkpoint; of one that a run replaces meanwhile, the new one.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the tensors do not fit the config.
         PluginError: a part's plugin is not installed; the message says what to install.
     """
     source = Path(folder)
-    verify_manifest(source)
-    model = compose_empty(read_plan(source), load_tokenizer(str(source)))
-    load_tensors(model, source)
+    model = steadily(source, lambda: _read(source))
     _refuse_uncomputed(model)
     return model.to(device).eval()
+
+
+def _read(folder: Path) -> UnifiedModel:
+    verify_manifest(folder)
+    model = compose_empty(read_plan(folder), load_tokenizer(str(folder)))
+    load_tensors(model, folder)
+    return model
 
 
 def _refuse_uncomputed(model: UnifiedModel) -> None:

@@ -31,6 +31,7 @@ from janus_plugins.evaluation.runner import evaluate_model
 from janus_plugins.model import native
 from janus_plugins.model.compose import compose_plan
 from janus_plugins.model.native import load_native, save_native
+from janus_plugins.model.tensor_file import TensorFile
 from tests.tiny import write_tiny
 
 
@@ -173,6 +174,49 @@ def test_a_copy_of_former_weights_beside_the_model_is_not_loaded(model, folder, 
     assert torch.equal(jp.load(folder).state_dict()[name], state[name])
     jp.convert(folder, tmp_path / "again")
     assert torch.equal(jp.load(tmp_path / "again").state_dict()[name], state[name])
+
+
+@pytest.fixture
+def replacing(model, folder, monkeypatch):
+    """Replace the folder after the first tensor that is read of it, as a run does at the end of a stage."""
+    get = TensorFile.get
+
+    def start(times: int) -> dict[str, torch.Tensor]:
+        new = {name: value + 1 for name, value in model.state_dict().items()}
+        left = [times]
+
+        def get_and_replace(self, name):
+            tensor = get(self, name)
+            if left[0]:
+                left[0] -= 1
+                save_native(model, folder, new)
+            return tensor
+
+        monkeypatch.setattr(TensorFile, "get", get_and_replace)
+        return new
+
+    return start
+
+
+def test_a_folder_that_is_replaced_while_it_is_read_is_read_anew(folder, replacing):
+    new, loaded = replacing(1), jp.load(folder).state_dict()
+    assert all(torch.equal(loaded[name], new[name]) for name in new)
+
+
+def test_a_folder_that_is_replaced_again_and_again_is_refused(folder, replacing):
+    replacing(10_000)
+    with pytest.raises(CheckpointError, match="was replaced by another checkpoint while it was read"):
+        jp.load(folder)
+
+
+def test_a_folder_that_is_replaced_while_it_is_converted_is_no_mixture(folder, replacing, tmp_path):
+    new = replacing(1)
+    with pytest.raises(CheckpointError, match="was replaced by another checkpoint while it was read"):
+        jp.convert(folder, tmp_path / "converted")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+    jp.convert(folder, tmp_path / "converted")
+    loaded = jp.load(tmp_path / "converted").state_dict()
+    assert all(torch.equal(loaded[name], new[name]) for name in new)
 
 
 @pytest.mark.parametrize("address", ["language_model", "generation.image.encoder"])
