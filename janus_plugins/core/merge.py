@@ -85,6 +85,11 @@ def apply_override(root: Node, override: Override) -> Node:
     keys = _keys(root, RunConfig, override.parts, override)
     if override.value.value is None:
         _refuse_removal(root, keys, override)
+    annotation: Any = RunConfig
+    for key in keys:
+        annotation = below(annotation, key)
+    # It takes the place of what was there.
+    _refuse_removals(None, override.value, annotation, tuple(map(str, keys)), "")
     return _put(root, keys, override.value)
 
 
@@ -97,6 +102,8 @@ def _refuse_removals(
     """
     if isinstance(over.value, list):
         _refuse_empty_items(over, annotation, path)
+        for index, node in enumerate(over.value):
+            _refuse_removals(None, node, below(annotation, index), (*path, str(index)), "")
     if not isinstance(over.value, dict):
         return
     for key, node in over.value.items():
@@ -104,8 +111,14 @@ def _refuse_removals(
         if node.value is None and names_entries(annotation, key) and _is_empty(there):
             named = ".".join(inner)
             problem = f"{whose} has no {named} to remove.{_near(key, base)}"
-            raise RunFileError(f"{node.where}: {problem if whose else f'{named}: is empty; remove the line'}")
+            raise RunFileError(f"{node.where}: {problem if whose else f'{named}: is empty; {_advice(key)}'}")
         _refuse_removals(there, node, below(annotation, key), inner, whose)
+
+
+def _advice(key: str) -> str:
+    """Return what to do about an entry without a value; YAML takes `{a:1}` for the key "a:1"."""
+    name, colon, value = key.partition(":")
+    return f"write '{name}: {value}', with a space" if colon and value else "remove the line"
 
 
 def _refuse_empty_items(over: Node, annotation: Any, path: tuple[str, ...]) -> None:

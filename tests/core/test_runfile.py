@@ -298,6 +298,20 @@ def test_an_entry_without_content_is_refused_where_there_is_no_base() -> None:
     assert line == "run.yaml:12: data.read: is empty; remove the line"
 
 
+@pytest.mark.parametrize(
+    ("new", "said"),
+    [
+        ("mix: {understanding:1, text: 1}", "mix.understanding:1: is empty; write 'understanding: 1', with a space"),
+        ("mix: {understanding: , text: 1}", "mix.understanding: is empty; remove the line"),
+        ("mix: {text: 1}\n    sources: {read:2, x: {}}", "sources.read:2: is empty; write 'read: 2', with a space"),
+    ],
+)  # fmt: skip
+def test_an_entry_of_a_stage_without_a_value_is_refused_not_dropped(new: str, said: str) -> None:
+    """YAML takes `{a:1, b: 2}` for a key "a:1" without a value: the stage was trained without it."""
+    (line,) = refusal(RUN.replace("mix: {understanding: 1}", new))
+    assert line.endswith(f": stages.0.{said}")
+
+
 def test_another_type_of_tokenizer_does_not_inherit_what_the_first_one_reads(folder: Path) -> None:
     trained = RUN.replace(
         "tokenizer: {type: bytes}", "tokenizer: {type: trained, vocab_size: 99, level: word}"
@@ -488,6 +502,11 @@ def test_overrides_apply_in_order() -> None:
         ("stages.unified.learn.langage_model=null", "to remove. Did you mean 'language_model'?"),
         ("stages.unified.sources.read=null", "the run has no stages.unified.sources.read to remove."),
         ("evaluation.nope=null", "the run has no evaluation.nope to remove."),
+        (
+            "stages.unified.mix={understanding:1, text: 1}",
+            "stages.1.mix.understanding:1: is empty; write 'understanding: 1', with a space",
+        ),
+        ("data={read: null}", "data.read: is empty; remove the line"),
         ("steps", "write path=value"),
         ("=1", "write path=value"),
         ("stages..steps=1", "write path=value"),
