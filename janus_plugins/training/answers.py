@@ -37,6 +37,8 @@ def encoder_key(part: Part, module: nn.Module, precision: str) -> str:
     """Return a sha256 of all that an encoder's answers hang on: component, options, processor, weights."""
     owner = [part.owner.distribution, part.owner.version, str(part.spec.kind), part.spec.name]
     options = options_of(part)
+    if precision == "bf16" and any(value.is_floating_point() for value in module.buffers()):
+        precision += ", buffers in fp32"  # answers of before, whose buffers were rounded too, are others
     digest = hashlib.sha256(digest_of([owner, options, part.spec.processor, precision]).encode())
     for name, tensor in sorted(module.state_dict().items()):
         exact = tensor.float() if tensor.is_floating_point() else tensor

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from janus_plugins.core.catalogue import load_processor
 from janus_plugins.core.errors import DataError, RunFileError
@@ -196,12 +197,19 @@ def _encoders(
             _refuse_other(whole.plan, part, folder)
             module = whole.get_submodule(part.address)
         key = encoder_key(part, module, precision)
-        kind = torch.bfloat16 if precision == "bf16" else torch.float32
-        module = module.to(world.device, kind).eval()
+        module = module.to(world.device, torch.float32).eval()
+        if precision == "bf16":
+            _round(module)
         processor = load_processor(part.spec)(part.config)
         reader = getattr(plan.model, path)[modality]
         encoders[path, modality] = Encoder((path, modality), reader, module, processor, key, world.device)
     return encoders
+
+
+def _round(module: nn.Module) -> None:
+    """Put a module into bf16 as DeepSpeed does: its parameters, not its buffers, such as codebooks."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def _native(folder: Path) -> UnifiedModel:

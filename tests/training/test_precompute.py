@@ -134,6 +134,46 @@ def test_training_with_answers_takes_the_same_steps(tiny: Path, world: World, tm
         assert other_norm == pytest.approx(norm, rel=1e-5)
 
 
+SOUND = """
+name: sound
+model:
+  language_model:
+    use: llama
+    options: {vocab_size: 48, hidden_size: 32, intermediate_size: 64, num_layers: 1, num_heads: 2, max_positions: 64}
+    tokenizer: {type: trained, level: word, vocab_size: 48}
+    template: plain
+  generation:
+    audio:
+      encoder: {use: rvq, options: {seconds: 0.4, rate: 8000, num_codebooks: 2, codebook_size: 16}}
+      adapter: {use: code-sum}
+      head: {use: depth, options: {width: 16, layers: 1, num_heads: 2}}
+data:
+  play: {use: tones, task: generation, options: {size: 72}}
+stages:
+  - name: one
+    learn: {generation.audio.adapter: 3e-3, generation.audio.head: 3e-3}
+    mix: {generation: 1}
+    steps: 2
+    batch: 8
+    max_length: 64
+engine: {precision: bf16}
+"""
+
+
+def test_in_bf16_a_codebook_that_is_a_buffer_is_as_in_training(tmp_path: Path, world: World) -> None:
+    """DeepSpeed rounds parameters alone."""
+    quiet = Console(file=io.StringIO())
+    (tmp_path / "run.yaml").write_text(SOUND)
+    plan = resolve(load_run(tmp_path / "run.yaml"))
+    precompute(plan, tmp_path / "answers", world)
+    using = resolve(load_run(tmp_path / "run.yaml", [f"data.play.precomputed={tmp_path / 'answers'}"]))
+    train(plan, tmp_path / "plain", console=quiet)
+    train(using, tmp_path / "with", console=quiet)
+    one, other = losses(tmp_path / "plain"), losses(tmp_path / "with")
+    assert len(one) == len(other) == 2
+    assert one == other
+
+
 def test_stale_answers_are_refused(tiny: Path, folder: Path) -> None:
     plan = using(tiny, folder)
     model, stage = compose_plan(plan), plan.run.stages[ADAPTERS]
