@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -101,9 +102,9 @@ def save_generated(
         for one in made:
             processor = model.processor(one.modality)
             stem = f"{numbers[one.prompt]:04d}_{one.index:02d}_{slug(one.prompt)}"
-            with _whole(_reserved(folder, stem, processor.suffix)) as path:
-                processor.write(one.artefact, str(path), metadata(model, one))
-            paths.append(path)
+            with _beside(folder, stem, processor.suffix) as partial:
+                processor.write(one.artefact, str(partial), metadata(model, one))
+                paths.append(_named(partial, folder, stem, processor.suffix))
     except OSError as error:
         raise DataError(f"cannot write to {folder}: {error}") from error
     return paths
@@ -248,13 +249,24 @@ def slug(text: str) -> str:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Remove a reserved file where writing it is broken off: what is there is whole."""
+def _beside(folder: Path, stem: str, suffix: str) -> Iterator[Path]:
+    """Give the place where a file is written before it gets its name, which it never has while it is half."""
+    partial = folder / f".{stem}.{secrets.token_hex(4)}.tmp{suffix}"
     try:
-        yield path
+        yield partial
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _named(partial: Path, folder: Path, stem: str, suffix: str) -> Path:
+    """Give a whole file a name that nobody has taken, and return its path."""
+    path = _reserved(folder, stem, suffix)
+    try:
+        os.replace(partial, path)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+    return path
 
 
 def _reserved(folder: Path, stem: str, suffix: str) -> Path:

@@ -328,6 +328,21 @@ def test_no_file_is_left_half_written(model, tmp_path, monkeypatch, fault):
     assert [path.name for path in tmp_path.iterdir()] == ["0000_00_a.png"]
 
 
+def test_a_file_has_its_name_only_when_it_is_whole(model, tmp_path, monkeypatch):
+    """A launcher, or a scheduler at its limit of time, sends SIGTERM: nothing is cleaned up then."""
+    write, seen = DrawProcessor.write, []
+
+    def watched(self, artefact, path, metadata):
+        Path(path).write_bytes(b"half")
+        seen.append([name.name for name in tmp_path.iterdir() if not name.name.startswith(".")])
+        write(self, artefact, path, metadata)
+
+    monkeypatch.setattr(DrawProcessor, "write", watched)
+    save_generated(model, model.generate(["a"], num_per_prompt=2), tmp_path)
+    assert seen == [[], ["0000_00_a.png"]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0000_00_a.png", "0000_01_a.png"]
+
+
 def test_a_name_is_short_and_safe():
     assert slug("../../etc/passwd\0") == "etc-passwd"
     assert slug("!?") == "item"
