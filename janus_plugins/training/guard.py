@@ -33,19 +33,25 @@ def locked(out: Path) -> Iterator[Callable[[], None]]:
         RunFileError: another run holds it.
         CheckpointError: the folder cannot be written.
     """
-    try:
+    with _refusing(out):
         out.mkdir(parents=True, exist_ok=True)
-        stream = (out / ".lock").open("a+", encoding="utf-8")
+        stream = (out / ".lock").open("ab+", buffering=0)
+    with stream:
+        _take(stream.fileno(), out)
+        with _refusing(out):
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield lambda: _check(stream.fileno(), out)
+
+
+@contextmanager
+def _refusing(out: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise CheckpointError(
             f"{out} cannot be written: {error}; choose another folder with --out"
         ) from error
-    with stream:
-        _take(stream.fileno(), out)
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-        stream.flush()
-        yield lambda: _check(stream.fileno(), out)
 
 
 def _check(descriptor: int, out: Path) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +46,12 @@ def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path: Path) -> None
         holder.send_signal(signal.SIGKILL)
     with locked(tmp_path):
         assert f"process {os.getpid()}" in (tmp_path / ".lock").read_text()
+
+
+def test_a_full_disk_is_told_with_the_folder(tmp_path: Path, no_file_beyond: Any) -> None:
+    told = pytest.raises(CheckpointError, match=rf"{tmp_path} cannot be written: .* --out")
+    with no_file_beyond(0), told, locked(tmp_path):
+        pass
 
 
 def test_a_run_whose_folder_became_anothers_leaves_it_alone(world: World, tmp_path: Path) -> None:
