@@ -55,10 +55,12 @@ def start_from(
         _refuse_going_back(checkpoints, first, only_stage)
         say(f"resuming stage {only_stage} alone")
     found = checkpoints.find(say, None if only_stage is None else first)
-    _refuse_changes(found, run_identity(recipe), checkpoints.root)
+    _refuse_changes(found, run_identity(recipe), checkpoints.root, recipe.provenance)
     checkpoints.set_aside(found, say)
     if recipe.source is not None:
         say(f"note: {recipe.source} is left aside; the run goes on from a checkpoint of its own")
+    for change in _other_versions(found.manifest.get("provenance", {}), recipe.provenance):
+        say(f"note: {change}")
     say(f"going on from {checkpoints.root / found.name} (step {found.position.total})")
     return found
 
@@ -100,10 +102,12 @@ def _stage_of(name: str, checkpoints: Checkpoints, otherwise: int) -> int:
         return otherwise
 
 
-def _refuse_changes(found: Found, own: dict[str, Any], root: Path) -> None:
+def _refuse_changes(found: Found, own: dict[str, Any], root: Path, provenance: Mapping[str, Any]) -> None:
     """Refuse a run file that differs in what the checkpoint was trained with; later stages may change."""
     begun = found.position.stage + 1
-    saved = found.manifest.get("identity", {})
+    made_by = found.manifest.get("provenance", {})
+    saved = {**found.manifest.get("identity", {}), "components": _components(made_by)}
+    own = {**own, "components": _components(provenance)}
     for key in {"draws", "options"} - saved.keys():  # a run that was begun before this was recorded, as below
         own = {name: value for name, value in own.items() if name != key}
     if "round_robin_gradients" not in saved.get("engine", {}):
@@ -113,27 +117,68 @@ def _refuse_changes(found: Found, own: dict[str, Any], root: Path) -> None:
         lines = [line for line in lines if not line.startswith("engine.")]
     if lines:
         listed = "\n  ".join(lines[:12])
+        changed = "".join(f"\nnote: {change}" for change in _other_versions(made_by, provenance))
         raise CheckpointError(
-            f"{root / found.name} belongs to another run:\n  {listed}\nundo this, or start anew with --out"
+            f"{root / found.name} belongs to another run:\n  {listed}{changed}\n"
+            "undo this, or start anew with --out"
         )
 
 
 def _told(saved: dict[str, Any], own: dict[str, Any]) -> list[str]:
-    """Return where two identities differ; of options what holds counts, wherever it is said.
+    """Return where two identities differ; of options and components what holds counts, wherever it is said.
 
     A default may have changed with a plugin since. One that only one of the two knows is new, or gone.
+    A component's bare name, and its name with the distribution's, mean the same where one plugin offers it.
     """
     then, now = saved.pop("options", {}), own.pop("options", {})
-    lines = [line for line in differences(saved, own) if not _both_know(line, then, now)]
+    made_by, makes = saved.pop("components", {}), own.pop("components", {})
+    same = {address for address, component in made_by.items() if makes.get(address) == component}
+    lines = [
+        line
+        for line in differences(saved, own)
+        if not (_both_know(line, then, now) or _address(line, ".use") in same)
+    ]
+    told = {_address(line, ".use") for line in lines}
+    others = differences(_shared(made_by, makes), _shared(makes, made_by))
+    lines += [line for line in others if line.partition(": ")[0] not in told]
     return lines + differences(_shared(then, now), _shared(now, then), "options")
+
+
+def _address(line: str, key: str) -> str:
+    """Return the part's address in a difference of its `key`; of others, no part's."""
+    where = line.partition(": ")[0]
+    address = where.partition(key)[0] if key in where else ""
+    return address.removeprefix("model.").replace("language_model.head", "language_model.text_head")
+
+
+def _components(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """Return "distribution/name" of each part of the model and of its data, by address."""
+    components = {}
+    for address, made_by in provenance.get("parts", {}).items():
+        distribution, _, component = made_by.partition("==")
+        if not address.startswith(("evaluation.", "callbacks.")):
+            components[address] = f"{distribution}/{component.rpartition('/')[2]}"
+    return components
+
+
+def _other_versions(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say which of the plugins that a checkpoint was made with are of another version now."""
+    saved, own = (
+        dict(made_by.partition(" ")[0].split("==") for made_by in one.get("parts", {}).values())
+        for one in (then, now)
+    )
+    return [
+        f"it was made with {name} {version}; {name} {own[name]} is installed"
+        for name, version in sorted(saved.items())
+        if own.get(name, version) != version
+    ]
 
 
 def _both_know(line: str, *known: Mapping[str, Any]) -> bool:
     """Answer whether a difference is of an option of a run file whose value is known on both sides."""
-    address, _, rest = line.partition(": ")[0].partition(".options.")
-    address = address.removeprefix("model.").replace("language_model.head", "language_model.text_head")
+    rest = line.partition(": ")[0].partition(".options.")[2]
     name = rest.partition(".")[0].partition("[")[0]
-    options = [one.get(address) for one in known]
+    options = [one.get(_address(line, ".options.")) for one in known]
     return all(isinstance(one, Mapping) and name in one for one in options)
 
 
@@ -151,11 +196,12 @@ def _until(identity: Mapping[str, Any], begun: int) -> dict[str, Any]:
         kept["draws"] = identity["draws"][:begun]
         drawn = {name for names in kept["draws"] for name in names}
         kept["data"] = {name: block for name, block in identity["data"].items() if name in drawn}
-        kept["options"] = {
-            address: options
-            for address, options in identity.get("options", {}).items()
-            if not address.startswith("data.") or address.removeprefix("data.") in drawn
-        }
+        for key in ("options", "components"):
+            kept[key] = {
+                address: told
+                for address, told in identity.get(key, {}).items()
+                if not address.startswith("data.") or address.removeprefix("data.") in drawn
+            }
     return kept
 
 

@@ -334,6 +334,51 @@ def test_options_are_those_that_hold(
             start(recipe, tmp_path, world, resume=True)
 
 
+@pytest.mark.parametrize(
+    ("use", "made_by", "named"),
+    [
+        ("acme/eye", "acme==1.1 understanding_encoder/eye", None),  # another plugin offers the name since
+        (
+            "eye",
+            "zeta==1.0 understanding_encoder/eye",
+            rf"{EYE}: 'acme/eye' was saved, this run has 'zeta/eye'",
+        ),
+        (
+            "zeta/eye",
+            "zeta==1.0 understanding_encoder/eye",
+            rf"{EYE}.use: 'eye' was saved, this run has 'zeta/eye'",
+        ),
+    ],
+)
+def test_a_component_is_whose_it_is_however_it_is_called(
+    use: str,
+    made_by: str,
+    named: str | None,
+    world: World,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A bare name may be two plugins' today, or another's."""
+
+    def made(use: str, made_by: str) -> dict[str, Any]:
+        block = {"understanding": {"image": {"encoder": {"use": use, "options": {}}}}}
+        identity = {"model": block, "data": {}, "draws": [[], []], "options": {EYE: {}}}
+        watcher = {"callbacks.watch": "watchers==1.0 callback/watch"} if use == "eye" else {}
+        return {"identity": identity, "provenance": {"parts": {EYE: made_by, **watcher}}}
+
+    saved = made("eye", "acme==1.0 understanding_encoder/eye")
+    with pytest.raises(Crash):
+        start(toy_run(*STAGES, data=CrashingRecipe(3), engine={"save_every": 1}, **saved), tmp_path, world)
+    recipe = toy_run(*STAGES, **made(use, made_by))
+    if named is None:
+        assert start(recipe, tmp_path, world, resume=True).steps == 8
+        assert "it was made with acme 1.0; acme 1.1 is installed" in " ".join(capsys.readouterr().out.split())
+    else:
+        with pytest.raises(CheckpointError, match=named) as refused:
+            start(recipe, tmp_path, world, resume=True)
+        assert str(refused.value).count("was saved") == 1
+
+
 def test_bad_data_before_the_first_step_leaves_nothing_to_resume(world: World, tmp_path: Path) -> None:
     class First(ToyRecipe):
         def bad(self, step: int) -> tuple[Any, ...]:
