@@ -89,10 +89,10 @@ class Catalogue:
         """Return the component that a run file calls `use`: "name" or "distribution/name".
 
         Raises:
-            PluginError: if there is none, if two plugins offer the bare name and janus-plugins does not, or
-                if a module that the component requires is not installed. (One that is installed and does
-                not import raises when the component is loaded: importing it here would bring torch into
-                `validate`.)
+            PluginError: if there is none, if two plugins offer the bare name and janus-plugins does not, if
+                the preferred one does not offer it while another plugin does, or if a module that the
+                component requires is not installed. (One that is installed and does not import raises when
+                the component is loaded: importing it here would bring torch into `validate`.)
         """
         distribution, name = _split(use)
         found = [
@@ -104,6 +104,9 @@ class Catalogue:
         if not found:
             self._refuse(kind, use)
         found = self._chosen(found)
+        preferred = "" if distribution else self._preferred.get((str(kind), name), "")
+        if preferred and not {entry.owner.distribution for entry in found} & {preferred, OWN}:
+            self._refuse_others(kind, use, preferred, found)
         if len(found) > 1:
             spellings = " or ".join(repr(entry.full_name) for entry in found)
             raise PluginError(f"{kind} {use!r} is offered by {len(found)} plugins; write {spellings}")
@@ -144,6 +147,17 @@ class Catalogue:
         if not hints:
             hints = ["If a plugin should offer it: it is not installed here, or declares no entry point."]
         raise PluginError(" ".join([*sentences, *hints]))
+
+    def _refuse_others(self, kind: Kind, use: str, preferred: str, found: list[CatalogueEntry]) -> NoReturn:
+        """Raise that only others than the preferred plugin offer a name: theirs is another component."""
+        bad = [each for each in self._reports if each.distribution == preferred and each.status != "ok"]
+        known = any(each.distribution == preferred for each in self._reports)
+        why = f"{preferred}, which offers it no more" if known else f"{preferred}, which is not installed"
+        others = " or ".join(repr(entry.full_name) for entry in found)
+        raise PluginError(
+            f"{kind} {use!r} is that of {f'{preferred}: {_outcome(bad[0])}' if bad else why}. "
+            f"{others} has the same name, and may compute something else"
+        ) from (bad[0].exception if bad else None)
 
     def failures(self) -> tuple[str, ...]:
         """Return a sentence for each plugin that did not load."""

@@ -120,6 +120,27 @@ def test_our_own_component_keeps_its_bare_name(found: Catalogue) -> None:
     assert both.preferring({("adapter", "mlp"): "gone"}).get(Kind.ADAPTER, "mlp") == ours
 
 
+@pytest.mark.parametrize(
+    ("blocked", "said"),
+    [
+        ((HEAVY,), "is that of gone, which is not installed"),
+        (
+            (HEAVY, "janus-test-twin-a"),
+            "is that of janus-test-twin-a: plugin janus-test-twin-a:main is blocked",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("found")
+def test_another_plugins_component_does_not_stand_in_for_the_preferred_one(
+    blocked: tuple[str, ...], said: str
+) -> None:
+    found = catalogue_of(PluginHost([PluginList("block", blocked, "the test")]))
+    preferred = "gone" if len(blocked) == 1 else blocked[-1]
+    error = refusal(found.preferring({("adapter", "test-twin"): preferred}), Kind.ADAPTER, "test-twin")
+    assert said in str(error)
+    assert "'janus-test-twin-b/test-twin' has the same name, and may compute something else" in str(error)
+
+
 def test_two_owners_of_one_name_are_never_chosen_between(found: Catalogue) -> None:
     said = str(refusal(found, Kind.ADAPTER, "test-twin"))
     assert "write 'janus-test-twin-a/test-twin' or 'janus-test-twin-b/test-twin'" in said
