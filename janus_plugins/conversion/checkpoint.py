@@ -46,7 +46,7 @@ from janus_plugins.core.problems import listed
 from janus_plugins.core.schema import RunConfig, is_folder_name
 from janus_plugins.core.wiring import resolve
 from janus_plugins.model.empty import compose_empty
-from janus_plugins.model.native import is_native, read_plan, verify_manifest, weight_files
+from janus_plugins.model.native import is_native, read_plan, verify_manifest, versions_told, weight_files
 from janus_plugins.model.tensor_file import Entry, TensorFile
 from janus_plugins.model.unified import UnifiedModel
 from janus_plugins.sequence.templates import special_tokens
@@ -204,7 +204,8 @@ def _open_native(folder: Path) -> Checkpoint:
         shared |= json.loads(file.metadata.get("shared", "{}"))
     own = model.state_dict()
     places = {name: Place((shared.get(name, name),), "same") for name in own}
-    entries = account_for(files, places, model, str(folder), {})
+    with versions_told(folder, model.plan):
+        entries = account_for(files, places, model, str(folder), {})
     extra_files = open_extras(folder)
     extras = dict(extra_files.entries)
     refuse_unreadable(extras, str(folder))

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from janus_plugins.core.blame import full_name
 from janus_plugins.core.catalogue import catalogue_for
 from janus_plugins.core.errors import CheckpointError, PluginError, RunFileError
 from janus_plugins.core.outputs import left_by_the_dead, partial_of
-from janus_plugins.core.plan import RunPlan, plain_options
+from janus_plugins.core.owner import Owner
+from janus_plugins.core.plan import Part, RunPlan, plain_options
 from janus_plugins.core.runfile import dump_run, load_run, locator
 from janus_plugins.core.schema import ModelBlock
 from janus_plugins.core.wiring import resolve
@@ -35,6 +38,7 @@ from janus_plugins.sequence.tokenizers import load_tokenizer
 
 FORMAT = 1
 SHARD_BYTES = 4_500_000_000
+_log = logging.getLogger(__name__)
 
 
 def save_native(model: UnifiedModel, folder: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
@@ -222,7 +226,8 @@ def load_native(folder: str | Path, device: torch.device | str = "cpu") -> Unifi
 def _read(folder: Path) -> UnifiedModel:
     verify_manifest(folder)
     model = compose_empty(read_plan(folder), load_tokenizer(str(folder)))
-    load_tensors(model, folder)
+    with versions_told(folder, model.plan):
+        load_tensors(model, folder)
     return model
 
 
@@ -244,15 +249,58 @@ def read_plan(folder: Path) -> RunPlan:
         PluginError, RunFileError: one is not installed, or its options are others today; the
             message says what to install.
     """
-    made_by = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    made_by = _made_by(folder)
     options = {address: part.get("options", {}) for address, part in made_by["parts"].items()}
     run = load_run(folder / "config.yaml")
     locate = locator(run)
     try:
         found = catalogue_for(run, locate).preferring(_owners(run.model, made_by["parts"]))
-        return resolve(run, found, locate, trains=False, options=options)
+        plan = resolve(run, found, locate, trains=False, options=options)
     except (PluginError, RunFileError) as error:
         raise type(error)(f"{folder}: {error}\n{_install_hint(made_by)}") from error
+    for part in plan.model.parts():
+        for change in _unlike(part, made_by["parts"].get(part.address, {})):
+            _log.warning(
+                "%s: %s was made with %s; it may compute something else", folder, part.address, change
+            )
+    return plan
+
+
+def _made_by(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "provenance.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def _unlike(part: Part, made_by: Mapping[str, Any]) -> Iterator[str]:
+    """Say how a part differs, where no error does, from what made it: its owner, options that are gone."""
+    owner, today = part.owner, plain_options(part.config)
+    made = f"{made_by.get('distribution')} {made_by.get('version')}"
+    here = f"{owner.distribution} {owner.version}"
+    if made_by and made_by["distribution"] != owner.distribution:
+        yield f"{made_by['component']} of {made}, which cannot be had here: that of {here} is used"
+    if today or not type(part.config).model_fields:  # else its options are no plain data
+        gone = {name: value for name, value in made_by.get("options", {}).items() if name not in today}
+        for name, value in gone.items():
+            yield f"the option {name}: {value!r} of {made}, which {here} does not have"
+
+
+@contextmanager
+def versions_told(folder: Path, plan: RunPlan) -> Iterator[None]:
+    """Add to what a checkpoint's weights raise which plugins were of another version when it was made."""
+    try:
+        yield
+    except CheckpointError as error:
+        changed = set()
+        for address, made in _made_by(folder)["parts"].items():
+            part = next((one for one in plan.model.parts() if one.address == address), None)
+            if part and part.owner != Owner(made["distribution"], made["version"]):
+                owner, wanted = part.owner, f"{made['distribution']}=={made['version']}"
+                changed.add(
+                    f"{address} was made with {wanted}, here it is of {owner.distribution}=={owner.version}; "
+                    f"next: pip install {wanted}"
+                )
+        if not changed:
+            raise
+        raise type(error)("\n".join([str(error), *sorted(changed)])) from error
 
 
 def _owners(block: ModelBlock, parts: Mapping[str, Any]) -> dict[tuple[str, str], str]:
@@ -375,6 +423,7 @@ __all__ = [
     "save_native",
     "save_tensors",
     "verify_manifest",
+    "versions_told",
     "weight_files",
     "write_manifest",
     "write_texts",

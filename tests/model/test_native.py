@@ -19,6 +19,7 @@ from torch import nn
 from transformers import LlamaConfig
 
 import janus_plugins as jp
+from janus_plugins.conversion.checkpoint import open_checkpoint
 from janus_plugins.core.catalogue import Catalogue, CatalogueEntry, catalogue
 from janus_plugins.core.errors import CheckpointError, PluginError, RunFileError
 from janus_plugins.core.kinds import Kind
@@ -536,6 +537,30 @@ def test_options_that_are_others_today_tell_the_version_that_had_them(
     monkeypatch.setattr(native, "catalogue_for", lambda run, locate: found)
     with pytest.raises(RunFileError, match="(?s)" + re.escape(said) + ".*made with: pip install it==1"):
         jp.load(folder)
+
+
+@pytest.mark.parametrize("read", [jp.load, open_checkpoint])
+def test_weights_of_another_version_tell_the_version_that_fits(model, folder, read):
+    """A layer that a plugin renamed is an unknown tensor: what helps is the version that had it."""
+    made_by = json.loads((folder / "provenance.json").read_text())
+    made_by["parts"]["understanding.image.encoder"]["version"] = "0.0.1"
+    edited(folder, "embed_dim: 16", "embed_dim: 32", made_by)
+    said = r"understanding.image.encoder was made with janus-plugins==0\.0\.1, here it is of janus-plugins=="
+    with pytest.raises(CheckpointError, match="(?s)shape.*" + said):
+        read(folder)
+
+
+def test_an_option_and_a_plugin_that_are_gone_are_told(model, folder, caplog):
+    """Nobody wrote the option down, so nothing refuses it; the name is ours, too."""
+    made_by = json.loads((folder / "provenance.json").read_text())
+    made_by["parts"]["understanding.image.encoder"]["options"]["gain"] = 2.0
+    made_by["parts"]["understanding.image.adapter"] |= {"distribution": "acme", "version": "1.0"}
+    edited(folder, "use: mlp", "use: mlp", made_by)
+    jp.load(folder)
+    told = [record.getMessage() for record in caplog.records if record.name == native.__name__]
+    assert len(told) == 2
+    assert "encoder was made with the option gain: 2.0 of janus-plugins" in told[0]
+    assert "adapter was made with adapter/mlp of acme 1.0, which cannot be had here" in told[1]
 
 
 @pytest.mark.parametrize("use", ["llama", "causal-lm"])
