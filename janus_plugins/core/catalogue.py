@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -20,12 +23,15 @@ from janus_plugins.core.errors import PluginError
 from janus_plugins.core.kinds import Kind
 from janus_plugins.core.owner import Owner
 from janus_plugins.core.plugins import PluginHost, PluginList, PluginReport, host, is_installed
+from janus_plugins.core.side_effects import Bystanders
 from janus_plugins.core.specs import ComponentSpec
 from janus_plugins.core.suggest import nearest
 
 if TYPE_CHECKING:
     from janus_plugins.core.schema import RunConfig
 
+
+_log = logging.getLogger(__name__)
 
 OWN = "janus-plugins"
 """Whose component a bare name means where we offer it, too: installing a plugin changes no run file."""
@@ -286,18 +292,39 @@ def _import_required(spec: ComponentSpec) -> None:
             raise _need(spec, module, cause) from cause
 
 
-def _load_target(spec: ComponentSpec, label: str, target: str) -> Callable[..., Any]:
-    _import_required(spec)
-    module, _, attribute = target.partition(":")
+@contextmanager
+def _bystanders_kept(spec: ComponentSpec, modules: Iterable[str]) -> Iterator[None]:
+    """Put back what importing modules changes in the process: seeds and settings are the run's.
+
+    Variables of the environment stay: libraries set some for themselves.
+    """
+    fresh = [name for name in modules if name not in sys.modules]
+    if not fresh:
+        yield
+        return
+    bystanders = Bystanders(environment=False)
     try:
-        loaded = getattr(import_module(module), attribute)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as cause:  # a plugin's module may call sys.exit()
-        raise PluginError(
-            f"{label} {target!r} of {spec.kind}/{spec.name} cannot be loaded "
-            f"({type(cause).__name__}: {cause})"
-        ) from cause
+        yield
+    finally:
+        changed = bystanders.put_back()
+        if changed:
+            told = f"importing {', '.join(fresh)} changes {', '.join(changed)} (put back)"
+            _log.warning("%s/%s: %s", spec.kind, spec.name, told)
+
+
+def _load_target(spec: ComponentSpec, label: str, target: str) -> Callable[..., Any]:
+    module, _, attribute = target.partition(":")
+    with _bystanders_kept(spec, (*spec.requires, module)):
+        _import_required(spec)
+        try:
+            loaded = getattr(import_module(module), attribute)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as cause:  # a plugin's module may call sys.exit()
+            raise PluginError(
+                f"{label} {target!r} of {spec.kind}/{spec.name} cannot be loaded "
+                f"({type(cause).__name__}: {cause})"
+            ) from cause
     if not callable(loaded):
         raise PluginError(f"{label} {target!r} of {spec.kind}/{spec.name} is not callable: {loaded!r:.80}")
     return loaded  # type: ignore[no-any-return]

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import os
+import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
+import torch
 
 from janus_plugins.core.catalogue import Catalogue, CatalogueEntry, catalogue, load_factory, load_processor
 from janus_plugins.core.errors import PluginError
@@ -229,6 +234,37 @@ def test_an_import_string_that_fails_names_component_target_and_cause(
         assert "head/one" in str(raised.value)
         assert repr(target) in str(raised.value)
         assert said in str(raised.value)
+
+
+def test_what_importing_a_factory_changes_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A module may seed, or set torch up for itself: the run's seed, and others' weights, stay as they are."""
+    (tmp_path / "seeding.py").write_text(
+        "import os, random, signal, numpy, torch\n"
+        "random.seed(1); numpy.random.seed(1); torch.manual_seed(1)\n"
+        "torch.set_default_dtype(torch.float64); torch.set_grad_enabled(False)\n"
+        "os.chdir('/'); signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "os.environ['SEEDING_SETS'] = '1'\n"
+        "build = dict\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("SEEDING_SETS", "0")
+
+    def state() -> list[object]:
+        numbers = [random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist()]
+        settings = [torch.get_default_dtype(), torch.is_grad_enabled(), signal.getsignal(signal.SIGTERM)]
+        return [*numbers, *settings, Path.cwd()]
+
+    before = state()
+    assert load_factory(head(factory="seeding:build")) is dict
+    assert state() == before
+    assert os.environ["SEEDING_SETS"] == "1"  # what a library sets for itself
+    assert [record.getMessage() for record in caplog.records] == [
+        "head/one: importing seeding changes random's state, numpy's random state, torch's random state, "
+        "torch's default dtype, torch's recording of gradients, the working directory, the handling of SIGTERM "
+        "(put back)"
+    ]
 
 
 def test_a_processor_that_is_not_declared_is_an_error() -> None:

@@ -270,6 +270,43 @@ def test_what_a_plugin_prints_stays_off_stdout(load: Any, capsys: pytest.Capture
     assert capsys.readouterr() == ("", "hello\nagain\n")
 
 
+@pytest.mark.parametrize("first", ["import torch", "pass"])
+def test_settings_that_a_plugin_changes_are_put_back(first: str, tmp_path: Path) -> None:
+    """Also those of a torch that the plugin was the first to import."""
+    (tmp_path / "setting.py").write_text(
+        GOOD
+        + "import os, signal, torch\ntorch.set_default_dtype(torch.float64); torch.set_grad_enabled(False)\n"
+        "os.chdir('/'); signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "@hookimpl\ndef janus_components(): return [spec('one')]\n"
+    )
+    code = f"""{first}
+import os, signal
+from importlib.metadata import EntryPoint
+from janus_plugins.core.owner import Owner
+from janus_plugins.core.plugins import InstalledEntry, PluginHost
+entry = InstalledEntry(Owner("setting", "1"), EntryPoint("main", "setting", "janus_plugins"))
+report, = PluginHost(entry_points=[entry]).reports
+import torch
+print(report.status, torch.get_default_dtype(), torch.is_grad_enabled(), os.getcwd())
+print(signal.getsignal(signal.SIGINT) is signal.default_int_handler, report.note)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    put_back = (
+        "torch's default dtype, torch's recording of gradients, the working directory, the handling of SIGINT"
+    )
+    assert done.stdout.splitlines()[0] == f"ok torch.float32 True {tmp_path}"
+    assert done.stdout.splitlines()[1].startswith("True ")
+    assert f"changes {put_back} when it is loaded (put back)" in done.stdout
+
+
 def test_loading_happens_once(load: Any, tmp_path: Path) -> None:
     count = tmp_path / "count"
     count.write_text("")
