@@ -14,13 +14,14 @@ import importlib.util
 import inspect
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import Distribution, EntryPoint, distribution, distributions
+from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distribution, distributions
 from types import FunctionType
 from typing import Any, Literal, NamedTuple
 
@@ -303,10 +304,14 @@ def _garbage_kept() -> Iterator[None]:
 
 def installed_entries() -> list[InstalledEntry]:
     """Find every entry point of our group; of a distribution found twice, the first on the path."""
-    names = {canonicalize_name(_header(each, "Name")) for each in distributions() if _declares(each)}
+    declaring: dict[str, Distribution] = {}
+    for each in distributions():
+        if _declares(each):
+            declaring.setdefault(canonicalize_name(_header(each, "Name")), each)
     found: list[InstalledEntry] = []
-    for name in names:
-        first = distribution(name)
+    for name, first in declaring.items():
+        with suppress(PackageNotFoundError):  # its folder is called otherwise
+            first = distribution(name)  # one that shadows it may declare nothing
         owner = Owner(name, _header(first, "Version"))
         try:
             found += [InstalledEntry(owner, entry) for entry in first.entry_points.select(group=PROJECT)]
@@ -339,19 +344,32 @@ def missing_modules(spec: ComponentSpec) -> list[str]:
 
 def _declares(found: Distribution) -> bool:
     """Answer quickly, without parsing: most installed distributions are not plugins."""
-    lines = (found.read_text("entry_points.txt") or "").splitlines()
+    try:
+        lines = (found.read_text("entry_points.txt") or "").splitlines()
+    except UnicodeDecodeError as damaged:
+        return f"[{PROJECT}]".encode() in damaged.object
     return any(line.strip() == f"[{PROJECT}]" for line in lines)
 
 
-def _header(found: Distribution, name: str) -> str:
-    """Return one line of a distribution's metadata, of which the e-mail parser would read the whole text."""
-    for line in (found.read_text("METADATA") or "").splitlines():
-        key, _, value = line.partition(":")
-        if key == name:
-            return value.strip()
-        if not line:  # a description follows
-            break
-    return str(found.metadata[name])
+_FOLDER = re.compile(r"(?P<Name>.+?)-(?P<Version>.+?)(-.*)?\.(dist|egg)-info", re.IGNORECASE)
+
+
+def _header(found: Distribution, name: Literal["Name", "Version"]) -> str:
+    """Return one line of a distribution's metadata, of which the e-mail parser would read the whole text.
+
+    An installation that was broken off has none: then the name of its folder tells.
+    """
+    with suppress(Exception):  # damaged metadata raise whatever their reader trips on
+        for line in (found.read_text("METADATA") or "").splitlines():
+            key, _, value = line.partition(":")
+            if key == name:
+                return value.strip()
+            if not line:  # a description follows
+                break
+        if name in found.metadata:
+            return str(found.metadata[name])
+    folder = _FOLDER.fullmatch(getattr(getattr(found, "_path", None), "name", ""))
+    return folder[name] if folder else "unknown"
 
 
 @cache

@@ -372,6 +372,38 @@ def test_unreadable_entry_points_are_reported(tmp_path: Path, acme: Any) -> None
     assert isinstance(report.exception, PluginError)
 
 
+@pytest.mark.parametrize("metadata", [None, b"", b"Metadata-Version: 2.1\n", b"\xff\xfe"])
+def test_an_installation_that_was_broken_off_is_called_by_its_folder(
+    tmp_path: Path, acme: Any, metadata: bytes | None
+) -> None:
+    """It must not take the others down."""
+    distribution_at(tmp_path, "1.0", "[janus_plugins]\nmain = acme_no_module\n")
+    written = tmp_path / "acme_parts-1.0.dist-info" / "METADATA"
+    written.unlink() if metadata is None else written.write_bytes(metadata)
+    (report,) = acme(tmp_path)
+    assert (report.version, report.status) == ("1.0", "failed")
+    assert "acme_no_module" in report.error
+
+
+def test_metadata_of_another_name_than_the_folder_count(tmp_path: Path, acme: Any) -> None:
+    distribution_at(tmp_path, "1.0", "[janus_plugins]\nmain = acme_no_module\n")
+    (tmp_path / "acme_parts-1.0.dist-info").rename(tmp_path / "other-1.0.dist-info")
+    (report,) = acme(tmp_path)
+    assert "acme_no_module" in report.error
+
+
+@pytest.mark.parametrize(("group", "number"), [("janus_plugins", 1), ("others", 0)])
+def test_entry_points_that_are_no_text_are_reported_where_they_are_ours(
+    tmp_path: Path, acme: Any, group: str, number: int
+) -> None:
+    distribution_at(tmp_path, "1.0", "")
+    written = tmp_path / "acme_parts-1.0.dist-info" / "entry_points.txt"
+    written.write_bytes(f"[{group}]\nmain = a\n".encode() + b"\xff")
+    reports = acme(tmp_path)
+    assert len(reports) == number
+    assert all("cannot be parsed" in report.error for report in reports)
+
+
 def test_the_process_has_one_host(monkeypatch: pytest.MonkeyPatch) -> None:
     host.cache_clear()
     assert host() is host()
