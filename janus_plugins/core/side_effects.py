@@ -46,7 +46,8 @@ class Bystanders:
             self._torch_state = self._torch.get_rng_state()
             self._settings = dict(_settings(self._torch))
             if fresh:
-                self._settings |= {"default dtype": self._torch.float32, "recording of gradients": True}
+                plain = {"default dtype": self._torch.float32, "default device": self._torch.device("cpu")}
+                self._settings |= {**plain, "recording of gradients": True}
 
     def put_back(self) -> list[str]:
         """Put everything back, and say what had been changed."""
@@ -75,6 +76,7 @@ class Bystanders:
         put = {
             "number of threads": self._torch.set_num_threads,
             "default dtype": self._torch.set_default_dtype,
+            "default device": self._set_default_device,
             "recording of gradients": self._torch.set_grad_enabled,
         }
         for name, value in _settings(self._torch):
@@ -82,6 +84,10 @@ class Bystanders:
                 put[name](self._settings[name])
                 changed.append(f"torch's {name}")
         return changed
+
+    def _set_default_device(self, device: Any) -> None:
+        # Without one tensors are made on the CPU, too, and no function is looked at for it.
+        self._torch.set_default_device(None if device.type == "cpu" else device)
 
     def _put_variables_back(self, variables: dict[str, str]) -> list[str]:
         moved = {name for name, _ in variables.items() ^ os.environ.items()}
@@ -91,7 +97,11 @@ class Bystanders:
         return [f"the environment ({', '.join(sorted(moved))})"] if moved else []
 
     def _put_handlers_back(self) -> list[str]:
-        moved = [number for number, handler in self._handlers.items() if signal.getsignal(number) != handler]
+        moved = [
+            number
+            for number, handler in self._handlers.items()
+            if handler is not None and signal.getsignal(number) != handler  # None is not of Python
+        ]
         if not moved or threading.current_thread() is not threading.main_thread():
             return []
         for number in moved:
@@ -102,6 +112,7 @@ class Bystanders:
 def _settings(torch: Any) -> Iterator[tuple[str, Any]]:
     yield "number of threads", torch.get_num_threads()
     yield "default dtype", torch.get_default_dtype()
+    yield "default device", torch.get_default_device()
     yield "recording of gradients", torch.is_grad_enabled()
 
 

@@ -244,6 +244,7 @@ def test_what_importing_a_factory_changes_is_put_back(
         "import os, random, signal, numpy, torch\n"
         "random.seed(1); numpy.random.seed(1); torch.manual_seed(1)\n"
         "torch.set_default_dtype(torch.float64); torch.set_grad_enabled(False)\n"
+        "torch.set_default_device('meta')\n"
         "os.chdir('/'); signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "os.environ['SEEDING_SETS'] = '1'\n"
         "build = dict\n"
@@ -254,7 +255,7 @@ def test_what_importing_a_factory_changes_is_put_back(
     def state() -> list[object]:
         numbers = [random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist()]
         settings = [torch.get_default_dtype(), torch.is_grad_enabled(), signal.getsignal(signal.SIGTERM)]
-        return [*numbers, *settings, Path.cwd()]
+        return [*numbers, *settings, torch.empty(()).device, Path.cwd()]
 
     before = state()
     assert load_factory(head(factory="seeding:build")) is dict
@@ -262,7 +263,8 @@ def test_what_importing_a_factory_changes_is_put_back(
     assert os.environ["SEEDING_SETS"] == "1"  # what a library sets for itself
     assert [record.getMessage() for record in caplog.records] == [
         "head/one: importing seeding changes random's state, numpy's random state, torch's random state, "
-        "torch's default dtype, torch's recording of gradients, the working directory, the handling of SIGTERM "
+        "torch's default dtype, torch's default device, torch's recording of gradients, the working directory, the "
+        "handling of SIGTERM "
         "(put back)"
     ]
 

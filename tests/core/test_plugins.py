@@ -276,18 +276,20 @@ def test_settings_that_a_plugin_changes_are_put_back(first: str, tmp_path: Path)
     (tmp_path / "setting.py").write_text(
         GOOD
         + "import os, signal, torch\ntorch.set_default_dtype(torch.float64); torch.set_grad_enabled(False)\n"
+        "torch.set_default_device('meta')\n"
         "os.chdir('/'); signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         "@hookimpl\ndef janus_components(): return [spec('one')]\n"
     )
     code = f"""{first}
 import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
 from importlib.metadata import EntryPoint
 from janus_plugins.core.owner import Owner
 from janus_plugins.core.plugins import InstalledEntry, PluginHost
 entry = InstalledEntry(Owner("setting", "1"), EntryPoint("main", "setting", "janus_plugins"))
 report, = PluginHost(entry_points=[entry]).reports
 import torch
-print(report.status, torch.get_default_dtype(), torch.is_grad_enabled(), os.getcwd())
+print(report.status, torch.get_default_dtype(), torch.empty(()).device, torch.is_grad_enabled(), os.getcwd())
 print(signal.getsignal(signal.SIGINT) is signal.default_int_handler, report.note)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
@@ -300,9 +302,10 @@ print(signal.getsignal(signal.SIGINT) is signal.default_int_handler, report.note
         check=True,
     )
     put_back = (
-        "torch's default dtype, torch's recording of gradients, the working directory, the handling of SIGINT"
+        "torch's default dtype, torch's default device, torch's recording of gradients, the working directory, "
+        "the handling of SIGINT"
     )
-    assert done.stdout.splitlines()[0] == f"ok torch.float32 True {tmp_path}"
+    assert done.stdout.splitlines()[0] == f"ok torch.float32 cpu True {tmp_path}"
     assert done.stdout.splitlines()[1].startswith("True ")
     assert f"changes {put_back} when it is loaded (put back)" in done.stdout
 
