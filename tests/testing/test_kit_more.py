@@ -26,6 +26,16 @@ def test_the_partners_keep_their_own_contracts(kind: Kind) -> None:
     assert failed(kind) == set()
 
 
+def test_a_component_that_is_large_is_said_to_take_long(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert failed(Kind.ADAPTER) == set()
+    assert caplog.text == ""
+    monkeypatch.setattr("janus_plugins.testing.rules.built.LARGE", 10)
+    assert failed(Kind.ADAPTER) == set()
+    assert "adapter/tried is checked with 0 million parameters, which takes long" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("factory", "rule"),
     [

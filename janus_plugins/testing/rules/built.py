@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from janus_plugins.core.kinds import Kind
 from janus_plugins.testing.case import Case
@@ -16,6 +18,11 @@ from janus_plugins.testing.subjects import ALL, Inputs, Subject, subject_of
 
 TOLERANCE = 1e-4
 """Of the largest value: what two orders of the same float32 sums may differ by."""
+
+LARGE = 5_000_000
+"""So many parameters take minutes, not seconds: each rule builds a component anew."""
+
+_log = logging.getLogger(__name__)
 
 
 def run(subject: Subject, module: nn.Module, inputs: Inputs, seed: int = 0) -> Tensor:
@@ -37,7 +44,15 @@ def close(one: Tensor, other: Tensor) -> bool:
 
 def builds(case: Case) -> None:
     """Check that the factory, called with the config and its facts, answers an `nn.Module`."""
-    expect(isinstance(case.build(), nn.Module), "an nn.Module", "something else")
+    module = case.build()
+    expect(isinstance(module, nn.Module), "an nn.Module", "something else")
+    parameters = sum(one.numel() for one in module.parameters() if not is_lazy(one))
+    if parameters > LARGE:
+        _log.warning(
+            "%s/%s is checked with %.0f million parameters, which takes long; give its config a tiny(), or "
+            "smaller options (docs/plugins/testing.md)",
+            *(case.kind, case.spec.name, parameters / 1e6),
+        )
 
 
 def meta(case: Case) -> None:
