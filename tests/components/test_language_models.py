@@ -301,10 +301,17 @@ def folder_of(tmp_path, name, **extra):
     return CausalLmConfig(folder=str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["GPTJConfig", "Gemma2Config", "T5Config"])
+@pytest.mark.parametrize("name", ["BloomConfig", "Gemma2Config", "T5Config"])
 def test_models_that_would_run_wrongly_are_refused(tmp_path, name):
     config = folder_of(tmp_path, name)
     with pytest.raises(RunFileError):
+        build_causal(config, config.facts())
+
+
+def test_a_model_that_keeps_to_its_own_attention_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(transformers.GPT2Model, "_supports_attention_backend", False)
+    config = folder_of(tmp_path, "GPT2Config")
+    with pytest.raises(RunFileError, match="GPT2Model cannot be given other attention"):
         build_causal(config, config.facts())
 
 
