@@ -553,6 +553,23 @@ def test_types_that_a_card_says_are_taken(tmp_path):
         assert texts_of(folder) == ["1.5", "3.0"]
 
 
+def test_a_folder_that_was_opened_before_is_searched_once(tmp_path, monkeypatch):
+    """Finding the files of a folder takes minutes where there are a hundred thousand."""
+    from datasets import load
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(3):
+        (folder / f"{index}.png").write_bytes(png(index))
+    rows = [json.dumps({"file_name": f"{index}.png", "caption": f"c{index}"}) for index in range(3)]
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    searched, search = [], load.get_data_patterns
+    monkeypatch.setattr(load, "get_data_patterns", lambda base: searched.append(base) or search(base))
+    for times in (1, 2):
+        assert len(open_rows(folder, DRAWN)) == 3
+        assert searched == [str(folder)] * times
+
+
 def test_names_with_brackets_are_names(tmp_path):
     for folder in (tmp_path / "many", tmp_path):
         folder.mkdir(exist_ok=True)

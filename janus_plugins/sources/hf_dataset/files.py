@@ -59,11 +59,12 @@ def load(config: HfDatasetConfig) -> tuple[Any, bool]:
     kind, lines, declared = builder.info.builder_name, False, False
     if kind == "parquet":
         builder = _with_rows(builder, options, config)
-    files = _local_files(builder) if kind in ("json", "csv", "text") else []
+    local = _local_files(builder)
+    files = local if kind in ("json", "csv", "text") else []
     if files and not any(file.stat().st_size for file in files):
         raise DataError(f"dataset {config.path!r} is empty: {files[0]} holds nothing")
     if kind in INFERRED:
-        declared = _declares(builder, options)
+        declared = _declares(builder, options, local)
         builder, lines = (builder, False) if declared else _unguessed(builder, files, options, config)
     dataset = _rows_of(builder, config)
     if builder.info.builder_name in INFERRED and not declared:
@@ -143,15 +144,15 @@ def no_rows(config: HfDatasetConfig) -> DataError:
     return DataError(f"dataset {config.path!r} (split {config.split!r}) is empty: it has no rows")
 
 
-def _declares(builder: Any, options: Mapping[str, Any]) -> bool:
+def _declares(builder: Any, options: Mapping[str, Any], local: list[Path]) -> bool:
     """Answer whether a dataset's card says the types of its columns; a builder may know a guess of before."""
     from datasets.load import dataset_module_factory
 
     if builder.info.features is None:
         return False
-    module = dataset_module_factory(
-        options["path"], revision=options["revision"], data_files=options["data_files"]
-    )
+    # The card is the same whichever files are asked for, and finding all of them once more takes minutes.
+    files = glob.escape(str(local[0])) if local else options["data_files"]
+    module = dataset_module_factory(options["path"], revision=options["revision"], data_files=files)
     said = (module.dataset_infos or {}).get(builder.config.name)
     return said is not None and said.features is not None
 
