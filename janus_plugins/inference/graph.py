@@ -315,9 +315,22 @@ def _forget_modules(modules: list[types.ModuleType], made: list[types.ModuleType
 
 def _forget_code(code: types.CodeType) -> None:
     """Let Dynamo forget what it compiled of a code: it would keep both for good, each for the other."""
-    reset = getattr(torch._C._dynamo.eval_frame, "reset_code", None)
+    dynamo = torch._C._dynamo.eval_frame
+    entries: Callable[..., list[Any]] = getattr(dynamo, "_debug_get_cache_entry_list", lambda _: [])
+    _forget_guards({id(entry.guard_manager) for entry in entries(code)})
+    reset = getattr(dynamo, "reset_code", None)
     if reset is not None:
         reset(code)
+
+
+def _forget_guards(managers: set[int]) -> None:
+    """Let go of guards, by id: what they guard, such as a model's layers, would keep them while it lives."""
+    waiting: Any = getattr(weakref.finalize, "_registry", ())
+    for each in list(waiting):
+        found = each.peek()
+        method = getattr(found[1], "func", None) if found else None  # of a `functools.partial`
+        if id(getattr(getattr(method, "__self__", None), "guard_manager", None)) in managers:
+            each.detach()
 
 
 def _state(stream: Stream, first: Tensor, numbers: tuple[Tensor, Tensor], steps: int) -> State:

@@ -111,6 +111,16 @@ def test_steps_that_were_not_used_for_longest_give_their_memory_back(model, monk
     assert [one() is None for one in (first, second, third)] == [False, True, False]
 
 
+def test_a_model_does_not_keep_the_guards_of_steps_that_are_forgotten(model, monkeypatch):
+    monkeypatch.setattr(graph, "STEPS", 1)
+    guards = []
+    for temperature in (0.25, 0.5, 0.75):
+        codes(model, "a seven", compile=True, temperature=temperature)
+        gc.collect()
+        guards.append(sum(type(one).__name__ == "CheckFunctionManager" for one in gc.get_objects()))
+    assert guards[0] == guards[1] == guards[2] > 0
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_words_equal_those_of_the_eager_loop(model, temperature):
     questions = ["Put in order: seven two nine", "two one"]
