@@ -215,10 +215,12 @@ def cut_after(path: Path, step: int) -> None:
     """Drop the JSON lines of steps later than `step`, and a last line that is broken off or damaged."""
     if not path.exists():
         return
-    text = path.read_text(encoding="utf-8", errors="replace")  # a crash of the machine leaves any bytes
-    kept = [line for line in text.splitlines() if _is_until(line, step)]
-    with replaced(path) as partial:
-        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    with (
+        path.open(encoding="utf-8", errors="replace") as lines,  # a crash of the machine leaves any bytes
+        replaced(path) as partial,
+        partial.open("w", encoding="utf-8") as kept,
+    ):
+        kept.writelines(line.rstrip("\n") + "\n" for line in lines if _is_until(line, step))
 
 
 def _is_until(line: str, step: int) -> bool:
@@ -230,30 +232,35 @@ def _is_until(line: str, step: int) -> bool:
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
     """Return every recorded step of a run, in order."""
+    return list(each_step(out))
+
+
+def each_step(out: Path) -> Iterator[dict[str, Any]]:
+    """Yield every recorded step of a run, in order; of a long run they would take gigabytes together."""
     return _json_lines(out / METRICS_FILE)
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    if path.exists():
+        with path.open(encoding="utf-8") as lines:
+            yield from map(json.loads, lines)
 
 
 def unreadable(out: Path) -> dict[str, str]:
     """Return what a run could not read, by stage: "10 of 470 (eeg 10)"; stages that read all are left out."""
-    stages: dict[int, str] = {}
+    by_step: dict[int, Counter[str]] = {}
+    for record in _json_lines(out / QUARANTINE_FILE):
+        by_step.setdefault(record["step"], Counter())[record.get("source", "unknown")] += 1
+    bad: dict[str, Counter[str]] = {}
     seen, before = Counter[str](), 0
-    for row in read_metrics(out):
+    for place, row in enumerate(each_step(out)):
         total = row["samples"] + row["bad_samples"]
-        if not stages and row["step"] > 1:  # the stages before were trained into another folder
+        if place == 0 and row["step"] > 1:  # the stages before were trained into another folder
             before = total
-        stages[row["step"]] = row["stage"]
         seen[row["stage"]] += total - before
         before = total
-    bad: dict[str, Counter[str]] = {}
-    for record in _json_lines(out / QUARANTINE_FILE):
-        if record["step"] in stages:
-            bad.setdefault(stages[record["step"]], Counter())[record.get("source", "unknown")] += 1
+        if row["step"] in by_step:
+            bad.setdefault(row["stage"], Counter()).update(by_step[row["step"]])
     return {stage: f"{found.total()} of {seen[stage]} ({_listed(found)})" for stage, found in bad.items()}
 
 

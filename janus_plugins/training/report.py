@@ -6,12 +6,14 @@ import base64
 import html
 import io
 import mimetypes
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from janus_plugins.core.outputs import replaced
-from janus_plugins.training.metrics import read_metrics, unreadable, writing_to
+from janus_plugins.training.metrics import each_step, unreadable, writing_to
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
@@ -26,6 +28,41 @@ Cell = str | float | int | None
 
 WIDE = 100
 """Curves that span more than this are drawn on a logarithmic axis."""
+
+POINTS = 2_000
+"""Curves of more steps are drawn by means of several, so that the page stays small."""
+
+
+class StageNumbers:
+    """What the report says of a stage, summed up step by step: a long run's lines are never all in memory."""
+
+    def __init__(self) -> None:
+        self.steps = array("q")
+        self.skipped = 0
+        self.seconds = self.tokens = self.waited = self.packing = 0.0
+        self.losses: dict[str, tuple[array[int], array[float]]] = {}  # places in `steps`, and values there
+
+    def add(self, step: Mapping[str, Any]) -> None:
+        """Take one line of metrics.jsonl."""
+        for label, value in step["loss"].items():
+            places, values = self.losses.setdefault(label, (array("q"), array("d")))
+            if value is not None:
+                places.append(len(self.steps))
+                values.append(value)
+        self.steps.append(step["step"])
+        self.skipped += not step["applied"]
+        self.seconds += step["seconds"]
+        self.tokens += step["tokens"]
+        self.waited += step["data_wait"] * step["seconds"]
+        self.packing += step["packing"]
+
+    def last_losses(self) -> dict[str, float]:
+        """Return the mean of each loss over the last tenth of the stage."""
+        tail = len(self.steps) - max(len(self.steps) // 10, 1)
+        found = {
+            label: values[bisect_left(places, tail) :] for label, (places, values) in self.losses.items()
+        }
+        return {label: sum(values) / len(values) for label, values in found.items() if values}
 
 
 def write_report(
@@ -42,13 +79,13 @@ def write_report(
     Raises:
         CheckpointError: the disk is full or read-only; a report that was there stays.
     """
-    steps = read_metrics(out)
+    stages = by_stage(each_step(out))
     parts = [
         f"<h1>{html.escape(out.resolve().name)}</h1>",
         "<h2>Stages</h2>",
-        stage_table(steps, unreadable(out)),
+        stage_table(stages, unreadable(out)),
     ]
-    parts += [f"<h2>Loss: {html.escape(name)}</h2>{loss_curves(rows)}" for name, rows in by_stage(steps)]
+    parts += [f"<h2>Loss: {html.escape(name)}</h2>{loss_curves(stage)}" for name, stage in stages.items()]
     if evaluation:
         parts += ["<h2>Evaluation</h2>", table(("what", "value"), scores(evaluation))]
     if pictures:
@@ -62,15 +99,15 @@ def write_report(
     return path
 
 
-def by_stage(steps: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
-    """Return the recorded steps of each stage, in the order of training."""
-    stages: dict[str, list[Mapping[str, Any]]] = {}
+def by_stage(steps: Iterable[Mapping[str, Any]]) -> dict[str, StageNumbers]:
+    """Return the numbers of each stage, in the order of training."""
+    stages: dict[str, StageNumbers] = {}
     for step in steps:
-        stages.setdefault(step["stage"], []).append(step)
-    return list(stages.items())
+        stages.setdefault(step["stage"], StageNumbers()).add(step)
+    return stages
 
 
-def stage_table(steps: Iterable[Mapping[str, Any]], bad: Mapping[str, str]) -> str:
+def stage_table(stages: Mapping[str, StageNumbers], bad: Mapping[str, str]) -> str:
     """Return a table with a row for each stage; `bad` tells by stage what could not be read."""
     header = (
         "stage",
@@ -84,47 +121,33 @@ def stage_table(steps: Iterable[Mapping[str, Any]], bad: Mapping[str, str]) -> s
         "last losses",
     )
     rows = []
-    for name, recorded in by_stage(steps):
-        seconds = sum(step["seconds"] for step in recorded)
-        tokens = sum(step["tokens"] for step in recorded)
-        waited = sum(step["data_wait"] * step["seconds"] for step in recorded)
-        packing = sum(step["packing"] for step in recorded) / len(recorded)
-        last = " ".join(f"{label} {value:.4g}" for label, value in last_losses(recorded).items())
+    for name, stage in stages.items():
+        number = len(stage.steps)
+        last = " ".join(f"{label} {value:.4g}" for label, value in stage.last_losses().items())
         rows.append(
-            (name, len(recorded), sum(not step["applied"] for step in recorded), round(seconds, 1),
-             round(tokens / seconds), f"{packing:.0%}", f"{waited / seconds:.1%}", bad.get(name, "none"),
+            (name, number, stage.skipped, round(stage.seconds, 1), round(stage.tokens / stage.seconds),
+             f"{stage.packing / number:.0%}", f"{stage.waited / stage.seconds:.1%}", bad.get(name, "none"),
              last)
         )  # fmt: skip
     return table(header, rows)
 
 
-def last_losses(recorded: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the mean of each loss over the last tenth of a stage."""
-    tail = recorded[-max(len(recorded) // 10, 1) :]
-    values: dict[str, list[float]] = {}
-    for step in tail:
-        for label, value in step["loss"].items():
-            if value is not None:
-                values.setdefault(label, []).append(value)
-    return {label: sum(found) / len(found) for label, found in values.items()}
-
-
-def loss_curves(recorded: Sequence[Mapping[str, Any]]) -> str:
+def loss_curves(stage: StageNumbers) -> str:
     """Return the losses of one stage by path as an SVG picture."""
     import matplotlib
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    for label in sorted({label for step in recorded for label in step["loss"]}):
-        points = [(step["step"], step["loss"].get(label)) for step in recorded]
-        drawn = [(step, value) for step, value in points if value is not None]
-        axes.plot([step for step, _ in drawn], [value for _, value in drawn], label=label, linewidth=1)
+    together = -(-len(stage.steps) // POINTS)
+    for label, (places, values) in sorted(stage.losses.items()):
+        steps = [stage.steps[place] for place in places]
+        axes.plot(_means(steps, together), _means(values, together), label=label, linewidth=1)
     if axes.lines:
         axes.legend()
-    axes.set(xlabel="step", ylabel="loss")
-    values = [value for step in recorded for value in step["loss"].values() if value]
-    if values and max(values) > WIDE * min(values):
+    axes.set(xlabel="step" if together == 1 else f"step (means of {together})", ylabel="loss")
+    drawn = [value for _, values in stage.losses.values() for value in values if value]
+    if drawn and max(drawn) > WIDE * min(drawn):
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
     stream = io.StringIO()
@@ -132,6 +155,11 @@ def loss_curves(recorded: Sequence[Mapping[str, Any]]) -> str:
         figure.savefig(stream, format="svg", metadata={"Date": None})
     text = stream.getvalue()
     return f"<figure>{text[text.index('<svg') :]}</figure>"
+
+
+def _means(values: Sequence[float], together: int) -> list[float]:
+    parts = [values[start : start + together] for start in range(0, len(values), together)]
+    return [sum(part) / len(part) for part in parts]
 
 
 def scores(evaluation: Mapping[str, Any]) -> list[tuple[Cell, ...]]:

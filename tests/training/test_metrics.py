@@ -8,6 +8,7 @@ import json
 import os
 import re
 import threading
+import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from janus_plugins.core.errors import CheckpointError, DataError
-from janus_plugins.training.metrics import Metrics, cut_after, read_metrics
+from janus_plugins.training.metrics import Metrics, cut_after, read_metrics, unreadable
 from janus_plugins.training.recipe import Recipe
-from janus_plugins.training.report import write_report
+from janus_plugins.training.report import by_stage, write_report
 from janus_plugins.training.run import run_recipe
 from janus_plugins.training.world import World
 
@@ -184,6 +185,44 @@ def test_a_report_that_cannot_be_written_is_named_and_leaves_the_former(
     with no_file_beyond(2000), pytest.raises(CheckpointError, match=message):
         write_report(tmp_path)
     assert (tmp_path / "report.html").read_text() == before
+
+
+def test_a_long_run_is_told_without_having_all_of_it_in_memory(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(toy_run(toy_stage(steps=1)), tmp_path, world)
+    write_report(tmp_path)  # imports what draws
+    (line,) = read_metrics(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    loss = dict.fromkeys(line["loss"], 1.0)
+    number = 20_000
+    with path.open("w") as stream:
+        for step in range(1, number + 1):
+            stream.write(json.dumps({**line, "step": step, "loss": loss, "samples": step}) + "\n")
+    tracemalloc.start()
+    try:
+        cut_after(path, number - 1)
+        assert unreadable(tmp_path) == {}
+        page = write_report(tmp_path).read_text()
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < path.stat().st_size
+    assert len(page) < 200_000
+    assert f"<td>one</td><td>{number - 1}</td>" in page
+    assert "step (means of 10)" in page
+    assert "generation.image 1 text.text 1<" in page
+
+
+def test_the_last_losses_are_of_the_last_tenth_and_leave_out_what_was_not_finite() -> None:
+    step = {"applied": True, "seconds": 1.0, "tokens": 1, "data_wait": 0.0, "packing": 1.0}
+    values = [9.0] * 18 + [None, 2.0]
+    numbers = by_stage({**step, "step": place, "stage": "one", "loss": {"a": value}}
+                       for place, value in enumerate(values))["one"]  # fmt: skip
+    assert numbers.last_losses() == {"a": 2.0}
+    numbers.add({**step, "step": 20, "loss": {"b": 4.0}})
+    assert numbers.last_losses() == {"a": 2.0, "b": 4.0}
+    assert numbers.steps.tolist() == list(range(21))
 
 
 def test_lines_where_there_is_no_terminal_and_a_bar_where_there_is(world: World, tmp_path: Path) -> None:
