@@ -3,7 +3,8 @@
 At small sizes a step is mostly bookkeeping: hooks, views, norms in pieces, angles that every step
 computes again. Here the same products run in the same order over the same weights; what a cache's
 whole life shares is made once. Bodies of other families, and bodies that something hangs on (hooks,
-adapters in the place of layers, partitioned weights), run through their own `forward`, which is the oracle.
+a `forward` of somebody else, adapters in the place of layers, partitioned weights) or that were rebuilt
+(layers left out, other activations), run through their own `forward`, which is the oracle.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
@@ -29,16 +31,18 @@ from janus_plugins.language_models.cache import CachedAttention, KeyValueCache
 from janus_plugins.language_models.joining import lie_together, whole_of
 from janus_plugins.language_models.on_cpu import OnCpu
 
-_KINDS = (
-    LlamaModel,
-    LlamaDecoderLayer,
-    LlamaAttention,
-    LlamaMLP,
-    LlamaRMSNorm,
-    nn.Linear,
-    nn.Embedding,
-    nn.ModuleList,
-)
+_LAYER: dict[str, type[nn.Module]] = {
+    "": LlamaDecoderLayer,
+    "input_layernorm": LlamaRMSNorm,
+    "self_attn": LlamaAttention,
+    **{f"self_attn.{name}_proj": nn.Linear for name in "qkvo"},
+    "post_attention_layernorm": LlamaRMSNorm,
+    "mlp": LlamaMLP,
+    **{f"mlp.{name}_proj": nn.Linear for name in ("gate", "up", "down")},
+    "mlp.act_fn": type(ACT2FN["silu"]),
+}
+"""What a layer consists of, by name."""
+
 _STATIC_ROPES = ("default", "linear", "llama3")
 """Kinds of rotary angles that depend on the position alone, not on how long a sequence has become."""
 
@@ -53,7 +57,13 @@ def can_step(body: nn.Module) -> bool:
     rope = config.rope_parameters
     if rope["rope_type"] not in _STATIC_ROPES:
         return False
-    return all(_untouched(module) for module in body.modules() if module is not body.rotary_emb)
+    # A cache keeps keys and values by a layer's own number; a step counts.
+    layers = list(body.get_submodule("layers").children())
+    numbers = [getattr(getattr(layer, "self_attn", None), "layer_idx", None) for layer in layers]
+    whole = numbers == list(range(config.num_hidden_layers)) and type(body.norm) is LlamaRMSNorm
+    alike = all(_kinds(layer) == _LAYER for layer in layers)
+    own = (module for module in body.modules() if module is not body.rotary_emb)
+    return whole and alike and all(map(_untouched, own))
 
 
 def join_weights(body: Any) -> None:
@@ -68,12 +78,23 @@ def _of_one_input(layer: Any) -> tuple[tuple[nn.Linear, ...], tuple[nn.Linear, .
     return (block.q_proj, block.k_proj, block.v_proj), (mlp.gate_proj, mlp.up_proj)
 
 
+def _kinds(layer: nn.Module) -> dict[str, type[nn.Module]]:
+    return {name: type(module) for name, module in layer.named_modules()}
+
+
 def _untouched(module: nn.Module) -> bool:
-    bare = next(module.parameters(), None) is None and not list(module.children())
-    known = bare or type(module) in _KINDS
     hooked = module._forward_hooks or module._forward_pre_hooks
     whole = all(parameter.numel() for parameter in module.parameters(recurse=False))
-    return known and not hooked and whole
+    return not hooked and whole and not _has_another_forward(module)
+
+
+def _has_another_forward(module: nn.Module) -> bool:
+    """Answer whether somebody put a function in the place of a module's `forward`.
+
+    What whoever runs the model puts there (`inference.linears`) offers what it computes with.
+    """
+    own = vars(module).get("forward")
+    return own is not None and not (hasattr(own, "joined") or hasattr(own, "weights"))
 
 
 class LlamaStep:

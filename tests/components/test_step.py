@@ -73,3 +73,44 @@ def test_a_body_that_something_hangs_on_takes_its_layers():
     body = tiny_llama().model
     body.config.rope_parameters["rope_type"] = "dynamic"
     assert not can_step(body)
+
+
+def _patched(body):
+    inner = body.layers[1].mlp.forward
+    body.layers[1].mlp.forward = lambda source: inner(source) * -2
+
+
+def _without_norm(body):
+    body.layers[0].post_attention_layernorm = nn.Identity()
+
+
+def _other_activation(body):
+    body.layers[0].mlp.act_fn = nn.Tanh()
+
+
+def _first_left_out(body):
+    body.layers = body.layers[1:]
+    body.config.num_hidden_layers = len(body.layers)
+
+
+def _fewer_run(body):
+    body.config.num_hidden_layers = 1
+
+
+def _in_another_order(body):
+    body.layers = nn.ModuleList(reversed(body.layers))
+
+
+@pytest.mark.parametrize(
+    "change", [_patched, _without_norm, _other_activation, _first_left_out, _fewer_run, _in_another_order]
+)
+def test_a_rebuilt_body_takes_its_layers(change):
+    llama = tiny_llama().eval()
+    change(llama.model)
+    torch.manual_seed(0)
+    slots = torch.randn(2, 7, 32)
+    with torch.no_grad():
+        hidden, cache = decoded(llama, slots[:, :4], [slots[:, at : at + 1] for at in range(4, 7)])
+        whole = llama(slots, torch.arange(7).expand(2, -1), Cached(0), llama.new_cache(2, 7))
+    assert cache.step is False
+    assert (hidden - whole[:, 3:]).abs().max() < 1e-5
