@@ -13,8 +13,8 @@ A compiled step on a GPU has kernels of its own for a few rows (`core.native.on_
 quicker than a library's, and begin before the kernel ahead has ended.
 
 Only layers with exactly `nn.Linear`'s own arithmetic and without hooks, on the CPU in fp32 or bf16, are
-touched; all others compute as they are. A class derived from `nn.Linear` says by `is_linear_alone = True`
-that it is one when called with its input alone.
+touched; all others compute as they are, and so do all where gradients are recorded. A class derived from
+`nn.Linear` says by `is_linear_alone = True` that it is one when called with its input alone.
 """
 
 from __future__ import annotations
@@ -187,7 +187,8 @@ class _Lazy(_Uncopied):
         return [cast(nn.Linear, layer()) for layer in self.weak]
 
     def __call__(self, source: Tensor, *others: Any, **named: Any) -> Tensor:
-        if others or named:
+        # Gradients are recorded by a listener that trains meanwhile, or by another thread: never by decoding.
+        if others or named or (len(self.weak) == 1 and torch.is_grad_enabled()):
             only = self.layers[0]
             answer: Tensor = type(only).forward(only, source, *others, **named)
             return answer

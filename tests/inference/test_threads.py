@@ -82,3 +82,21 @@ def test_defaults_of_torch_are_no_matter(model, dtype):
         torch.set_default_dtype(torch.float32)
     with torch.device("meta"):
         assert torch.equal(model.generate("a seven", num_per_prompt=8, return_codes=True), expected)
+
+
+@pytest.mark.parametrize("linears", ["packed", "int8"])
+def test_gradients_flow_where_somebody_trains_meanwhile(model, linears):
+    layer = model.language_model.model.layers[0].mlp.up_proj
+
+    def gradient(_=None):
+        layer.weight.grad = None
+        with torch.enable_grad():
+            layer(torch.ones(2, layer.in_features)).sum().backward()
+        return layer.weight.grad
+
+    made, alone = [], gradient()
+    model.ask("which?", max_new_tokens=4, on_text=lambda piece: made.append(gradient()), linears=linears)
+    with ThreadPoolExecutor(1) as threads:
+        model.generate("a", on_made=lambda _: made.append(threads.submit(gradient).result()), linears=linears)
+    assert len(made) > 1
+    assert all(torch.equal(one, alone) for one in made)
