@@ -20,6 +20,7 @@ touched; all others compute as they are, and so do all where gradients are recor
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NoReturn, cast, get_args
@@ -375,15 +376,11 @@ _KEPT: WeakKeyDictionary[nn.Linear, dict[Hashable, tuple[Hashable, _Lazy]]] = We
 compiled with it asks for the very same."""
 
 
-_LOOKED_AT = 64
-"""Numbers of a tensor, evenly spread, by which a change is noticed that nobody counted."""
-
-
 def state_of(tensors: Iterable[Tensor]) -> Hashable:
     """Return what differs once one of the tensors has been written to or replaced.
 
     torch counts writes but for those through `.data`, under inference_mode and by its fused optimisers;
-    these show in a few numbers of each tensor.
+    these show in numbers of each tensor, of every row and of every column some.
     """
     kept = list(tensors)
     counted = tuple((one.data_ptr(), 0 if one.is_inference() else one._version) for one in kept)
@@ -395,11 +392,17 @@ def state_of(tensors: Iterable[Tensor]) -> Hashable:
 
 
 def _some(one: Tensor) -> Tensor:
-    step = max(1, one.numel() // _LOOKED_AT)
+    step = _step(len(one) if one.dim() else 1, one[:1].numel() if one.dim() else 1)
     if one.is_contiguous():  # by one operator: on a device's host each takes longer than what it does
         number = -(-one.numel() // step)
         return torch.as_strided(one.detach(), (number,), (step,), one.storage_offset())
     return one.detach().reshape(-1)[::step]
+
+
+@functools.cache
+def _step(rows: int, columns: int) -> int:
+    """Return the largest step that meets each row and, as it has no divisor of their number, each column."""
+    return next(step for step in range(max(1, min(rows, columns)), 0, -1) if math.gcd(step, columns) == 1)
 
 
 def _hash(numbers: Tensor) -> int:

@@ -154,6 +154,21 @@ def test_a_librarys_own_kind_of_tensor_is_left_alone():
     assert linears.state_of([odd, plain]) != before
 
 
+@pytest.mark.parametrize("shape", [(64, 256), (256, 64), (128, 128), (96, 30), (7, 1), (1, 5), (12, 4, 3, 3)])
+def test_a_row_or_a_column_that_nobody_counted_is_noticed(shape):
+    weight = torch.ones(shape)
+    before = linears.state_of([weight])
+    for row in range(shape[0]):
+        weight.data[row] = 0
+        assert linears.state_of([weight]) != before
+        weight.data[row] = 1
+    for column in range(weight[0].numel()):
+        weight.data.view(shape[0], -1)[:, column] = 0
+        assert linears.state_of([weight]) != before
+        weight.data.view(shape[0], -1)[:, column] = 1
+    assert linears.state_of([weight]) == before
+
+
 @pytest.mark.parametrize("change", [double, double_data, optimise])
 @pytest.mark.parametrize("choice", FEW_BITS)
 def test_weights_of_few_bits_are_kept_until_they_change(choice, change, monkeypatch):
