@@ -2,8 +2,8 @@
 
 `torch.compile` fuses the step, its weights laid out once (CPU) or its kernels recorded and replayed
 (CUDA graph), and nothing in it waits for the host: where the step stands is a tensor. What was compiled
-serves every later call of the same shapes, as long as the weights stay as they were. The eager twin is
-`decode.Loop`, which every model can run.
+serves every later call of the same shapes, as long as the weights stay as they were, and what hangs
+on the modules. The eager twin is `decode.Loop`, which every model can run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from janus_plugins.core.contracts import Cached, Draws
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.inference.few_rows import few_rows
-from janus_plugins.inference.linears import Way, state_of
+from janus_plugins.inference.linears import Way, hung_on, state_of
 from janus_plugins.inference.sampling import SeededDraws
 from janus_plugins.inference.stream import Stream
 
@@ -395,7 +395,7 @@ class Kept:
     """Hold what was recorded of a model, which serves later calls while its weights stay as they are.
 
     Attributes:
-        weights: what they are like (`state_of`).
+        weights: what they are like, and what hangs on the modules (`state_of`, `hung_on`).
         prompts: what runs prompts; None where it was not made or cannot be.
         steps: by what they were made for, the latest used last.
     """
@@ -427,7 +427,8 @@ def kept(owner: nn.Module, path: str, parts: list[nn.Module]) -> Kept:
 
 
 def _weights(parts: list[nn.Module]) -> Hashable:
-    return state_of(tensor for part in parts for tensor in [*part.parameters(), *part.buffers()])
+    state = state_of(tensor for part in parts for tensor in [*part.parameters(), *part.buffers()])
+    return state, hung_on(module for part in parts for module in part.modules())
 
 
 def _own_code(method: Any) -> Any:

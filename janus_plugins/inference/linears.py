@@ -409,6 +409,19 @@ def _hash(numbers: Tensor) -> int:
     return hash(numbers.contiguous().view(torch.uint8).cpu().numpy().tobytes())
 
 
+def hung_on(modules: Iterable[nn.Module]) -> Hashable:
+    """Return what differs once a module has been exchanged, or has another hook or `forward`."""
+    return tuple(
+        (id(one), id(type(one)), *one._forward_hooks, *one._forward_pre_hooks, _own_forward(one))
+        for one in modules
+    )
+
+
+def _own_forward(module: nn.Module) -> Hashable:
+    own = vars(module).get("forward")
+    return None if own is None or isinstance(own, _Uncopied) else id(own)
+
+
 def _stand_in(layers: Sequence[nn.Linear], choice: Way) -> _Lazy:
     """Return what stands in for layers of one input; one of few bits is kept while the weights stay."""
     if choice not in FEW_BITS:

@@ -84,6 +84,36 @@ def other_weights(model):
             parameter.mul_(-1)
 
 
+def _hooked(layer):
+    layer.mlp.register_forward_hook(lambda module, given, made: made * -3)
+
+
+def _patched(layer):
+    inner = layer.mlp.forward
+    layer.mlp.forward = lambda source: inner(source) * -3
+
+
+def _exchanged(layer):
+    layer.mlp.act_fn = torch.nn.Tanh()
+
+
+@pytest.mark.parametrize(("change", "way"), [(_hooked, "plain"), (_patched, "int8"), (_exchanged, "plain")])
+def test_what_hangs_on_a_module_is_minded_by_a_kept_step(change, way):
+    model = small_model(WIDE)
+
+    def made(compile=True):
+        words = ask(model, "which?", compile=compile, max_new_tokens=6, linears=way)
+        return codes(model, "a seven", temperature=0, compile=compile, linears=way).tolist(), words
+
+    before = made()
+    kept = [id(step) for step in steps_of(model)]
+    assert made() == before
+    assert [id(step) for step in steps_of(model)] == kept
+    for layer in model.language_model.model.layers:
+        change(layer)
+    assert made() == made(compile=False) != before
+
+
 def test_what_was_compiled_for_other_weights_is_forgotten(monkeypatch):
     graphs = []
     monkeypatch.setattr(graph, "BACKEND", lambda made, _: graphs.append(weakref.ref(made)) or made)
