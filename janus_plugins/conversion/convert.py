@@ -187,7 +187,7 @@ def _add_extras(
     dtype = entries["vision_model.vision_tower.norm.weight"].dtype
     for name, shape in missing.items():
         entries[name] = Entry(dtype, shape)
-        getters[name] = lambda shape=shape: torch.zeros(shape, dtype=DTYPES[dtype])  # type: ignore[misc]
+        getters[name] = lambda shape=shape: torch.zeros(shape, dtype=DTYPES[dtype], device="cpu")  # type: ignore[misc]
     notes = []
     if missing:
         notes.append(

@@ -260,7 +260,7 @@ def decode(model: UnifiedModel, modality: str, ids: Tensor) -> list[Any]:
         RunFileError: an unknown modality, another shape, or a code outside the codebook.
     """
     facts = paths.generation_path(model, modality).facts
-    codes = torch.as_tensor(ids)
+    codes = ids if isinstance(ids, Tensor) else torch.as_tensor(ids, device="cpu")
     if codes.shape[1:] != facts.shape or not len(codes):
         shape = ", ".join(map(str, ("N", *facts.shape)))
         raise RunFileError(f"{modality}: decode takes [{shape}], got {list(codes.shape)}")

@@ -90,7 +90,8 @@ def sight(runs: list[list[Slot]]) -> list[Tensor]:
                         for other, keep in zip(slots, useful, strict=True)
                     ]
                     for slot in run
-                ]
+                ],
+                device="cpu",
             )
         )
         before = slots

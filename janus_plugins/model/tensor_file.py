@@ -106,7 +106,7 @@ class TensorFile:
         if entry.dtype not in KEPT_DTYPES:
             raise CheckpointError(f"{self.path}: {name} has dtype {entry.dtype}, which is not read")
         first, last = self._offsets[name]
-        tensor = torch.empty(entry.shape, dtype=KEPT_DTYPES[entry.dtype])
+        tensor = torch.empty(entry.shape, dtype=KEPT_DTYPES[entry.dtype], device="cpu")
         if tensor.numel():
             with self.path.open("rb") as file:
                 file.seek(self._start + first)

@@ -180,7 +180,7 @@ def collate_items(arrays: list[Arrays]) -> dict[str, Tensor]:
         for index, value in enumerate(values):
             padded[index, : len(value)] = value
         collated[name] = torch.from_numpy(padded)
-        collated[f"{name}_lengths"] = torch.tensor(lengths)
+        collated[f"{name}_lengths"] = torch.tensor(lengths, device="cpu")
     return collated
 
 

@@ -80,8 +80,13 @@ def test_defaults_of_torch_are_no_matter(model, dtype):
             assert torch.equal(model.generate("a seven", num_per_prompt=8, return_codes=True), expected)
     finally:
         torch.set_default_dtype(torch.float32)
+    codes = expected[:1]
+    (decoded,) = model.decode("image", codes)
+    zigzag = model.generate("a seven", decoding="zigzag", return_codes=True)
     with torch.device("meta"):
         assert torch.equal(model.generate("a seven", num_per_prompt=8, return_codes=True), expected)
+        assert torch.equal(model.generate("a seven", decoding="zigzag", return_codes=True), zigzag)
+        assert model.decode("image", codes)[0].tobytes() == decoded.tobytes()
 
 
 @pytest.mark.parametrize("linears", ["packed", "int8"])

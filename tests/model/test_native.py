@@ -54,6 +54,16 @@ def test_round_trip_is_bit_identical(model, folder):
     )
 
 
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_a_default_device_of_torchs_is_no_matter(model, folder, device, tmp_path):
+    with torch.device(device):
+        loaded = load_native(folder)
+        loaded.save(str(tmp_path / "again"))
+    expected = model.state_dict()
+    for name, value in [*loaded.state_dict().items(), *load_native(tmp_path / "again").state_dict().items()]:
+        assert torch.equal(value, expected[name])
+
+
 def test_no_pickle_and_provenance(folder):
     names = {path.name for path in folder.iterdir()}
     assert names == {

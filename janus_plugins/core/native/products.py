@@ -84,7 +84,9 @@ def can_read_4_bits() -> bool:
 
     if torch.backends.cpu.get_cpu_capability() != "AVX2":
         return False
-    steps = (torch.arange(2 * BLOCK * BLOCK, dtype=torch.int32) * 7 // 3 % 16).view(2 * BLOCK, BLOCK)
+    steps = (torch.arange(2 * BLOCK * BLOCK, dtype=torch.int32, device="cpu") * 7 // 3 % 16).view(
+        2 * BLOCK, BLOCK
+    )
     lies: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(steps, 1)
     expected = steps.view(2, 2, BLOCK // 2, BLOCK).transpose(2, 3).to(torch.uint8)
     packed = expected[:, 0] | expected[:, 1] << 4
