@@ -6,7 +6,54 @@ This is the author's and the user's door; importing it loads no torch. Names res
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # a checker of types does not run `__getattr__`
+    from janus_plugins.core.contracts import TrainingRun as TrainingRun
+    from janus_plugins.core.errors import BadSample as BadSample
+    from janus_plugins.core.facts import (
+        AdapterFacts as AdapterFacts,
+    )
+    from janus_plugins.core.facts import (
+        CallbackFacts as CallbackFacts,
+    )
+    from janus_plugins.core.facts import (
+        EvaluationFacts as EvaluationFacts,
+    )
+    from janus_plugins.core.facts import (
+        GenerationFacts as GenerationFacts,
+    )
+    from janus_plugins.core.facts import (
+        HeadFacts as HeadFacts,
+    )
+    from janus_plugins.core.facts import (
+        LanguageModelFacts as LanguageModelFacts,
+    )
+    from janus_plugins.core.facts import (
+        SourceFacts as SourceFacts,
+    )
+    from janus_plugins.core.facts import (
+        UnderstandingFacts as UnderstandingFacts,
+    )
+    from janus_plugins.core.hookspecs import hookimpl as hookimpl
+    from janus_plugins.core.kinds import Kind as Kind
+    from janus_plugins.core.media import ImageProcessor as ImageProcessor
+    from janus_plugins.core.plugins import plugins as plugins
+    from janus_plugins.core.samples import Item as Item
+    from janus_plugins.core.samples import Sample as Sample
+    from janus_plugins.core.samples import Turn as Turn
+    from janus_plugins.core.specs import (
+        CONTRACT_VERSION as CONTRACT_VERSION,
+    )
+    from janus_plugins.core.specs import (
+        ComponentConfig as ComponentConfig,
+    )
+    from janus_plugins.core.specs import (
+        ComponentSpec as ComponentSpec,
+    )
+    from janus_plugins.door import compose as compose
+    from janus_plugins.door import convert as convert
+    from janus_plugins.door import load as load
 
 __version__ = "0.1.0"
 
@@ -39,11 +86,13 @@ _DOORS = {
 __all__ = sorted([*_DOORS, "__version__"])
 
 
-def __getattr__(name: str) -> Any:
-    """Load a public name on first use."""
-    if name not in _DOORS:
-        raise AttributeError(f"module 'janus_plugins' has no attribute {name!r}")
-    return getattr(import_module(_DOORS[name]), name)
+if not TYPE_CHECKING:  # where every name had it, a misspelt one would be Any
+
+    def __getattr__(name):
+        """Load a public name on first use."""
+        if name not in _DOORS:
+            raise AttributeError(f"module 'janus_plugins' has no attribute {name!r}")
+        return getattr(import_module(_DOORS[name]), name)
 
 
 def __dir__() -> list[str]:
