@@ -11,6 +11,7 @@ import fcntl
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -110,7 +111,13 @@ class StopSignals:
 
     @contextmanager
     def watching(self) -> Iterator[StopSignals]:
-        """Handle the signals inside the block; put the former handlers back afterwards."""
+        """Handle the signals inside the block; put the former handlers back afterwards.
+
+        Python lets the main thread alone handle any: in another one they stay with whoever owns the process.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
         kept = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
         noticed = [number for number in STOP_SIGNALS if not (kept and number == signal.SIGHUP)]
         former = {number: signal.signal(number, self._notice) for number in noticed}

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,15 @@ def test_only_the_same_signal_again_ends_at_once(exits: list[int], monkeypatch: 
         assert (signals.received, exits) == (signal.SIGINT, [])
         signal.raise_signal(signal.SIGINT)
         assert exits == [130]
+
+
+def test_in_another_thread_signals_stay_with_the_process():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def watch() -> int:
+        with StopSignals().watching() as signals:
+            assert {number: signal.getsignal(number) for number in before} == before
+            return signals.received
+
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(watch).result() == 0
