@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 _SLUG_LENGTH = 40
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors and artefacts have no answer to ==
 class Generated:
-    """Hold one made item.
+    """Hold one made item; it equals itself alone.
 
     Attributes:
         prompt: what was asked for.

@@ -61,6 +61,13 @@ def model():
     return small_model()
 
 
+def test_items_can_be_found_and_counted(model):
+    one, other = model.generate("a seven", num_per_prompt=2)
+    assert one != other
+    assert [one, other].index(other) == 1
+    assert len({one, other, one}) == 2
+
+
 def picture(level: int) -> Image.Image:
     generator = np.random.default_rng(level)
     return Image.fromarray(generator.integers(0, 256, (12, 9, 3), dtype=np.uint8))
