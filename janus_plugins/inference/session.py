@@ -6,6 +6,7 @@ no answer depends on its batch mates. The model is in evaluation mode meanwhile,
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -292,6 +293,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 _TURNS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _GUARD = threading.Lock()
+
+
+def _forget_turns() -> None:
+    """Let nobody hold a turn: in a forked process there is no thread that could end the call it was in."""
+    global _GUARD
+    _GUARD = threading.Lock()
+    _TURNS.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_turns)
 
 
 def _turn(model: nn.Module) -> threading.RLock:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,6 +14,7 @@ import torch
 from janus_plugins.core.runfile import load_run_text
 from janus_plugins.core.wiring import resolve
 from janus_plugins.inference import graph
+from janus_plugins.inference.session import evaluating
 from janus_plugins.model.compose import compose_plan
 
 from .test_integration import WIDE
@@ -44,6 +48,32 @@ def test_each_thread_gets_its_own_numbers(model):
         assert {one.result() for one in said} == {words}
     assert not any("forward" in vars(module) for module in model.modules())
     assert model.training
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="processes cannot be forked here")
+def test_a_forked_process_waits_for_no_call_of_its_parent():
+    model, entered, leave = torch.nn.Linear(1, 1), threading.Event(), threading.Event()
+
+    def call():
+        with evaluating(model):
+            entered.set()
+            leave.wait()
+
+    def forked():
+        with evaluating(model):
+            pass
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(call)
+        entered.wait()
+        child = multiprocessing.get_context("fork").Process(target=forked)
+        child.start()
+        leave.set()
+        child.join(20)
+        child.kill()
+    child.join()
+    assert child.exitcode == 0
 
 
 def test_threads_share_a_compiled_step(model, monkeypatch):
