@@ -169,6 +169,19 @@ def test_a_row_or_a_column_that_nobody_counted_is_noticed(shape):
     assert linears.state_of([weight]) == before
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.bool])
+def test_what_is_weighed_on_a_device_differs_where_a_number_does(dtype):
+    numbers = torch.randn(1000).round().to(dtype)
+    before = int(linears._weighed(numbers))
+    assert int(linears._weighed(numbers.clone())) == before
+    for place in (0, 1, 511, 999):
+        other = numbers.clone()
+        other[place] = 1 - other[place].int()
+        assert int(linears._weighed(other)) != before
+    seen = {int(linears._weighed(each)) for each in (numbers, numbers.flip(0), numbers.roll(1), numbers[:-1])}
+    assert len(seen) == 4
+
+
 @pytest.mark.parametrize("change", [double, double_data, optimise])
 @pytest.mark.parametrize("choice", FEW_BITS)
 def test_weights_of_few_bits_are_kept_until_they_change(choice, change, monkeypatch):
