@@ -13,47 +13,25 @@ if TYPE_CHECKING:  # a checker of types does not run `__getattr__`
     from janus_plugins.core.errors import BadSample as BadSample
     from janus_plugins.core.facts import (
         AdapterFacts as AdapterFacts,
-    )
-    from janus_plugins.core.facts import (
         CallbackFacts as CallbackFacts,
-    )
-    from janus_plugins.core.facts import (
         EvaluationFacts as EvaluationFacts,
-    )
-    from janus_plugins.core.facts import (
         GenerationFacts as GenerationFacts,
-    )
-    from janus_plugins.core.facts import (
         HeadFacts as HeadFacts,
-    )
-    from janus_plugins.core.facts import (
         LanguageModelFacts as LanguageModelFacts,
-    )
-    from janus_plugins.core.facts import (
         SourceFacts as SourceFacts,
-    )
-    from janus_plugins.core.facts import (
         UnderstandingFacts as UnderstandingFacts,
     )
     from janus_plugins.core.hookspecs import hookimpl as hookimpl
     from janus_plugins.core.kinds import Kind as Kind
     from janus_plugins.core.media import ImageProcessor as ImageProcessor
     from janus_plugins.core.plugins import plugins as plugins
-    from janus_plugins.core.samples import Item as Item
-    from janus_plugins.core.samples import Sample as Sample
-    from janus_plugins.core.samples import Turn as Turn
+    from janus_plugins.core.samples import Item as Item, Sample as Sample, Turn as Turn
     from janus_plugins.core.specs import (
         CONTRACT_VERSION as CONTRACT_VERSION,
-    )
-    from janus_plugins.core.specs import (
         ComponentConfig as ComponentConfig,
-    )
-    from janus_plugins.core.specs import (
         ComponentSpec as ComponentSpec,
     )
-    from janus_plugins.door import compose as compose
-    from janus_plugins.door import convert as convert
-    from janus_plugins.door import load as load
+    from janus_plugins.door import compose as compose, convert as convert, load as load
 
 __version__ = "0.1.0"
 

@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM
-from transformers import LlamaConfig as TransformersLlamaConfig
+from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig as TransformersLlamaConfig
 
 from janus_plugins.core.contracts import AttentionPlan, Cached, Packed
 from janus_plugins.core.errors import PluginError, RunFileError

@@ -31,9 +31,12 @@ from torch import Tensor, nn
 from janus_plugins.core.errors import CheckpointError
 from janus_plugins.core.peers import is_lost_peer
 from janus_plugins.model.native import load_tensors, save_tensors, weight_files
-from janus_plugins.sequence.tokenizers import CONFIG_FILE as TOKENIZER_CONFIG
-from janus_plugins.sequence.tokenizers import FILE as TOKENIZER_FILE
-from janus_plugins.sequence.tokenizers import TextTokenizer, load_tokenizer
+from janus_plugins.sequence.tokenizers import (
+    CONFIG_FILE as TOKENIZER_CONFIG,
+    FILE as TOKENIZER_FILE,
+    TextTokenizer,
+    load_tokenizer,
+)
 from janus_plugins.training import publish, random_state
 from janus_plugins.training.engine import Engine
 from janus_plugins.training.plain_weights import plain_weights_only

@@ -10,8 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from janus_plugins.core.contracts import Cached
 from janus_plugins.core.devices import without_plans
 from janus_plugins.core.errors import RunFileError
-from janus_plugins.language_models import attention
-from janus_plugins.language_models import model as model_module
+from janus_plugins.language_models import attention, model as model_module
 from janus_plugins.language_models.attention import Varlen, packed_attention
 from tests.components.toys import alone, gradients, packed_rows, tiny_llama
 

@@ -13,11 +13,13 @@ from torch import Tensor
 from janus_plugins.core.native import on_gpu
 
 from .interpreter import run_interpreted
-from .plain_kernels import carrying as plain_carrying
-from .plain_kernels import look as plain_look
-from .plain_kernels import normed as plain_normed
-from .plain_kernels import product as plain_product
-from .plain_kernels import summed_squares
+from .plain_kernels import (
+    carrying as plain_carrying,
+    look as plain_look,
+    normed as plain_normed,
+    product as plain_product,
+    summed_squares,
+)
 
 knobs = pytest.importorskip("triton").knobs
 

@@ -15,8 +15,7 @@ from deepspeed.accelerator import real_accelerator
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
 from janus_plugins.core.plan import RunPlan
-from janus_plugins.door import load
-from janus_plugins.door import plan as read_plan
+from janus_plugins.door import load, plan as read_plan
 from janus_plugins.testing.elsewhere import AWAY, elsewhere
 from janus_plugins.training.metrics import read_metrics
 from janus_plugins.training.plan_recipe import plan_recipe

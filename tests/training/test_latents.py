@@ -15,8 +15,7 @@ from janus_plugins.core.errors import JanusPluginsError, RunFileError, WiringErr
 from janus_plugins.core.runfile import load_run
 from janus_plugins.core.wiring import resolve
 from janus_plugins.data.loader import StepLoader
-from janus_plugins.door import load
-from janus_plugins.door import plan as read_plan
+from janus_plugins.door import load, plan as read_plan
 from janus_plugins.model.compose import build_tokenizer_for, compose_plan
 from janus_plugins.model.explain import explain
 from janus_plugins.model.flops import SampleFlops, Shape, num_matrix_parameters

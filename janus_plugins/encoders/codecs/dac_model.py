@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import DacConfig as PublishedConfig
-from transformers import DacModel
+from transformers import DacConfig as PublishedConfig, DacModel
 
 from janus_plugins.core.facts import GenerationFacts
 from janus_plugins.core.weights import load_exactly, read_weights

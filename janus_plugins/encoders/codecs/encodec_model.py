@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import EncodecConfig as PublishedConfig
-from transformers import EncodecModel
+from transformers import EncodecConfig as PublishedConfig, EncodecModel
 
 from janus_plugins.core.facts import GenerationFacts
 from janus_plugins.core.weights import load_exactly, read_weights

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import MimiConfig as PublishedConfig
-from transformers import MimiModel
+from transformers import MimiConfig as PublishedConfig, MimiModel
 
 from janus_plugins.core.facts import GenerationFacts
 from janus_plugins.core.weights import load_exactly, read_weights
