@@ -125,4 +125,5 @@ class StopSignals:
             yield self
         finally:
             for number, handler in former.items():
-                signal.signal(number, handler)
+                if handler is not None:  # else it was not set by Python, which cannot put it back
+                    signal.signal(number, handler)

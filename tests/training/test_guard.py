@@ -140,6 +140,15 @@ def test_only_the_same_signal_again_ends_at_once(exits: list[int], monkeypatch: 
         assert exits == [130]
 
 
+def test_a_handler_that_python_did_not_set_is_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    put: list[Any] = []  # signal.signal answers None of such a handler
+    monkeypatch.setattr(signal, "signal", lambda number, handler: put.append(handler))
+    with StopSignals().watching():
+        pass
+    assert put
+    assert None not in put
+
+
 def test_in_another_thread_signals_stay_with_the_process():
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
