@@ -120,8 +120,14 @@ def _takes(dtype: torch.dtype, choice: Way) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and _takes_bf16(choice))
 
 
-class _Uncopied:
-    """Refuse to be copied or pickled: a copied layer would go on computing by the first one's weights."""
+class _StandIn:
+    """Stand in for layers while a model answers, of the same arithmetic.
+
+    Refuses to be copied or pickled: a copied layer would go on computing by the first one's weights.
+    """
+
+    stands_in = True
+    """For whoever looks whether a layer is one of its class's own arithmetic (`language_models.step`)."""
 
     def __reduce__(self) -> NoReturn:
         raise JanusPluginsError(
@@ -130,7 +136,7 @@ class _Uncopied:
         )
 
 
-class _ByKernel(_Uncopied):
+class _ByKernel(_StandIn):
     """Multiply a few rows by a layer's weight in a compiled step on a GPU; all else as the layer does."""
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -168,7 +174,7 @@ def _takes_bf16(choice: Way) -> bool:
     return choice in FEW_BITS or (can_run() and is_slow(torch.bfloat16, torch.device("cpu")))
 
 
-class _Lazy(_Uncopied):
+class _Lazy(_StandIn):
     """Stand in for layers of one input, and change over once called often enough.
 
     A language model that runs several layers on one input may ask for `joined(layers)`, and one that runs a
@@ -432,7 +438,7 @@ def hung_on(modules: Iterable[nn.Module]) -> Hashable:
 
 def _own_forward(module: nn.Module) -> Hashable:
     own = vars(module).get("forward")
-    return None if own is None or isinstance(own, _Uncopied) else id(own)
+    return None if own is None or isinstance(own, _StandIn) else id(own)
 
 
 def _stand_in(layers: Sequence[nn.Linear], choice: Way) -> _Lazy:

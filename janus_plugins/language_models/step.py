@@ -89,12 +89,12 @@ def _untouched(module: nn.Module) -> bool:
 
 
 def _has_another_forward(module: nn.Module) -> bool:
-    """Answer whether somebody put a function in the place of a module's `forward`.
+    """Answer whether somebody put another function in the place of a module's `forward`.
 
-    What whoever runs the model puts there (`inference.linears`) offers what it computes with.
+    Whoever runs the model puts there what `stands_in` for it, with the same arithmetic (`inference.linears`).
     """
     own = vars(module).get("forward")
-    return own is not None and not (hasattr(own, "joined") or hasattr(own, "weights"))
+    return own is not None and not getattr(own, "stands_in", False)
 
 
 class LlamaStep:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from janus_plugins.core.contracts import Cached
+from janus_plugins.inference import linears
 from janus_plugins.language_models import model as module
 from janus_plugins.language_models.step import LlamaStep, can_step
 from tests.components.toys import tiny_llama
@@ -73,6 +74,15 @@ def test_a_body_that_something_hangs_on_takes_its_layers():
     body = tiny_llama().model
     body.config.rope_parameters["rope_type"] = "dynamic"
     assert not can_step(body)
+
+
+@pytest.mark.parametrize("choice", ["packed", "int8", "int4", "kernels"])
+def test_what_stands_in_for_a_layer_while_a_model_answers_is_no_change(choice):
+    body = tiny_llama().model
+    for layer in body.modules():
+        if isinstance(layer, nn.Linear):
+            layer.forward = linears._instead(layer, choice)
+    assert can_step(body)
 
 
 def _patched(body):
