@@ -19,6 +19,8 @@ pytestmark = pytest.mark.skipif(not can_run(), reason="this machine runs no such
 class Offer:
     """Stand in for a layer's forward, and say what it multiplies by, in the numbers of `dtype`."""
 
+    stands_in = True
+
     def __init__(self, layer, dtype):
         self.kind, self.weight = layer.weight.dtype, _weight(layer, dtype)
         self.weights = [self.weight]
