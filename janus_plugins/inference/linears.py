@@ -429,16 +429,24 @@ _ODD = 0x9E3779B97F4A7C15 - (1 << 64)
 
 
 def hung_on(modules: Iterable[nn.Module]) -> Hashable:
-    """Return what differs once a module has been exchanged, or has another hook or `forward`."""
+    """Return what differs once a module has been exchanged, or has another hook or `forward`.
+
+    By weak references: what comes to lie where another has been is another, and nothing is kept.
+    """
     return tuple(
-        (id(one), id(type(one)), *one._forward_hooks, *one._forward_pre_hooks, _own_forward(one))
+        (ref(one), ref(type(one)), *one._forward_hooks, *one._forward_pre_hooks, _own_forward(one))
         for one in modules
     )
 
 
 def _own_forward(module: nn.Module) -> Hashable:
     own = vars(module).get("forward")
-    return None if own is None or isinstance(own, _StandIn) else id(own)
+    if own is None or isinstance(own, _StandIn):
+        return None
+    try:
+        return ref(own)
+    except TypeError:  # of a class with slots
+        return id(own)
 
 
 def _stand_in(layers: Sequence[nn.Linear], choice: Way) -> _Lazy:

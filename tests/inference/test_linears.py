@@ -169,6 +169,21 @@ def test_a_row_or_a_column_that_nobody_counted_is_noticed(shape):
     assert linears.state_of([weight]) == before
 
 
+def test_what_comes_to_lie_in_anothers_place_is_another():
+    """Memory is used again: a function, or a module, may get the address of the one before."""
+    holder, seen = nn.Sequential(nn.LeakyReLU(0.1)), []
+    for slope in range(20):
+        holder[0] = None
+        holder[0] = nn.LeakyReLU(slope)
+        holder[0].forward = lambda source, slope=slope: source * slope
+        seen.append(linears.hung_on(holder.modules()))
+        assert linears.hung_on(holder.modules()) == seen[-1]
+        del holder[0].forward
+        holder[0].forward = lambda source, slope=slope: source + slope
+        seen.append(linears.hung_on(holder.modules()))
+    assert all(one != other for place, one in enumerate(seen) for other in seen[:place])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.bool])
 def test_what_is_weighed_on_a_device_differs_where_a_number_does(dtype):
     numbers = torch.randn(1000).round().to(dtype)
