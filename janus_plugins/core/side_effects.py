@@ -10,7 +10,7 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -44,7 +44,7 @@ class Bystanders:
         if self._torch is None and "torch" in sys.modules:
             self._torch = sys.modules["torch"]
             self._torch_state = self._torch.get_rng_state()
-            self._settings = dict(_settings(self._torch))
+            self._settings = {name: get() for name, (get, _) in _settings(self._torch).items()}
             if fresh:
                 plain = {"default dtype": self._torch.float32, "default device": self._torch.device("cpu")}
                 self._settings |= {**plain, "recording of gradients": True}
@@ -73,21 +73,11 @@ class Bystanders:
         if not self._torch.equal(self._torch.get_rng_state(), self._torch_state):
             self._torch.set_rng_state(self._torch_state)
             changed.append("torch's random state")
-        put = {
-            "number of threads": self._torch.set_num_threads,
-            "default dtype": self._torch.set_default_dtype,
-            "default device": self._set_default_device,
-            "recording of gradients": self._torch.set_grad_enabled,
-        }
-        for name, value in _settings(self._torch):
-            if value != self._settings[name]:
-                put[name](self._settings[name])
+        for name, (get, put) in _settings(self._torch).items():
+            if get() != self._settings[name]:
+                put(self._settings[name])
                 changed.append(f"torch's {name}")
         return changed
-
-    def _set_default_device(self, device: Any) -> None:
-        # Without one tensors are made on the CPU, too, and no function is looked at for it.
-        self._torch.set_default_device(None if device.type == "cpu" else device)
 
     def _put_variables_back(self, variables: dict[str, str]) -> list[str]:
         moved = {name for name, _ in variables.items() ^ os.environ.items()}
@@ -109,11 +99,18 @@ class Bystanders:
         return [f"the handling of {', '.join(number.name for number in moved)}"]
 
 
-def _settings(torch: Any) -> Iterator[tuple[str, Any]]:
-    yield "number of threads", torch.get_num_threads()
-    yield "default dtype", torch.get_default_dtype()
-    yield "default device", torch.get_default_device()
-    yield "recording of gradients", torch.is_grad_enabled()
+def _settings(torch: Any) -> dict[str, tuple[Callable[[], Any], Callable[[Any], None]]]:
+    """Return how torch's settings are read and set, by name."""
+    return {
+        "number of threads": (torch.get_num_threads, torch.set_num_threads),
+        "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+        # Without one tensors are made on the CPU, too, and no function is looked at for it.
+        "default device": (
+            torch.get_default_device,
+            lambda device: torch.set_default_device(None if device.type == "cpu" else device),
+        ),
+        "recording of gradients": (torch.is_grad_enabled, torch.set_grad_enabled),
+    }
 
 
 def _folder() -> str:
