@@ -189,17 +189,17 @@ def test_a_copy_of_former_weights_beside_the_model_is_not_loaded(model, folder, 
 
 @pytest.fixture
 def replacing(model, folder, monkeypatch):
-    """Replace the folder after the first tensor that is read of it, as a run does at the end of a stage."""
+    """Replace the folder after the first tensor that is read of a file, as a run does at the end of a stage."""
     get = TensorFile.get
 
     def start(times: int) -> dict[str, torch.Tensor]:
         new = {name: value + 1 for name, value in model.state_dict().items()}
-        left = [times]
+        read: list[TensorFile] = []
 
         def get_and_replace(self, name):
             tensor = get(self, name)
-            if left[0]:
-                left[0] -= 1
+            if len(read) < times and self not in read:
+                read.append(self)
                 save_native(model, folder, new)
             return tensor
 
