@@ -29,9 +29,10 @@ from janus_plugins.core.specs import ComponentConfig, ComponentSpec
 def plain_options(config: ComponentConfig) -> dict[str, Any]:
     """Return options as plain data that the same class reads again; none where they are no plain data.
 
+    They are called by their fields' names, which the class reads where it validates by name.
     Equal options give equal data in every process: sets are sorted, whose order is another in each.
     """
-    how: dict[str, Any] = {"by_alias": True, "round_trip": True}
+    how: dict[str, Any] = {"by_alias": False, "round_trip": True}
     try:
         plain: dict[str, Any] = _in_order(config.model_dump(mode="json", **how), config.model_dump(**how))
     except ValueError:  # what pydantic raises, and text that is none

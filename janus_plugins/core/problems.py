@@ -7,13 +7,14 @@ a `use:` that names code instead of a component.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from janus_plugins.core.frame import below, is_union, members, model_of
 from janus_plugins.core.nodes import KeyPath, Node
+from janus_plugins.core.options import unknown_option
 from janus_plugins.core.schema import TWICE, Named, RunConfig, Use
 from janus_plugins.core.suggest import nearest
 
@@ -99,10 +100,10 @@ def worded(error: Mapping[str, Any]) -> str:
     return _said(error) + _got(error)
 
 
-def option_worded(error: Mapping[str, Any], component: str, options: Iterable[str]) -> str:
+def option_worded(error: Mapping[str, Any], component: str, config: type[BaseModel]) -> str:
     """Return one of pydantic's errors on a component's options, with the option that was meant."""
     if error["type"] == "extra_forbidden":
-        return f"{component} has no such option.{nearest(str(error['loc'][-1]), options)}"
+        return unknown_option(component, config, error["loc"])
     return worded(error)
 
 

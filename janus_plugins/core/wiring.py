@@ -20,6 +20,7 @@ from janus_plugins.core.errors import PluginError, RunFileError, WiringError
 from janus_plugins.core.facts import FACTS, GenerationFacts, HeadFacts, LanguageModelFacts
 from janus_plugins.core.kinds import Kind
 from janus_plugins.core.nodes import KeyPath
+from janus_plugins.core.options import laid_over
 from janus_plugins.core.plan import (
     DataPlan,
     EvaluationPlan,
@@ -153,10 +154,10 @@ class _Builder:
         """Return a part's options, as they were where a checkpoint tells of other defaults than today's."""
         config = entry.spec.config.model_validate(use.options)
         today = plain_options(config) if address in self.options else {}
-        then = {name: value for name, value in self.options.get(address, {}).items() if name in today}
-        if all(today[name] == value for name, value in then.items()):
+        then = laid_over(self.options.get(address, {}), today, use.options, config)
+        if then == use.options:
             return config
-        return entry.spec.config.model_validate(_laid_over(then, use.options))
+        return entry.spec.config.model_validate(then, by_alias=True, by_name=True)
 
     def _where(self, path: KeyPath) -> str:
         place = self.locate(path)
@@ -166,7 +167,7 @@ class _Builder:
         lines = []
         for problem in error.errors():
             where = (*path, "options", *problem["loc"])
-            message = option_worded(problem, use, config.model_fields)
+            message = option_worded(problem, use, config)
             lines.append(f"{self._where(where)}{'.'.join(map(str, where))}: {message}")
         return "\n".join(lines)
 
@@ -272,16 +273,6 @@ class _Builder:
             block.label: self.named(f"callbacks.{block.label}", Kind.CALLBACK, block, ("callbacks", position))
             for position, block in enumerate(run.callbacks)
         }
-
-
-def _laid_over(then: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options of then with those that are given in their place, also within options of options."""
-    both = {
-        name: _laid_over(then[name], value)
-        for name, value in given.items()
-        if isinstance(value, dict) and isinstance(then.get(name), dict)
-    }
-    return {**then, **given, **both}
 
 
 def _differ(one: str, value: object, other: str, expected: object, fix: str) -> list[str]:

@@ -24,6 +24,7 @@ import janus_plugins
 from janus_plugins.core.blame import full_name
 from janus_plugins.core.catalogue import catalogue_for
 from janus_plugins.core.errors import CheckpointError, PluginError, RunFileError
+from janus_plugins.core.options import unlike
 from janus_plugins.core.outputs import left_by_the_dead, partial_of
 from janus_plugins.core.owner import Owner
 from janus_plugins.core.plan import Part, RunPlan, plain_options
@@ -271,16 +272,15 @@ def _made_by(folder: Path) -> dict[str, Any]:
 
 
 def _unlike(part: Part, made_by: Mapping[str, Any]) -> Iterator[str]:
-    """Say how a part differs, where no error does, from what made it: its owner, options that are gone."""
+    """Say how a part differs, where no error does, from what made it: its owner, options gone or others."""
     owner, today = part.owner, plain_options(part.config)
     made = f"{made_by.get('distribution')} {made_by.get('version')}"
     here = f"{owner.distribution} {owner.version}"
     if made_by and made_by["distribution"] != owner.distribution:
         yield f"{made_by['component']} of {made}, which cannot be had here: that of {here} is used"
     if today or not type(part.config).model_fields:  # else its options are no plain data
-        gone = {name: value for name, value in made_by.get("options", {}).items() if name not in today}
-        for name, value in gone.items():
-            yield f"the option {name}: {value!r} of {made}, which {here} does not have"
+        for option, does in unlike(made_by.get("options", {}), today):
+            yield f"the option {option} of {made}, which {here} {does}"
 
 
 @contextmanager

@@ -155,7 +155,7 @@ def cases(
     try:
         config = spec.config.model_validate(dict(options))
     except ValidationError as error:
-        seen = listed(error, lambda one: option_worded(one, spec.name, spec.config.model_fields))
+        seen = listed(error, lambda one: option_worded(one, spec.name, spec.config))
         raise Broken("options that validate (options={...}, --set NAME=VALUE)", seen) from error
     if spec.kind not in (Kind.ADAPTER, Kind.HEAD):
         found = Case(spec, config, options, given=items, ranks=ranks)

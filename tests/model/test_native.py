@@ -491,6 +491,44 @@ def test_defaults_within_options_computed_and_renamed_ones_are_those_of_the_chec
     assert (after.crop.left, after.crop.right, after.ratio, after.size) == (5, 2, 1.0, 4)
 
 
+def test_another_default_changes_no_option_beside_it(tmp_path, monkeypatch, caplog):
+    """Options keep the names that they were given by; what a validator made of one is told, not made twice."""
+
+    class Then(SiglipConfig, validate_by_name=True):
+        ratio: float = Field(default=1.0, alias="lambda")
+        size: int = Field(default=1, validation_alias="side")
+        names: tuple[str, ...] = ("a",)
+
+        @field_validator("names")
+        @classmethod
+        def _marked(cls, names):
+            return tuple(f"<{name}>" for name in names)
+
+    class Later(Then):
+        size: int = Field(default=7, validation_alias="side")
+
+    class Latest(Then):
+        names: tuple[str, ...] = ("b",)
+
+    options = "model.understanding.image.encoder.options."
+    run = load_run(write_tiny(tmp_path), [options + "ratio=2.0"])
+    compose_plan(resolve(run, changed_options(catalogue().entries(), Then))).save(tmp_path / "model")
+    read = {}
+    for config in (Later, Latest):
+        found = changed_options(catalogue().entries(), config)
+        monkeypatch.setattr(native, "catalogue_for", lambda run, locate, found=found: found)
+        caplog.clear()
+        after = jp.load(tmp_path / "model").plan.model.understanding["image"].encoder.config
+        told = [record.getMessage() for record in caplog.records if record.name == native.__name__]
+        read[config] = (after.ratio, after.size, after.names, told)
+    assert read[Later] == (2.0, 1, ("a",), [])
+    *values, told = read[Latest]
+    assert values == [2.0, 1, ("<a>",)]
+    assert len(told) == 1
+    assert "was made with the option names: ['a'] of janus-plugins" in told[0]
+    assert "makes ['<a>']" in told[0]
+
+
 def test_a_model_whose_options_are_no_plain_data_comes_back(tmp_path, monkeypatch):
     class Precise(SiglipConfig):
         precision: Any = "float32"
