@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 
-from janus_plugins.core.catalogue import Catalogue, catalogue
+from janus_plugins.core.catalogue import Catalogue, CatalogueEntry, catalogue
 from janus_plugins.core.json_schema import run_schema
+from janus_plugins.core.kinds import Kind
+from janus_plugins.core.owner import Owner
 from janus_plugins.core.runfile import dump_run, load_run, load_run_text
+from janus_plugins.core.specs import ComponentConfig
 from janus_plugins.door import plan
 from janus_plugins.model.explain import explain
 
@@ -46,6 +50,36 @@ def test_the_schema_refuses_a_wrong_option():
     data = yaml.safe_load(dump_run(load_run("digits")))
     data["model"]["understanding"]["image"]["encoder"]["options"]["img_sice"] = 3
     assert not jsonschema.Draft202012Validator(schema).is_valid(data)
+
+
+def test_options_that_json_has_no_word_for_end_nobodys_schema(caplog):
+    class Colour:
+        pass
+
+    class Odd(ComponentConfig, arbitrary_types_allowed=True):
+        colour: Colour = Colour()
+        width: int = 3
+
+    class Broken(ComponentConfig):
+        width: Nowhere = 3  # noqa: F821
+
+    mlp = catalogue().get(Kind.ADAPTER, "mlp")
+    others = [
+        CatalogueEntry(replace(mlp.spec, name=name, config=config), Owner("acme", "1"))
+        for name, config in (("odd", Odd), ("broken", Broken))
+    ]
+    schema = run_schema(Catalogue([*catalogue().entries(), *others]))
+    validator = jsonschema.Draft202012Validator(schema)
+    data = yaml.safe_load(dump_run(load_run("digits")))
+    for use, options, fits in [
+        ("odd", {"colour": "red", "width": 4}, True),
+        ("odd", {"width": "wide"}, False),
+        ("broken", {"anything": 1}, True),
+        ("mlp", {"depht": 1}, False),
+    ]:
+        data["model"]["understanding"]["image"]["adapter"] = {"use": use, "options": options}
+        assert validator.is_valid(data) == fits
+    assert [record.getMessage()[:11] for record in caplog.records] == ["acme/broken"]
 
 
 OVER = {

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
-from janus_plugins.core.catalogue import Catalogue, catalogue
+from pydantic.errors import PydanticUserError
+from pydantic.json_schema import GenerateJsonSchema
+
+from janus_plugins.core.catalogue import Catalogue, CatalogueEntry, catalogue
 from janus_plugins.core.kinds import Kind
 from janus_plugins.core.schema import RunConfig
 
@@ -25,6 +29,8 @@ _BLOCKS = {
 
 _OVER = "over."
 """Before the name of what may stand in a file with a base."""
+
+_log = logging.getLogger(__name__)
 
 _USED = {kind for fields in _PLACES.values() for kind in fields.values()}
 
@@ -128,7 +134,7 @@ def _choices(
         if entry.spec.kind != kind:
             continue
         label = f"options.{kind}.{entry.owner.distribution}.{entry.spec.name}"
-        options = entry.spec.config.model_json_schema(ref_template=f"#/$defs/{label}.{{model}}")
+        options = _options(entry, label)
         for name, inner in options.pop("$defs", {}).items():
             definitions[f"{label}.{name}"] = inner
         definitions[label] = options
@@ -140,3 +146,27 @@ def _choices(
             }
         )
     return choices
+
+
+class _AnythingElse(GenerateJsonSchema):
+    """Let an option be anything where JSON has no word for what it is, such as a class of a plugin's own."""
+
+    def emit_warning(self, kind: Any, detail: str) -> None:
+        """Stay silent: a default that JSON has no word for is left out, and so is one of several choices."""
+
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> dict[str, Any]:
+        """Return what lets anything pass."""
+        return {}
+
+
+def _options(entry: CatalogueEntry, label: str) -> dict[str, Any]:
+    """Return the schema of a component's options; of broken ones, which ends nobody else's, that of any."""
+    config = entry.spec.config
+    try:
+        return config.model_json_schema(
+            ref_template=f"#/$defs/{label}.{{model}}", schema_generator=_AnythingElse
+        )
+    except PydanticUserError as error:
+        reason = str(error).splitlines()[0]
+        _log.warning("%s: any options pass, its own are broken: %s", entry.full_name, reason)
+        return {"type": "object"}
