@@ -248,6 +248,9 @@ class PluginHost:
                     f"{found.entry.value}: {function} is marked with @hookimpl, but there is no hook "
                     f"{hook!r}.{nearest(hook, _hook_names())} Hooks: {', '.join(_hook_names())}"
                 )
+        first = self._manager.get_name(plugin)
+        if first is not None:
+            raise PluginError(_registered(found, first))
         self._manager.register(plugin, found.name)
         return plugin
 
@@ -335,6 +338,20 @@ def host(lists: tuple[PluginList, ...] = ()) -> PluginHost:
 def plugins() -> list[PluginReport]:
     """Return a report of every installed plugin, sorted by distribution and entry."""
     return host().reports
+
+
+def _registered(found: InstalledEntry, first: str) -> str:
+    """Say that what an entry point names is registered by another one, and why that may be."""
+    module, other = found.entry.module, first.partition(":")[0]
+    file = getattr(sys.modules.get(module), "__file__", None)
+    told = f"{found.entry.value} is already registered as {first}{f' ({file})' if file else ''}"
+    if other == found.owner.distribution:
+        return f"{told}; name it in one entry point"
+    package = module.partition(".")[0]
+    return (
+        f"{told}: {other} and {found.owner.distribution} both have a {package!r}, of which Python finds one; "
+        "uninstall one of them, or rename it there"
+    )
 
 
 def missing_modules(spec: ComponentSpec) -> list[str]:

@@ -251,6 +251,18 @@ def test_one_module_under_two_entries_does_not_offer_twice(tmp_path: Path, load:
     reports = PluginHost(entry_points=two).reports
     assert [report.status for report in reports] == ["ok", "failed"]
     assert "already registered" in reports[1].error
+    assert "shared is already registered as shared:first" in reports[1].error
+    assert reports[1].error.endswith("shared.py); name it in one entry point")
+
+
+def test_one_module_of_two_distributions_is_told(load: Any) -> None:
+    """Python finds one of them: the other's components are not to be had, and why is no matter of pluggy's."""
+    load(shared=f"{GOOD}@hookimpl\ndef janus_components(): return [spec('one')]\n")
+    two = [entry_of("shared", "main", "acme"), entry_of("shared", "main", "brand")]
+    reports = PluginHost(entry_points=two).reports
+    assert [report.status for report in reports] == ["ok", "failed"]
+    assert "shared is already registered as acme:main" in reports[1].error
+    assert "acme and brand both have a 'shared', of which Python finds one" in reports[1].error
 
 
 def test_two_entries_of_one_distribution_may_not_share_a_component(load: Any) -> None:
