@@ -102,7 +102,7 @@ class Preparer:
             reader = self._reader(path, item.modality, sample)
             store = self._stores.get((entry, path, item.modality))
             if store is None or index is None:
-                arrays.append(finite(reader.processor(item.value)))
+                arrays.append(finite(reader.processor(item.value), reader.plan.encoder))
             else:
                 arrays.append({PRECOMPUTED: store.get(index, number, sample.key, item.value)})
             entering.append(reader.entering(arrays[-1]))
@@ -118,7 +118,8 @@ class Preparer:
         """
         reader = self._reader("generation", modality, _checked(sample, data))
         parts = [part for turn in sample.turns for part in turn.parts if isinstance(part, Item)]
-        return [finite(reader.processor(part.value)) for part in parts if part.modality == modality]
+        values = [part.value for part in parts if part.modality == modality]
+        return [finite(reader.processor(value), reader.plan.encoder) for value in values]
 
     def _reader(self, path: Path, modality: str, sample: Sample) -> _Reader:
         found = self._readers.get((path, modality))

@@ -192,7 +192,7 @@ def _read(processor: GenerationProcessor, part: Part, index: int, value: object)
             f"{type(error).__name__}: {error}"
         ) from error
     try:
-        return finite(arrays)
+        return finite(arrays, part)
     except BadSample as error:
         raise BadSample(f"item {index}, {_named(value)}: {error}") from error
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from janus_plugins.core.blame import full_name
 from janus_plugins.core.errors import BadSample, DataError
 from janus_plugins.core.samples import TASKS
 from janus_plugins.sequence.batch import Batch, ItemBatch
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from janus_plugins.core.contracts import Arrays
+    from janus_plugins.core.plan import Part
 
 
 PRECOMPUTED = "precomputed"
@@ -132,14 +134,25 @@ def assemble_items(modality: str, arrays: Sequence[Arrays], length: int, dummies
     return replace(batch, generation={**batch.generation, modality: items}, num_samples=counted)
 
 
-def finite(arrays: Arrays) -> Arrays:
-    """Return a processed item as it is.
+def finite(arrays: Arrays, part: Part | None = None) -> Arrays:
+    """Return a processed item as it is; what can be read as arrays, such as tensors, becomes arrays.
+
+    Args:
+        arrays: what a processor answered.
+        part: the encoder whose it is, for messages.
 
     Raises:
-        BadSample: it holds NaN or infinite values, which would spoil a step or an answer.
+        BadSample: it is no named arrays of numbers, or holds NaN or infinite values, which would spoil a step
+            or an answer.
     """
+    if not isinstance(arrays, Mapping):
+        raise BadSample(f"{_whose(part)} answered a {type(arrays).__name__}, not named numpy arrays")
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        arrays = {name: _array(name, value, part) for name, value in arrays.items()}
     for name, array in arrays.items():
-        if getattr(getattr(array, "dtype", None), "kind", "") != "f":
+        if array.dtype.kind not in _NUMBERS:
+            raise BadSample(f"{_whose(part)} answered {name} as an array of {array.dtype}, not of numbers")
+        if array.dtype.kind != "f":
             continue
         with np.errstate(all="ignore"):  # a sum is a quick look; a long one may overflow
             if np.isfinite(array.sum()):
@@ -148,6 +161,25 @@ def finite(arrays: Arrays) -> Arrays:
         if wrong:
             raise BadSample(f"{name} holds NaN or infinite values, {wrong} of {array.size}")
     return arrays
+
+
+_NUMBERS = "biufc"
+"""numpy's letters of what a tensor can hold."""
+
+
+def _array(name: str, value: object, part: Part | None) -> np.ndarray:
+    """Return what a processor answered as an array, where it says how to be one."""
+    problem = ""
+    if hasattr(value, "__array__"):
+        try:
+            return np.asarray(value)
+        except (TypeError, ValueError, RuntimeError) as error:  # of a tensor on a device, or with a gradient
+            problem = f": {error}"
+    raise BadSample(f"{_whose(part)} answered {name} as a {type(value).__name__}, not a numpy array{problem}")
+
+
+def _whose(part: Part | None) -> str:
+    return f"the processor of {full_name(part)}" if part else "the processor"
 
 
 def collate_items(arrays: list[Arrays]) -> dict[str, Tensor]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 import struct
+import threading
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from janus_plugins.core.errors import BadSample
@@ -50,6 +53,42 @@ def test_items_that_are_not_finite_are_refused(value: float) -> None:
     array[1, 2] = value
     with pytest.raises(BadSample, match="map holds NaN or infinite values, 1 of 12"):
         finite(whole)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (None, "answered a NoneType, not named numpy arrays"),
+        ({"map": "abc"}, "answered map as a str, not a numpy array"),
+        ({"map": [1.0]}, "answered map as a list, not a numpy array"),
+        ({"map": threading.Lock()}, "answered map as a lock, not a numpy array"),
+        ({"map": np.array(["a"])}, "answered map as an array of <U1, not of numbers"),
+        ({"map": np.array([None])}, "answered map as an array of object, not of numbers"),
+        ({"map": torch.ones(2, device="meta")}, "answered map as a Tensor, not a numpy array: "),
+        (
+            {"map": torch.ones(2, requires_grad=True)},
+            "answered map as a Tensor, not a numpy array: Can't call",
+        ),
+        ({"map": torch.tensor([1.0, float("nan")])}, "map holds NaN or infinite values, 1 of 2"),
+    ],
+)
+def test_what_is_no_arrays_of_numbers_is_a_bad_sample(tmp_path: Path, answer: Any, said: str) -> None:
+    """It would end a data worker, or the run, by an error that names no plugin."""
+    part = resolve(load_run(write_tiny(tmp_path))).model.understanding["image"].encoder
+    with pytest.raises(BadSample) as refused:
+        finite(answer, part)
+    assert said in str(refused.value)
+    if "answered" in said:
+        named = "the processor of understanding.image.encoder: understanding_encoder/siglip of janus-plugins"
+        assert str(refused.value).startswith(named)
+
+
+def test_tensors_of_a_processor_become_arrays() -> None:
+    whole = finite({"map": torch.arange(3), "marks": np.arange(2)})
+    assert {name: (type(value), value.tolist()) for name, value in whole.items()} == {
+        "map": (np.ndarray, [0, 1, 2]),
+        "marks": (np.ndarray, [0, 1]),
+    }
 
 
 def write_rows(folder: Path) -> None:
