@@ -1,4 +1,4 @@
-"""What a generation path answers is held to its facts: a mistake in a component is told as its own."""
+"""What a language model and a generation path answer is held to their facts: a mistake is told as its own."""
 
 from __future__ import annotations
 
@@ -95,6 +95,26 @@ def decoded_of(plan: GenerationPlan, encoder: Any, codes: Tensor) -> Tensor:
     shape = getattr(decoded, "shape", ())
     check_sizes(part, "decoded items", decoded, [("N", len(codes)), *(("...", size) for size in shape[1:])])
     return decoded
+
+
+def hidden_of(part: Part, language_model: Any, embeds: Tensor, *how: Any) -> Tensor:
+    """Return a language model's hidden states [B, S, M] of embeddings [B, S, M].
+
+    Args:
+        part: the language model's.
+        language_model: it.
+        embeds: its input.
+        how: positions, attention and cache, as its `forward` takes them.
+
+    Raises:
+        PluginError: it failed, or answered something else than its facts say.
+    """
+    with blamed(part, "reading embeddings", embeds):
+        hidden: Tensor = language_model(embeds, *how)
+    wanted = [("B", embeds.shape[0]), ("S", embeds.shape[1]), ("width", part.facts.width)]
+    check_sizes(part, "hidden states", hidden, wanted)
+    check_numbers(part, "hidden states", hidden, embeds)
+    return hidden
 
 
 def check_numbers(part: Part, what: str, value: Tensor, source: Tensor | None = None) -> None:

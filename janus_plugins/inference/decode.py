@@ -213,7 +213,9 @@ def _item_stream(
         room = roomy(given + room) - given
     once = None if len(copies) == len(embeds) else copies
     prompts = RecordedPrompts.kept(recorded, model.language_model, model.device)
-    return Stream(model.language_model, embeds, room, positions, once, prompts)
+    return Stream(
+        model.language_model, embeds, room, positions, once, prompts, model.plan.model.language_model
+    )
 
 
 def _item_rows(

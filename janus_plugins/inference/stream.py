@@ -13,8 +13,10 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from janus_plugins.core.answered import hidden_of
 from janus_plugins.core.contracts import Cached
 from janus_plugins.core.facts import LanguageModelFacts
+from janus_plugins.core.plan import Part
 from janus_plugins.inference.halves import widened
 
 CACHE_BUDGET = 4 * 2**30
@@ -49,6 +51,7 @@ class Stream:
             was given is computed once for all its copies, where the cache offers `select(rows)`.
         recorded: what runs the given rows as a recorded graph, where they fit it; the cache may then be
             theirs alone, until `lengthen`.
+        part: the language model's, by which its hidden states are checked; None checks nothing.
 
     Attributes:
         hidden: last hidden state of each row [B, M].
@@ -67,8 +70,9 @@ class Stream:
         max_positions: int,
         copies: Sequence[int] | None = None,
         recorded: Prompts | None = None,
+        part: Part | None = None,
     ) -> None:
-        self._model = cast(Any, language_model)
+        self._model, self._part = cast(Any, language_model), part
         self._max_positions = max_positions
         self.given = max(len(row) for row in embeds)
         self.first = self.given
@@ -230,7 +234,9 @@ class Stream:
     def _through(self, embeds: Tensor, positions: Tensor, plan: Cached) -> Tensor:
         """Run the language model over slots [B, S, M]."""
         with widened(self._model, embeds.shape[0] * embeds.shape[1]):
-            return cast(Tensor, self._model(embeds, positions, plan, self.cache))
+            if self._part is None:
+                return cast(Tensor, self._model(embeds, positions, plan, self.cache))
+            return hidden_of(self._part, self._model, embeds, positions, plan, self.cache)
 
 
 def pad_left(rows: Sequence[Tensor], length: int) -> Tensor:

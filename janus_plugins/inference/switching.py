@@ -234,7 +234,9 @@ class _Batch:
             given += [(prompt.unconditional, prompt.items) for prompt in prompts]
         embeds = [row_embeds(self._language_model, ids, items, model.device) for ids, items in given]
         room = max(min(following, row.slots) for row in self._rows)
-        self._stream = Stream(model.language_model, embeds, room, positions)
+        self._stream = Stream(
+            model.language_model, embeds, room, positions, part=model.plan.model.language_model
+        )
 
     def run(self) -> None:
         """Take steps until every answer has ended."""

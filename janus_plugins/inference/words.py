@@ -131,7 +131,7 @@ def begin_text(
     rows = [row_embeds(language_model, one.ids, one.items, model.device) for one in prompts]
     if not any(heads) or any(head == len(row) for head, row in zip(heads, rows, strict=True)):
         once = RecordedPrompts.kept(recorded, language_model, model.device)
-        return Stream(language_model, rows, room, positions, recorded=once)
+        return Stream(language_model, rows, room, positions, None, once, model.plan.model.language_model)
     heads = [head or 1 for head in heads]
     keys = [
         (tuple(prompt.ids[:head]), tuple((start, id(values)) for start, values in prompt.items))
@@ -146,6 +146,7 @@ def begin_text(
         room + max(map(len, tails)),
         positions,
         [distinct.index(key) for key in keys],
+        part=model.plan.model.language_model,
     )
     stream.extend(tails)
     return stream

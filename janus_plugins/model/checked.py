@@ -73,6 +73,19 @@ def embeds_of(
     return embeds
 
 
+def tokens_of(part: Part, language_model: Any, ids: Tensor) -> Tensor:
+    """Return a language model's embeddings [P, M] of ids [P].
+
+    Raises:
+        PluginError: it failed, or answered something else than its facts say.
+    """
+    with blamed(part, "embedding ids", ids):
+        embeds: Tensor = language_model.embed(ids)
+    check_sizes(part, "embeddings of ids", embeds, [("P", len(ids)), ("width", part.facts.width)])
+    check_numbers(part, "embeddings of ids", embeds, ids)
+    return embeds
+
+
 def losses_of(part: Part, head: Any, hidden: Tensor, targets: Tensor) -> Tensor:
     """Return a head's losses [P] of hidden states [P, M] and what they should have predicted.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from janus_plugins.core.answered import codes_of
+from janus_plugins.core.answered import codes_of, hidden_of
 from janus_plugins.core.blame import blamed
 from janus_plugins.core.catalogue import load_processor
 from janus_plugins.core.plan import GenerationPlan, Part, RunPlan, UnderstandingPlan
@@ -23,7 +23,7 @@ from janus_plugins.inference import session
 from janus_plugins.inference.checks import plain_numbers
 from janus_plugins.inference.interleaved import interleave
 from janus_plugins.inference.paths import generation_path
-from janus_plugins.model.checked import embeds_of, features_of, losses_of
+from janus_plugins.model.checked import embeds_of, features_of, losses_of, tokens_of
 from janus_plugins.model.joint import takes_lengths
 from janus_plugins.sequence.assemble import PRECOMPUTED
 from janus_plugins.sequence.batch import Batch, ItemBatch
@@ -201,12 +201,13 @@ class UnifiedModel(nn.Module):
             return self._reconstruct(batch.generation[reconstruct], reconstruct, scale)
         embeds, codes = self._embed(batch)
         rows, slots = batch.ids.shape
-        hidden = self.language_model(embeds.view(rows, slots, -1), batch.positions, batch.packed)
+        given = (embeds.view(rows, slots, -1), batch.positions, batch.packed)
+        hidden = hidden_of(self.plan.model.language_model, self.language_model, *given)
         return self._losses(batch, hidden.reshape(rows * slots, -1), codes, scale)
 
     def _embed(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return embeddings [R * S, M] with every item in its slots, and the codes by modality."""
-        embeds = self.language_model.embed(batch.ids.view(-1))  # type: ignore[operator]
+        embeds = tokens_of(self.plan.model.language_model, self.language_model, batch.ids.view(-1))
         codes: dict[str, Tensor] = {}
         for name, path in self.understanding.items():
             items = batch.understanding[name]

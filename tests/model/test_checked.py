@@ -85,6 +85,20 @@ CASES = {
     "a mean of losses": (
         "generation.image.head.loss", lambda answer: answer.mean(), ["generation.image.head", "its losses are []"],
     ),
+    "hidden states that are narrower": (
+        "language_model.forward", lambda answer: answer[..., 1:],
+        ["language_model: language_model/llama", "its hidden states are [2, ", "31]", "width=32"],
+    ),
+    "no hidden states": ("language_model.forward", lambda answer: None, ["language_model: ", "are a NoneType"]),
+    "hidden states that are whole": (
+        "language_model.forward", lambda answer: answer.long(), ["language_model: ", "states are torch.int64, not floating"],
+    ),
+    "hidden states of another device": (
+        "language_model.forward", lambda answer: answer.to("meta"), ["language_model: ", "hidden states are on meta"],
+    ),
+    "embeddings of ids that are narrower": (
+        "language_model.embed", lambda answer: answer[..., 1:], ["language_model: ", "its embeddings of ids are ["],
+    ),
     "a text head's mean": (
         "language_model.text_head.loss", lambda answer: answer.mean(), ["language_model.text_head", "losses"],
     ),
@@ -118,6 +132,8 @@ def test_answers_are_held_to_the_facts(name, fresh, batch_of, prepared, monkeypa
         "generation.image.encoder.encode",
         "generation.image.adapter.forward",
         "generation.image.head.loss",
+        "language_model.embed",
+        "language_model.forward",
     ],
 )
 def test_what_a_component_raises_names_it(place, fresh, batch_of, prepared, monkeypatch):
@@ -200,6 +216,21 @@ def test_what_a_head_raises_later_names_it(name, doing, fresh, monkeypatch):
         PluginError, match=rf"generation\.image\.head: .* of janus-plugins .*{doing} \[.*KeyError: 'maps'"
     ):
         fresh.generate("a digit", decoding="steps" if name == "sample" else "jacobi")
+
+
+@pytest.mark.parametrize("pictured", [False, True])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(lambda answer: answer[..., 1:], "hidden states are ["), (raising, "reading embeddings")],
+)
+def test_what_a_language_model_answers_is_held_to_the_facts(pictured, change, said, fresh, monkeypatch):
+    """When it answers and when it draws; the head after it is not to blame."""
+    wrap(monkeypatch, fresh, "language_model.forward", change)
+    with pytest.raises(
+        PluginError, match=r"^language_model: language_model/llama of janus-plugins"
+    ) as caught:
+        fresh.generate("a two", seed=0) if pictured else fresh.ask("Put in order: two one", max_new_tokens=2)
+    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
