@@ -135,7 +135,7 @@ def assemble_items(modality: str, arrays: Sequence[Arrays], length: int, dummies
 
 
 def finite(arrays: Arrays, part: Part | None = None) -> Arrays:
-    """Return a processed item as it is; what can be read as arrays, such as tensors, becomes arrays.
+    """Return a processed item as it is; tensors, lists and numbers in it become arrays.
 
     Args:
         arrays: what a processor answered.
@@ -168,13 +168,14 @@ _NUMBERS = "biufc"
 
 
 def _array(name: str, value: object, part: Part | None) -> np.ndarray:
-    """Return what a processor answered as an array, where it says how to be one."""
+    """Return what a processor answered as an array, where that is one of numbers."""
     problem = ""
-    if hasattr(value, "__array__"):
-        try:
-            return np.asarray(value)
-        except (TypeError, ValueError, RuntimeError) as error:  # of a tensor on a device, or with a gradient
-            problem = f": {error}"
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind in _NUMBERS:
+            return array
+    except (TypeError, ValueError, RuntimeError) as error:  # of a tensor on a device, or with a gradient
+        problem = f": {error}"
     raise BadSample(f"{_whose(part)} answered {name} as a {type(value).__name__}, not a numpy array{problem}")
 
 

@@ -60,7 +60,7 @@ def test_items_that_are_not_finite_are_refused(value: float) -> None:
     [
         (None, "answered a NoneType, not named numpy arrays"),
         ({"map": "abc"}, "answered map as a str, not a numpy array"),
-        ({"map": [1.0]}, "answered map as a list, not a numpy array"),
+        ({"map": [[1.0], []]}, "answered map as a list, not a numpy array: "),
         ({"map": threading.Lock()}, "answered map as a lock, not a numpy array"),
         ({"map": np.array(["a"])}, "answered map as an array of <U1, not of numbers"),
         ({"map": np.array([None])}, "answered map as an array of object, not of numbers"),
@@ -83,11 +83,13 @@ def test_what_is_no_arrays_of_numbers_is_a_bad_sample(tmp_path: Path, answer: An
         assert str(refused.value).startswith(named)
 
 
-def test_tensors_of_a_processor_become_arrays() -> None:
-    whole = finite({"map": torch.arange(3), "marks": np.arange(2)})
+def test_tensors_and_numbers_of_a_processor_become_arrays() -> None:
+    whole = finite({"map": torch.arange(3), "marks": np.arange(2), "row": [1.5, 2], "length": 4})
     assert {name: (type(value), value.tolist()) for name, value in whole.items()} == {
         "map": (np.ndarray, [0, 1, 2]),
         "marks": (np.ndarray, [0, 1]),
+        "row": (np.ndarray, [1.5, 2.0]),
+        "length": (np.ndarray, 4),
     }
 
 
