@@ -23,9 +23,9 @@ from janus_plugins.conversion.description import dump
 from janus_plugins.conversion.extras import extra_shapes
 from janus_plugins.conversion.kept import EXTRAS, KEPT
 from janus_plugins.conversion.keys import LAYOUTS, Layout, from_native, place_of, shapes_in
-from janus_plugins.conversion.partial import partial_folder
 from janus_plugins.conversion.texts import foreign_texts
 from janus_plugins.core.errors import CheckpointError, RunFileError
+from janus_plugins.core.outputs import partial_folder
 from janus_plugins.core.suggest import nearest
 from janus_plugins.model import native
 from janus_plugins.model.steady import unreplaced

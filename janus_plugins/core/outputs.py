@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from janus_plugins.core.errors import RunFileError
@@ -59,6 +59,29 @@ def partial_of(folder: Path) -> Path:
     partial = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     return partial
+
+
+@contextmanager
+def partial_folder(folder: Path) -> Iterator[Path]:
+    """Give a new folder that takes the place of `folder` when the block ends, and is removed when it fails.
+
+    What writers that were killed have left beside `folder` is removed first; parents that were made here and
+    stay empty are removed at the end.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    missing = [parent for parent in folder.parents if not parent.exists()]
+    partial = partial_of(folder)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        for parent in missing:
+            with suppress(OSError):  # not empty, or never made
+                parent.rmdir()
 
 
 def left_by_the_dead(folder: Path, kind: str) -> list[Path]:

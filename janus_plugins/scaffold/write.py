@@ -15,6 +15,7 @@ from string import Template
 from janus_plugins.core.catalogue import catalogue
 from janus_plugins.core.errors import RunFileError
 from janus_plugins.core.kinds import Kind
+from janus_plugins.core.outputs import partial_folder, writing
 from janus_plugins.core.specs import CONTRACT_VERSION
 from janus_plugins.core.suggest import nearest
 
@@ -66,7 +67,7 @@ _MODALITY = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def write_package(name: str, kind: str, out: Path, modality: str = "image") -> Path:
-    """Write a package for one component and return its folder, `out/name`.
+    """Write a package for one component, at once or not at all, and return its folder, `out/name`.
 
     Args:
         name: of the distribution and of the component: lower case, digits, single hyphens (an underscore
@@ -77,7 +78,8 @@ def write_package(name: str, kind: str, out: Path, modality: str = "image") -> P
             time [time, channels], with a processor of its own.
 
     Raises:
-        RunFileError: the name, the kind or the modality cannot be used, or the folder is not empty.
+        RunFileError: the name, the kind or the modality cannot be used, or the folder is not empty or cannot
+            be written.
     """
     name = name.replace("_", "-")
     values = _values(name, _kind(kind), modality)
@@ -90,11 +92,14 @@ def write_package(name: str, kind: str, out: Path, modality: str = "image") -> P
     folder = out / name
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunFileError(f"{folder} exists already; choose another name, or another folder with --out")
+    if folder.resolve() == Path.cwd():
+        raise RunFileError(f"{folder} is where this program runs; run it in the folder above, without --out")
     files = _FILES if modality == "image" else {**_FILES, **_SERIES_FILES}
-    for path, template in files.items():
-        target = folder / Template(path).substitute(values)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(_filled(Template(template).substitute(values), values), encoding="utf-8")
+    with writing(folder), partial_folder(folder) as partial:
+        for path, template in files.items():
+            target = partial / Template(path).substitute(values)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(_filled(Template(template).substitute(values), values), encoding="utf-8")
     return folder
 
 

@@ -154,6 +154,35 @@ def test_a_folder_is_never_overwritten(tmp_path: Path) -> None:
         write_package("mine", "head", tmp_path)
 
 
+def test_a_package_is_whole_or_not_there(tmp_path: Path) -> None:
+    """The same command again then writes it."""
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from janus_plugins.scaffold.write import write_package\n"
+        "killing = lambda event, args: event == 'open' and str(args[0]).endswith('model.py')\n"
+        "sys.addaudithook(lambda *seen: killing(*seen) and os.kill(os.getpid(), signal.SIGKILL))\n"
+        "write_package('mine', 'adapter', Path(sys.argv[1]))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
+    assert not (tmp_path / "mine").exists()
+    write_package("mine", "adapter", tmp_path)
+    assert (tmp_path / "mine" / "tests" / "test_contract.py").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_folder_that_takes_no_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFileError, match="mine cannot be written: Not a directory; choose another"):
+        write_package("mine", "adapter", tmp_path / "file")
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    with pytest.raises(RunFileError, match="is where this program runs"):
+        write_package("mine", "adapter", Path(".."))
+    monkeypatch.chdir(tmp_path)
+    assert write_package("mine", "adapter", Path()).is_dir()  # empty until then
+
+
 def test_the_command_says_what_comes_next(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["new", "my_head", "--kind", "head", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
