@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import traceback
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -160,14 +160,15 @@ def explain(
 def schema(out: Annotated[Path | None, typer.Option(help="write it there instead")] = None) -> None:
     """Print the JSON Schema of run files, with the options of the installed components."""
     from janus_plugins.core.json_schema import run_schema
-    from janus_plugins.core.outputs import writing
+    from janus_plugins.core.outputs import replaced, writing
 
     text = json.dumps(run_schema(), indent=1, ensure_ascii=False) + "\n"
     if out is None:
         typer.echo(text, nl=False)
     else:
-        with writing(out, "file"):
-            out.write_text(text, encoding="utf-8")
+        as_it_is = out.exists() and not out.is_file()  # /dev/stdout
+        with writing(out, "file"), nullcontext(out) if as_it_is else replaced(out.resolve()) as place:
+            place.write_text(text, encoding="utf-8")
 
 
 @app.command()

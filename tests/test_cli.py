@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -424,6 +425,18 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(trained, tmp_pat
         assert done.returncode == 2, done.stderr
         assert f"{words[-1]} cannot be written: " in done.stderr
         assert "with --out" in done.stderr
+
+
+def test_a_schema_that_cannot_be_written_whole_leaves_the_one_before(tmp_path):
+    (tmp_path / "schema.json").write_text("{}")
+    done = subprocess.run(
+        [sys.executable, "-m", "janus_plugins", "schema", "--out", tmp_path / "schema.json"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),  # as a disk that fills up
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "schema.json cannot be written: File too large" in done.stderr
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("schema.json", "{}")]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
