@@ -250,7 +250,7 @@ def generate(
 
     Ranks of a launcher make a share each.
     """
-    from janus_plugins.core.outputs import make_folder
+    from janus_plugins.core.outputs import make_folder, sweep_files
     from janus_plugins.evaluation.ranks import open_ranks
     from janus_plugins.inference.artefacts import AnswerFiles, prompt_numbers, save_generated
     from janus_plugins.inference.prompt_files import read_prompts
@@ -264,6 +264,7 @@ def generate(
     world, place = open_ranks(_device(device))
     loaded = world.together(lambda: _load(model, place))
     make_folder(out)
+    sweep_files(out)
     texts = [text for text in texts for _ in range(num if interleaved else 1)]
     numbers = prompt_numbers(texts)
     share = share_of(world.rank, world.size, len(texts) * (1 if interleaved else num))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
+import re
+import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -82,6 +86,27 @@ def partial_folder(folder: Path) -> Iterator[Path]:
         for parent in missing:
             with suppress(OSError):  # not empty, or never made
                 parent.rmdir()
+
+
+def partial_file(folder: Path, stem: str, suffix: str) -> Path:
+    """Return a hidden place for a file until it has its name; `sweep_files` knows whose it is."""
+    return folder / f".{stem}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp{suffix}"
+
+
+def sweep_files(folder: Path) -> None:
+    """Remove what writers of this machine that died have left under names of `partial_file`."""
+    for path in folder.glob(".*.tmp*"):
+        found = _PARTIAL.search(path.name)
+        if found and found["machine"] == _machine() and not _alive(int(found["process"])):
+            path.unlink(missing_ok=True)
+
+
+_PARTIAL = re.compile(r"\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}\.tmp(\.\w+)?$", re.ASCII)
+
+
+def _machine() -> str:
+    """Return what tells machines apart that share a folder: a process's number means nothing elsewhere."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 def left_by_the_dead(folder: Path, kind: str) -> list[Path]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
-import secrets
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from janus_plugins.core.errors import DataError
-from janus_plugins.core.outputs import replaced
+from janus_plugins.core.outputs import partial_file, replaced
 
 if TYPE_CHECKING:
     from janus_plugins.model.unified import UnifiedModel
@@ -251,7 +251,7 @@ def slug(text: str) -> str:
 @contextmanager
 def _beside(folder: Path, stem: str, suffix: str) -> Iterator[Path]:
     """Give the place where a file is written before it gets its name, which it never has while it is half."""
-    partial = folder / f".{stem}.{secrets.token_hex(4)}.tmp{suffix}"
+    partial = partial_file(folder, stem, suffix)
     try:
         yield partial
     finally:
@@ -260,7 +260,19 @@ def _beside(folder: Path, stem: str, suffix: str) -> Iterator[Path]:
 
 def _named(partial: Path, folder: Path, stem: str, suffix: str) -> Path:
     """Give a whole file a name that nobody has taken, and return its path."""
-    path = _reserved(folder, stem, suffix)
+    for path in _free_names(folder, stem, suffix):
+        try:
+            os.link(partial, path)  # a second name at once: an empty file that holds it may stay for ever
+        except FileExistsError:
+            continue
+        except OSError:  # this file system has no second names
+            return _moved(partial, _reserved(folder, stem, suffix))
+        return path
+    raise AssertionError("names do not end")
+
+
+def _moved(partial: Path, path: Path) -> Path:
+    """Put a whole file in the place of an empty one, and return its path."""
     try:
         os.replace(partial, path)
     except BaseException:
@@ -269,14 +281,17 @@ def _named(partial: Path, folder: Path, stem: str, suffix: str) -> Path:
     return path
 
 
+def _free_names(folder: Path, stem: str, suffix: str) -> Iterator[Path]:
+    """Yield names to try, in order."""
+    yield folder / f"{stem}{suffix}"
+    for number in itertools.count(1):
+        yield folder / f"{stem}-{number}{suffix}"
+
+
 def _reserved(folder: Path, stem: str, suffix: str) -> Path:
     """Create an empty file under a name that nobody has taken, and return its path."""
-    number = 0
-    while True:
-        path = folder / f"{stem}{f'-{number}' if number else ''}{suffix}"
-        try:
+    for path in _free_names(folder, stem, suffix):
+        with suppress(FileExistsError):
             path.touch(exist_ok=False)
-        except FileExistsError:
-            number += 1
-        else:
             return path
+    raise AssertionError("names do not end")

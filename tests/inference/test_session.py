@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +16,7 @@ import torch
 from PIL import Image
 
 from janus_plugins.core.errors import BadSample, DataError, RunFileError
+from janus_plugins.core.outputs import partial_file, sweep_files
 from janus_plugins.inference import paths
 from janus_plugins.inference.artefacts import slug
 from janus_plugins.inference.decode import generate_items
@@ -326,6 +330,54 @@ def test_no_file_is_left_half_written(model, tmp_path, monkeypatch, fault):
     with pytest.raises(KeyboardInterrupt if isinstance(fault, KeyboardInterrupt) else DataError):
         save_generated(model, made, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["0000_00_a.png"]
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+
+from inference.toys import toy_model
+from janus_plugins.inference.session import save_generated
+
+model, place, event = toy_model(), sys.argv[2], sys.argv[3]
+made = model.generate(["a"])
+
+def kill(seen, args):
+    if seen == event and place in os.fsdecode(args[0] if isinstance(args[0], (str, bytes)) else str(args[0])):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(kill)
+save_generated(model, made, place)
+"""
+
+
+@pytest.mark.parametrize("event", ["os.rename", "os.link", "os.remove"])
+def test_one_that_is_killed_leaves_whole_files_and_nothing_after_the_next(tmp_path, event):
+    """Not an empty file under a name either, and what is hidden goes when the folder is next written to."""
+    tests = str(Path(__file__).parents[1])
+    words = [sys.executable, "-c", KILLED, tests, str(tmp_path), event]
+    subprocess.run(words, check=False, capture_output=True)
+    for path in tmp_path.glob("[!.]*"):
+        with Image.open(path) as picture:
+            assert picture.size == (3, 2)
+    ours = partial_file(tmp_path, "b", ".png")
+    others = tmp_path / ".b.0a1b2c3d-1-0a1b2c3d.tmp.png"  # of another machine
+    for path in (ours, others, tmp_path / ".mine.tmp.png"):
+        path.touch()
+    sweep_files(tmp_path)
+    hidden = {path.name for path in tmp_path.iterdir() if path.name.startswith(".")}
+    assert hidden == {ours.name, others.name, ".mine.tmp.png"}
+
+
+def test_files_are_named_where_a_file_has_one_name_alone(model, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    made = model.generate(["a"])
+    names = [save_generated(model, made, tmp_path)[0].name for _ in range(2)]
+    assert names == ["0000_00_a.png", "0000_00_a-1.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
 
 
 def test_a_file_has_its_name_only_when_it_is_whole(model, tmp_path, monkeypatch):
