@@ -122,6 +122,7 @@ def _started(loader: Any) -> Iterator[Any]:
     if threading.current_thread() is not threading.main_thread():
         return cast("Iterator[Any]", iter(loader))
     before = signal.getsignal(signal.SIGCHLD)
-    steps: Iterator[Any] = iter(loader)
-    signal.signal(signal.SIGCHLD, before)
-    return steps
+    try:
+        return cast("Iterator[Any]", iter(loader))
+    finally:
+        signal.signal(signal.SIGCHLD, before)

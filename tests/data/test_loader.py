@@ -139,6 +139,15 @@ def test_state_of_other_data_is_refused() -> None:
         loader(fewer, MIX, state=state)
 
 
+def test_a_stream_that_cannot_be_read_leaves_no_handler_of_signals() -> None:
+    """torch's raises wherever the program is by then, when workers end."""
+    before = signal.getsignal(signal.SIGCHLD)
+    sources = {"streamed": {"task": "text", "size": 0, "streaming": True}}
+    with pytest.raises(DataError, match=r"data.streamed cannot be read further: ZeroDivisionError"):
+        list(loader(sources, {"mix": {"text": 1}}, {"workers": 2}))
+    assert signal.getsignal(signal.SIGCHLD) == before
+
+
 def test_global_random_state_is_left_alone() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
