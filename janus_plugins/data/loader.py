@@ -110,7 +110,8 @@ class StepLoader:
             if state.get(name) != fresh[name]:
                 raise DataError(
                     f"the data position was saved with {name} {state.get(name)!r}, but this run has "
-                    f"{fresh[name]!r}; restore the run file and the data, or start without --resume"
+                    f"{fresh[name]!r}; restore the run file and the data, or move the step_* checkpoints "
+                    "away and resume: the stage then begins anew"
                 )
         return dict(state)
 

@@ -135,7 +135,7 @@ def test_resumes_at_every_step(workers: int) -> None:
 def test_state_of_other_data_is_refused() -> None:
     state = next(iter(loader(MIXED, MIX))).state
     fewer = {**MIXED, "words": {"task": "text", "size": 9}}
-    with pytest.raises(DataError, match=r"'words': 10.*'words': 9"):
+    with pytest.raises(DataError, match=r"'words': 10.*'words': 9.*move the step_\* checkpoints away"):
         loader(fewer, MIX, state=state)
 
 
