@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from janus_plugins.core.files import raw_file
 from janus_plugins.core.samples import Item, Part, Turn
 from janus_plugins.data.sources import open_source
 from janus_plugins.door import plan
-from janus_plugins.sources.hf_dataset.rows import RowReader
+from janus_plugins.sources.hf_dataset.rows import RowReader, row_digest
 from janus_plugins.sources.hf_dataset.source import build
 from janus_plugins.sources.hf_dataset.spec import HfDatasetConfig
 from tests.tiny import write_tiny
@@ -387,6 +388,69 @@ def test_streaming_resumes_after_every_row(tmp_path: Path, kind: str) -> None:
     assert whole == [f"c{index % 14}" for index in range(17)]
     for position, state in enumerate(states[:-1]):
         assert captions(state, 16 - position)[0] == whole[position + 1 :]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+def test_a_stream_whose_rows_have_changed_is_not_gone_on_with(tmp_path: Path, kind: str) -> None:
+    """It would begin anew, or go on at another row, without a word."""
+    path = tmp_path / f"rows.{kind}"
+
+    def write(rows: list[str]) -> None:
+        if kind == "parquet":
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            pq.write_table(pa.table({"said": rows}), path, row_group_size=3)
+            return
+        lines = {"jsonl": [json.dumps({"said": row}) for row in rows], "csv": ["said", *rows]}
+        path.write_text("\n".join(lines[kind]) + "\n")
+
+    def read(state: Any, number: int) -> tuple[list[str], Any]:
+        source = open_rows(path, {"text": "{said}"}, streaming=True)
+        reader = source.rows(state)
+        pairs = [next(reader) for _ in range(number)]
+        return [source.sample(row, 0).turns[0].parts[0] for row, _ in pairs], pairs[-1][1]
+
+    rows = [f"r{number}" for number in range(10)]
+    write(rows)
+    _, state = read(None, 6)
+    for changed, said in (
+        (rows[:4], "there is no row"),
+        (["new", *rows], "another row stands"),
+        ([f"x{number}" for number in range(10)], "another row stands"),
+    ):
+        write(changed)
+        with pytest.raises(
+            DataError, match=f"rows.{kind}' has changed: {said} .*; restore the data, or move"
+        ):
+            read(state, 1)
+    write([*rows[:6], "new", "newer"])  # what is to come may change
+    assert read(state, 3)[0] == ["new", "newer", "r0"]
+    write(rows[:6])
+    assert read(state, 1)[0] == ["r0"]
+
+
+def test_rows_of_every_kind_have_digests_of_their_own() -> None:
+    kept = {
+        "a": 1,
+        "b": ["x", None, 0.5],
+        "c": {"bytes": b"12", "path": "p"},
+        "d": date(2026, 1, 2),
+        "e": True,
+    }
+    others = [
+        {**kept, "a": 2},
+        {**kept, "b": ["x", 0.5, None]},
+        {**kept, "c": {"bytes": b"13", "path": "p"}},
+        {**kept, "d": date(2026, 1, 3)},
+        {key: kept[key] for key in "abcd"},
+        {**kept, "f": object()},
+    ]
+    digests = [row_digest(row) for row in (kept, *others)]
+    assert len(set(digests)) == len(digests)
+    assert row_digest(dict(reversed(kept.items()))) == digests[0]
+    assert row_digest({"f": object()}) == row_digest({"f": object()})
+    assert row_digest({"text": "half of one: \udcff"})
 
 
 def test_a_path_with_a_variable_is_explained(tmp_path: Path) -> None:

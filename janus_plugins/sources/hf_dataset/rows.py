@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,9 @@ ROLES: Mapping[str, Any] = {
 
 _JSON = json.JSONDecoder(strict=False)
 """Leaves control characters in strings as they are."""
+
+_END = 4096
+"""How many bytes of each end of a file tell it from another."""
 
 _SHOWN = 60
 """How many characters of a broken line an error shows."""
@@ -220,6 +226,30 @@ def parsed(row: Mapping[str, Any], key: str = "the line") -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadSample(f"{key} is no JSON object, but {_start(line)}")
     return value
+
+
+def row_digest(row: Any) -> str:
+    """Return what tells a row from another: its values, and of bytes how many there are and both ends."""
+    digest = hashlib.blake2b(digest_size=12)
+    _take(digest, row)
+    return digest.hexdigest()
+
+
+def _take(digest: Any, value: Any) -> None:
+    if isinstance(value, Mapping):
+        for key in sorted(value):
+            digest.update(f"{key}:".encode())
+            _take(digest, value[key])
+    elif isinstance(value, list | tuple):
+        digest.update(f"{len(value)} values".encode())
+        for one in value:
+            _take(digest, one)
+    elif isinstance(value, bytes):
+        digest.update(f"{len(value)} bytes".encode() + value[:_END] + value[-_END:])
+    elif isinstance(value, str | int | float | date | time | timedelta | Decimal | None):
+        digest.update(f"{type(value).__name__} {value}".encode(errors="surrogatepass"))
+    else:
+        digest.update(type(value).__name__.encode())
 
 
 def _start(line: str) -> str:

@@ -16,7 +16,7 @@ from janus_plugins.core.errors import BadSample, DataError
 from janus_plugins.core.facts import SourceFacts
 from janus_plugins.core.samples import Sample
 from janus_plugins.sources.hf_dataset.files import BUILDERS, keys_of_lines, load, no_rows
-from janus_plugins.sources.hf_dataset.rows import LINE, RowReader
+from janus_plugins.sources.hf_dataset.rows import LINE, RowReader, row_digest
 from janus_plugins.sources.hf_dataset.spec import COLUMN, HfDatasetConfig
 
 
@@ -68,8 +68,17 @@ class StreamedDataset:
         self._dataset, self._reader = dataset, reader
 
     def rows(self, state: Mapping[str, Any] | None) -> Iterator[tuple[Any, Mapping[str, Any]]]:
-        """Yield (row, state after it), starting over at the end; nothing at all where it is empty."""
-        resumed = state is not None
+        """Yield (row, state after it), starting over at the end; nothing at all where it is empty.
+
+        A state is the place before the row, and the row's digest: the row is read again when reading is
+        resumed, so that rows that were removed, put in front or replaced are noticed.
+
+        Raises:
+            DataError: another row stands there than when the state was written, or none.
+        """
+        resumed, expected = state is not None, None
+        if state is not None and "digest" in state:  # else written before there were any
+            state, expected = state["before"], state["digest"]
         while True:
             # Set even where it is None: the dataset remembers how far an earlier reader of it came.
             self._dataset.load_state_dict(state)
@@ -77,11 +86,24 @@ class StreamedDataset:
             for row in self._dataset:
                 if self._reader.lines and not row[LINE].strip():
                     continue
-                found = True
-                yield row, self._dataset.state_dict()
+                found, digest, after = True, row_digest(row), self._dataset.state_dict()
+                if expected is None:
+                    yield row, {"before": state, "digest": digest}
+                elif digest != expected:
+                    raise self._changed("another row stands")
+                state, expected = after, None
+            if expected is not None:
+                raise self._changed("there is no row")
             if not (found or resumed):
                 return
             state, resumed = None, False
+
+    def _changed(self, what: str) -> DataError:
+        return DataError(
+            f"dataset {self._reader.config.path!r} has changed: {what} where the run had read to when its "
+            "position was saved; restore the data, or move the step_* checkpoints away and resume: the stage "
+            "then begins anew"
+        )
 
     def sample(self, row: Any, index: int) -> Sample:
         """Return the sample of one row."""
