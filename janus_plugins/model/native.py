@@ -32,7 +32,7 @@ from janus_plugins.core.runfile import dump_run, load_run, locator
 from janus_plugins.core.schema import ModelBlock
 from janus_plugins.core.wiring import resolve
 from janus_plugins.model.empty import Filler, compose_empty
-from janus_plugins.model.steady import steadily
+from janus_plugins.model.steady import settle, steadily
 from janus_plugins.model.tensor_file import KEPT_DTYPES, TensorFile, write_tensors
 from janus_plugins.model.unified import UnifiedModel
 from janus_plugins.sequence.tokenizers import load_tokenizer
@@ -394,6 +394,9 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         yield from ((key, file.get(other)) for key, other in shared.items() if other in file.entries)
 
 
+_LOOKS = 3
+"""How often a model is looked for: while it is, it may be put in another one's place."""
+
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 
@@ -408,9 +411,19 @@ def is_native(folder: Path) -> bool:
 
 
 def located(folder: Path) -> Path:
-    """Return the folder that holds a model: the given one, or the `model/` of a run's folder."""
+    """Return the folder that holds a model: the given one, or the `model/` of a run's folder.
+
+    Raises:
+        CheckpointError: another one was being put in its place when the writer died.
+    """
     inner = folder / "model"
-    return inner if is_native(inner) and not is_native(folder) else folder
+    for _ in range(_LOOKS):
+        settle(folder)
+        settle(inner)
+        for place in (folder, inner):
+            if is_native(place):
+                return place
+    return folder
 
 
 __all__ = [

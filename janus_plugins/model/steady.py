@@ -6,6 +6,8 @@ each of them whole.
 
 from __future__ import annotations
 
+import glob
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,11 @@ from janus_plugins.core.errors import CheckpointError, JanusPluginsError
 T = TypeVar("T")
 
 _TRIES = 5
+
+_PATIENCE = 1.0
+"""Seconds that a rename may take."""
+
+_BETWEEN = 0.01
 
 
 class ReplacedError(CheckpointError):
@@ -56,6 +63,7 @@ def steadily(folder: Path, read: Callable[[], T]) -> T:
         ReplacedError: that happens again and again.
     """
     for _ in range(_TRIES - 1):
+        settle(folder)
         try:
             with unreplaced(folder):
                 return read()
@@ -63,6 +71,27 @@ def steadily(folder: Path, read: Callable[[], T]) -> T:
             continue
     with unreplaced(folder):
         return read()
+
+
+def settle(folder: Path) -> None:
+    """Wait while a checkpoint is away: one is put in the place of another by two renames.
+
+    Raises:
+        CheckpointError: whoever did that has died in between.
+    """
+    last = time.monotonic() + _PATIENCE
+    while not folder.exists() and (away := _away(folder)):
+        if time.monotonic() > last:
+            raise CheckpointError(
+                f"{folder} was being replaced when its writer died; the one before lies in {away}: go on "
+                "with --resume, which puts it back, or rename it"
+            )
+        time.sleep(_BETWEEN)
+
+
+def _away(folder: Path) -> Path | None:
+    """Return where a checkpoint lies while another one takes its place."""
+    return next(folder.parent.glob(f".{glob.escape(folder.name)}.old-*"), None)
 
 
 def _mark(folder: Path) -> tuple[int, bytes] | None:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -218,6 +219,24 @@ def test_a_folder_that_is_replaced_again_and_again_is_refused(folder, replacing)
     replacing(10_000)
     with pytest.raises(CheckpointError, match="was replaced by another checkpoint while it was read"):
         jp.load(folder)
+
+
+def test_a_model_that_is_away_while_another_takes_its_place_is_waited_for(model, folder, tmp_path):
+    old = tmp_path / f".model.old-{os.getpid()}"
+    folder.rename(old)
+    back = threading.Timer(0.2, lambda: old.rename(folder))
+    back.start()
+    assert jp.load(tmp_path).plan.run == model.plan.run  # as of a run's folder
+    back.join()
+    folder.rename(old)
+    with pytest.raises(
+        CheckpointError, match=r"model was being replaced .* lies in .*\.old-\d+: go on with --res"
+    ):
+        jp.load(folder)
+    with pytest.raises(CheckpointError, match="model was being replaced"):
+        jp.load(tmp_path)
+    model.save(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_folder_that_is_replaced_while_it_is_converted_is_no_mixture(folder, replacing, tmp_path):
