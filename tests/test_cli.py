@@ -19,6 +19,7 @@ from PIL import Image
 
 from janus_plugins import cli
 from janus_plugins.core.errors import CheckpointError
+from janus_plugins.core.outputs import replaced
 from janus_plugins.core.runfile import load_run
 from janus_plugins.core.schema import TokenizerBlock
 from janus_plugins.sequence.templates import special_tokens
@@ -425,6 +426,17 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(trained, tmp_pat
         assert done.returncode == 2, done.stderr
         assert f"{words[-1]} cannot be written: " in done.stderr
         assert "with --out" in done.stderr
+
+
+def test_two_writers_of_one_file_leave_a_whole_one(tmp_path):
+    path = tmp_path / "evaluation.json"
+    with replaced(path) as first:
+        first.write_text("first")
+        with replaced(path) as second:
+            second.write_text("sec")
+            assert first.read_text() == "first"
+        assert path.read_text() == "sec"
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("evaluation.json", "first")]
 
 
 def test_a_schema_that_cannot_be_written_whole_leaves_the_one_before(tmp_path):

@@ -47,8 +47,12 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Give the place where a file is written before it takes the place of another, whole or not at all."""
-    partial = path.with_name(f"{path.name}.tmp")
+    """Give the place where a file is written before it takes the place of another, whole or not at all.
+
+    Two writers of one file have a place each: else one would publish what the other has half written.
+    """
+    sweep_files(path.parent)
+    partial = partial_file(path.parent, path.name, "")
     try:
         yield partial
         os.replace(partial, path)
