@@ -430,6 +430,26 @@ def test_a_stream_whose_rows_have_changed_is_not_gone_on_with(tmp_path: Path, ki
     assert read(state, 1)[0] == ["r0"]
 
 
+def test_a_stream_of_pictures_may_be_moved(tmp_path: Path) -> None:
+    """As data are where a run goes on at another machine."""
+
+    def reader(folder: Path, state: Any) -> Any:
+        return open_rows(folder, {"text": "seen", "image": "{image}"}, streaming=True).rows(state)
+
+    for number in range(4):
+        path = tmp_path / "here" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8), number).save(path)
+    here = reader(tmp_path / "here", None)
+    _, state = [next(here) for _ in range(2)][-1]
+    (tmp_path / "here").rename(tmp_path / "there")
+    row, _ = next(reader(tmp_path / "there", state))
+    assert Path(row["image"]["path"]).name == "2.png"
+    (tmp_path / "there" / "1.png").rename(tmp_path / "there" / "11.png")
+    with pytest.raises(DataError, match="another row stands"):
+        next(reader(tmp_path / "there", state))
+
+
 def test_rows_of_every_kind_have_digests_of_their_own() -> None:
     kept = {
         "a": 1,

@@ -229,7 +229,10 @@ def parsed(row: Mapping[str, Any], key: str = "the line") -> dict[str, Any]:
 
 
 def row_digest(row: Any) -> str:
-    """Return what tells a row from another: its values, and of bytes how many there are and both ends."""
+    """Return what tells a row from another: its values, of bytes how many there are and both ends.
+
+    Of a file its name counts, not the folder: data may be moved.
+    """
     digest = hashlib.blake2b(digest_size=12)
     _take(digest, row)
     return digest.hexdigest()
@@ -239,7 +242,8 @@ def _take(digest: Any, value: Any) -> None:
     if isinstance(value, Mapping):
         for key in sorted(value):
             digest.update(f"{key}:".encode())
-            _take(digest, value[key])
+            moves = key == "path" and "bytes" in value and isinstance(value[key], str)
+            _take(digest, value[key].replace("\\", "/").rpartition("/")[2] if moves else value[key])
     elif isinstance(value, list | tuple):
         digest.update(f"{len(value)} values".encode())
         for one in value:
