@@ -147,9 +147,10 @@ def test_kernels_are_told_apart_by_their_place_in_a_layer():
     ("rows", "names"),
     [
         (2, ["rows", "look_alone", "rows", "rows", "rows", "norm"]),
-        pytest.param(32, ["dots", "dots", "look", "dots", "dots", "dots", "norm"], marks=pytest.mark.slow),
+        (32, ["dots", "dots", "look", "dots", "dots", "dots", "norm"]),
     ],
 )
+@pytest.mark.slow
 def test_kernels_of_a_layer_compile_for_a_gpu_that_is_not_there(rows, names):
     pytest.importorskip("triton")
     code = (

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import janus_plugins
 
 ROOT = Path(__file__).parents[1]
@@ -65,6 +67,7 @@ jp.laod("model")
 """
 
 
+@pytest.mark.slow
 def test_a_program_that_uses_the_package_can_be_checked(tmp_path):
     (tmp_path / "eyes.py").write_text(PLUGIN)
     options = [

@@ -68,7 +68,7 @@ def test_a_published_folder_of_another_size_is_refused(run_file, exact, tmp_path
     assert "is (64, 48), but the run's model has (96, 48)" in str(done.exception)
 
 
-@pytest.mark.parametrize("layout", ["official", "transformers"])
+@pytest.mark.parametrize("layout", ["official", pytest.param("transformers", marks=pytest.mark.slow)])
 def test_answers_of_a_published_folder(run_file, exact, converted, layout, tmp_path):
     """Written once from the folder, they are those that training from it would compute, and of no other one."""
     source, answers = exact if layout == "official" else converted, tmp_path / "answers"

@@ -56,7 +56,13 @@ def knows_how(dtype):
 
 
 @pytest.mark.parametrize(
-    ("rows", "dtype"), [(1, torch.float32), (2, torch.bfloat16), (3, torch.float32), (4, torch.float32)]
+    ("rows", "dtype"),
+    [
+        (1, torch.float32),
+        (2, torch.bfloat16),
+        pytest.param(3, torch.float32, marks=pytest.mark.slow),
+        (4, torch.float32),
+    ],
 )
 def test_products_are_those_of_plain_layers(rows, dtype, written):
     torch.manual_seed(rows)
@@ -67,8 +73,18 @@ def test_products_are_those_of_plain_layers(rows, dtype, written):
     assert {block[0] for block in written} == ({rows} if knows_how(dtype) else set())
 
 
-@pytest.mark.parametrize("rows", [1, 2, 4])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("rows", "dtype"),
+    [
+        (1, torch.float32),
+        (2, torch.bfloat16),
+        (4, torch.float32),
+        *(
+            pytest.param(rows, dtype, marks=pytest.mark.slow)
+            for rows, dtype in ((2, torch.float32), (1, torch.bfloat16), (4, torch.bfloat16))
+        ),
+    ],
+)
 def test_products_in_8_bits_are_those_of_the_library(rows, dtype, written):
     torch.manual_seed(rows)
     model = nn.Sequential(

@@ -97,7 +97,10 @@ def _exchanged(layer):
     layer.mlp.act_fn = torch.nn.Tanh()
 
 
-@pytest.mark.parametrize(("change", "way"), [(_hooked, "plain"), (_patched, "int8"), (_exchanged, "plain")])
+@pytest.mark.parametrize(
+    ("change", "way"),
+    [(_hooked, "plain"), (_patched, "int8"), pytest.param(_exchanged, "plain", marks=pytest.mark.slow)],
+)
 def test_what_hangs_on_a_module_is_minded_by_a_kept_step(change, way):
     model = small_model(WIDE)
 

@@ -134,10 +134,15 @@ cli.main()
 @pytest.mark.parametrize(
     ("what", "zero", "one"),
     [
-        ("build", "error: rank 1: no weights\n", ""),
+        pytest.param("build", "error: rank 1: no weights\n", "", marks=pytest.mark.slow),
         ("main", "error: no weights\n", ""),
         ("step", "error: another rank has ended", "error on rank 1: no weights\n"),
-        ("memory", "error: another rank has ended", "error on rank 1: RuntimeError: out of memory\n"),
+        pytest.param(
+            "memory",
+            "error: another rank has ended",
+            "error on rank 1: RuntimeError: out of memory\n",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_befalls_one_rank_alone_is_said(what: str, zero: str, one: str) -> None:
