@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from janus_plugins.core.blame import advice, blamed, full_name
@@ -15,6 +17,21 @@ if TYPE_CHECKING:
 
 Sizes = Sequence[tuple[str, int | None]]
 """Names and sizes of a tensor's dimensions; None where the item decides."""
+
+_watcher: ContextVar[Callable[[Part, str, Any], None] | None] = ContextVar("watcher", default=None)
+
+
+@contextmanager
+def watched(seen: Callable[[Part, str, Any], None]) -> Iterator[None]:
+    """Call `seen` with what components answer inside the block, in order: whose part, what it is, the tensor.
+
+    Of answers that are floating point; codes are none.
+    """
+    before = _watcher.set(seen)
+    try:
+        yield
+    finally:
+        _watcher.reset(before)
 
 
 def codes_of(plan: GenerationPlan | None, encoder: Any, items: Any, wait: bool = False) -> Tensor:
@@ -132,6 +149,9 @@ def check_numbers(part: Part, what: str, value: Tensor, source: Tensor | None = 
             f"{full_name(part)}: its {what} are on {value.device}, but what it was given is on "
             f"{source.device}; {advice(part)}"
         )
+    seen = _watcher.get()
+    if seen is not None:
+        seen(part, what, value)
 
 
 def _check_made(part: Part, facts: GenerationFacts, made: Tensor, first: Sizes) -> None:

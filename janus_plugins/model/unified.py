@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from janus_plugins.core.answered import codes_of, hidden_of
+from janus_plugins.core.answered import check_numbers, codes_of, hidden_of
 from janus_plugins.core.blame import blamed
 from janus_plugins.core.catalogue import load_processor
 from janus_plugins.core.plan import GenerationPlan, Part, RunPlan, UnderstandingPlan
@@ -237,8 +237,10 @@ class UnifiedModel(nn.Module):
         return Losses(total, sums, counts)
 
     def _reconstruct(self, items: ItemBatch, name: str, scale: Mapping[str, float]) -> Losses:
-        with blamed(self.plan.model.generation[name].encoder, "reconstruction_loss()"):
+        part = self.plan.model.generation[name].encoder
+        with blamed(part, "reconstruction_loss()"):
             parts = self.generation[name].encoder.reconstruction_loss(items.items)  # type: ignore[union-attr, operator]
+        check_numbers(part, "reconstruction losses", parts["loss"])
         number = 0 if items.absent else len(items.lengths)
         total = parts["loss"] * (number * scale.get("reconstruct", 0.0))
         sums = {f"reconstruct.{key}": value.detach() * number for key, value in parts.items()}

@@ -12,6 +12,7 @@ fp32) we look at the reduced gradients ourselves.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from janus_plugins.core.answered import watched
+from janus_plugins.core.blame import full_name
 from janus_plugins.core.devices import without_plans
+from janus_plugins.core.plan import Part
 from janus_plugins.core.schema import EngineBlock, StageBlock
 from janus_plugins.inference.halves import widened
 from janus_plugins.sequence.batch import Batch
@@ -133,6 +137,30 @@ class Engine:
             for name, value in self.module.named_buffers():
                 value.copy_(before[name])
         return StepOutcome(*totals.read(), applied, norm, max(rates))
+
+    def first_not_finite(self, micro: Sequence[Batch]) -> str | None:
+        """Say what of a forward pass was the first that is not finite, and whose; None where all is finite.
+
+        To be called on every rank: under ZeRO 3 they gather weights together. What moves by itself in a
+        forward pass moves.
+
+        Args:
+            micro: this rank's micro-batches.
+        """
+        found: list[str] = []
+
+        def look(part: Part, what: str, value: Tensor) -> None:
+            if not found and not value.isfinite().all():
+                found.append(f"the {what} of {full_name(part)} were not")
+
+        for batch in micro:
+            with torch.no_grad(), widened(self.module), without_plans(self._world.device), watched(look):
+                losses = self.deepspeed(
+                    batch.to(self._world.device), defaultdict(float), self._stage.reconstruct
+                )
+            if not found and not losses.loss.isfinite():
+                found.append("the loss was not")
+        return found[0] if found else None
 
     def _measure(self) -> None:
         """Measure the reduced gradient, where DeepSpeed will not."""

@@ -12,12 +12,14 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from janus_plugins.core.errors import DataError, Interrupted, JanusPluginsError, PluginError
 from janus_plugins.core.schema import StageBlock
+from janus_plugins.sequence.batch import Batch
 from janus_plugins.training.callbacks import Callbacks, Wishes
 from janus_plugins.training.checkpoint import Checkpoints, Position
 from janus_plugins.training.engine import Engine, StepOutcome, add_counts, step_counts
@@ -159,10 +161,21 @@ class StageLoop:
                     f"step {self._position.total} is skipped: its loss or gradient is not finite "
                     f"({self._run.bad_steps.total} skipped before)"
                 )
-            self._run.bad_steps.note(applied, self._position.total, self._run.world.rank, batch.micro)
+            where = partial(self._where, batch.micro)
+            self._run.bad_steps.note(applied, self._position.total, self._run.world.rank, batch.micro, where)
         self._record(parts, time.perf_counter() - began)
         self._sample()
         return True
+
+    def _where(self, micro: Sequence[Batch]) -> str:
+        """Say what of a step was the first not finite, on the first rank that has such."""
+        try:
+            here = self._engine.first_not_finite(micro)
+        except (JanusPluginsError, RuntimeError) as error:  # as for want of memory: the batch is to be saved
+            here = f"looking for what was not finite failed ({error})"
+        everyone = self._run.world.gather(here)
+        found = next((each for each in everyone if each is not None), None)
+        return found or "all that components answered was finite, but not the gradient"
 
     def _look_ahead(self) -> None:
         """Fetch the next step's batch while the device works on this one.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -25,8 +25,22 @@ class BadSteps:
         self._limit, self._folder = limit, folder
         self.total, self.in_a_row = total, in_a_row
 
-    def note(self, applied: bool, step: int, rank: int, micro: Sequence[Batch]) -> None:
+    def note(
+        self,
+        applied: bool,
+        step: int,
+        rank: int,
+        micro: Sequence[Batch],
+        where: Callable[[], str] | None = None,
+    ) -> None:
         """Take note of a step, and stop the run at the limit with its batch saved.
+
+        Args:
+            applied: whether it changed parameters.
+            step: its number.
+            rank: this rank.
+            micro: its micro-batches here.
+            where: called at the limit, on every rank: says what of the step was the first not finite.
 
         Raises:
             NonFiniteError: `engine.nonfinite_limit` steps in a row were skipped.
@@ -41,7 +55,8 @@ class BadSteps:
             path = self._folder / f"step_{step}_rank_{rank}.safetensors"
             what = (
                 f"loss or gradient was not finite in {self.in_a_row} steps in a row, up to step {step} "
-                f"(engine.nonfinite_limit: {self._limit}); no parameter was changed by them. The last batch"
+                f"(engine.nonfinite_limit: {self._limit}); no parameter was changed by them. "
+                f"{f'In the last one {where()}. ' if where else ''}The last batch"
             )
             try:
                 save_batch(micro, path)

@@ -10,14 +10,18 @@ import torch
 from safetensors.torch import load_file
 
 from janus_plugins.core.errors import CheckpointError, NonFiniteError
+from janus_plugins.door import plan as read_plan
 from janus_plugins.sequence.batch import Batch
 from janus_plugins.training.engine import Engine, step_counts
 from janus_plugins.training.metrics import read_metrics
 from janus_plugins.training.nonfinite import BadSteps
 from janus_plugins.training.optim import choose_learning, set_trainable
+from janus_plugins.training.plan_recipe import plan_recipe
+from janus_plugins.training.run import run_recipe
 from janus_plugins.training.weights import full_weights
 from janus_plugins.training.world import World
 
+from ..tiny import write_tiny
 from .runs import start
 from .toys import STEEP, ToyRecipe, toy_batch, toy_model, toy_run, toy_stage, zero
 
@@ -74,11 +78,53 @@ def test_bad_steps_are_counted(world: World, tmp_path: Path) -> None:
 
 def test_too_many_bad_steps_in_a_row_stop_with_the_batch(world: World, tmp_path: Path) -> None:
     recipe = toy_run(data=SpoiledRecipe(1, 3, 4), engine={"nonfinite_limit": 2})
-    with pytest.raises(NonFiniteError, match="2 steps in a row, up to step 5"):
+    with pytest.raises(
+        NonFiniteError, match=r"2 steps in a row, up to step 5.*In the last one the loss was not"
+    ):
         start(recipe, tmp_path, world)
     saved = load_file(tmp_path / "nonfinite" / "step_5_rank_0.safetensors")
     assert saved["micro_0.understanding.image.items.pixels"][0].isnan().all()
     assert saved["micro_0.ids"].shape == (1, 12)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        (
+            "understanding.image.encoder",
+            "the features of understanding.image.encoder: understanding_encoder/",
+        ),
+        (
+            "understanding.image.adapter",
+            "the embeddings of understanding.image.adapter: adapter/mlp of janus-",
+        ),
+        (
+            "generation.image.adapter",
+            "the embeddings of generation.image.adapter: adapter/code-mlp of janus-",
+        ),
+        ("language_model", "the hidden states of language_model: language_model/llama of janus-plugins"),
+        ("generation.image.head", "the losses of generation.image.head: head/code-mlp of janus-plugins"),
+    ],
+)
+def test_who_answered_what_is_not_finite_first_is_said(
+    path: str, said: str, world: World, tmp_path: Path, monkeypatch: Any
+) -> None:
+    plan = read_plan(write_tiny(tmp_path), ["engine.nonfinite_limit=1"])
+    whole = Engine.__init__
+
+    def spoil(self: Engine, model: Any, stage: Any, *others: Any) -> None:
+        if stage.name == "finetune":
+            part = model.get_submodule(path)
+            for inner in [part.model.norm] if path == "language_model" else part.modules():
+                if not list(inner.children()):
+                    inner.register_forward_hook(lambda module, given, made: made * float("nan"))
+        whole(self, model, stage, *others)
+
+    monkeypatch.setattr(Engine, "__init__", spoil)
+    with pytest.raises(NonFiniteError) as stopped:
+        run_recipe(plan_recipe(plan), tmp_path / "run", world)
+    assert f"In the last one {said}" in str(stopped.value)
+    assert "were not. The last batch is in" in str(stopped.value)
 
 
 def test_a_batch_that_cannot_be_written_is_named(world: World, tmp_path: Path, no_file_beyond: Any) -> None:
