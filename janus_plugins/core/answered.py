@@ -114,11 +114,11 @@ def decoded_of(plan: GenerationPlan, encoder: Any, codes: Tensor) -> Tensor:
     return decoded
 
 
-def hidden_of(part: Part, language_model: Any, embeds: Tensor, *how: Any) -> Tensor:
+def hidden_of(part: Part | None, language_model: Any, embeds: Tensor, *how: Any) -> Tensor:
     """Return a language model's hidden states [B, S, M] of embeddings [B, S, M].
 
     Args:
-        part: the language model's.
+        part: the language model's; None checks nothing.
         language_model: it.
         embeds: its input.
         how: positions, attention and cache, as its `forward` takes them.
@@ -126,6 +126,8 @@ def hidden_of(part: Part, language_model: Any, embeds: Tensor, *how: Any) -> Ten
     Raises:
         PluginError: it failed, or answered something else than its facts say.
     """
+    if part is None:
+        return language_model(embeds, *how)  # type: ignore[no-any-return]
     with blamed(part, "reading embeddings", embeds):
         hidden: Tensor = language_model(embeds, *how)
     wanted = [("B", embeds.shape[0]), ("S", embeds.shape[1]), ("width", part.facts.width)]

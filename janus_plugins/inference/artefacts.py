@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -260,19 +259,10 @@ def _beside(folder: Path, stem: str, suffix: str) -> Iterator[Path]:
 
 def _named(partial: Path, folder: Path, stem: str, suffix: str) -> Path:
     """Give a whole file a name that nobody has taken, and return its path."""
-    for path in _free_names(folder, stem, suffix):
-        try:
-            os.link(partial, path)  # a second name at once: an empty file that holds it may stay for ever
-        except FileExistsError:
-            continue
-        except OSError:  # this file system has no second names
-            return _moved(partial, _reserved(folder, stem, suffix))
-        return path
-    raise AssertionError("names do not end")
-
-
-def _moved(partial: Path, path: Path) -> Path:
-    """Put a whole file in the place of an empty one, and return its path."""
+    try:  # a second name at once: an empty file that holds a name may stay for ever
+        return _taken(folder, stem, suffix, lambda path: os.link(partial, path))
+    except OSError:  # this file system has no second names
+        path = _reserved(folder, stem, suffix)
     try:
         os.replace(partial, path)
     except BaseException:
@@ -281,17 +271,19 @@ def _moved(partial: Path, path: Path) -> Path:
     return path
 
 
-def _free_names(folder: Path, stem: str, suffix: str) -> Iterator[Path]:
-    """Yield names to try, in order."""
-    yield folder / f"{stem}{suffix}"
-    for number in itertools.count(1):
-        yield folder / f"{stem}-{number}{suffix}"
-
-
 def _reserved(folder: Path, stem: str, suffix: str) -> Path:
     """Create an empty file under a name that nobody has taken, and return its path."""
-    for path in _free_names(folder, stem, suffix):
-        with suppress(FileExistsError):
-            path.touch(exist_ok=False)
+    return _taken(folder, stem, suffix, lambda path: path.touch(exist_ok=False))
+
+
+def _taken(folder: Path, stem: str, suffix: str, take: Callable[[Path], None]) -> Path:
+    """Return the first name that `take`, which refuses one that is there, could take."""
+    number = 0
+    while True:
+        path = folder / f"{stem}{f'-{number}' if number else ''}{suffix}"
+        try:
+            take(path)
+        except FileExistsError:
+            number += 1
+        else:
             return path
-    raise AssertionError("names do not end")

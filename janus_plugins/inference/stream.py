@@ -234,8 +234,6 @@ class Stream:
     def _through(self, embeds: Tensor, positions: Tensor, plan: Cached) -> Tensor:
         """Run the language model over slots [B, S, M]."""
         with widened(self._model, embeds.shape[0] * embeds.shape[1]):
-            if self._part is None:
-                return cast(Tensor, self._model(embeds, positions, plan, self.cache))
             return hidden_of(self._part, self._model, embeds, positions, plan, self.cache)
 
 
