@@ -87,40 +87,88 @@ static void turned(const float *from, const float *cos, const float *sin, int64_
     }
 }
 
+/* Write how a query [width] meets the keys of `count` slots. Memory gives most when places far from one another are read
+in turn: four quarters of the slots. Each product is summed up as by `sum_of_products`. */
+INLINE void met(
+    const int64_t kind, const float *query, const char *keys, int64_t count, int64_t width, float scale, float *shares
+) {
+    const int64_t size = size_of(kind), line = width * size, quarter = count / 4;
+    for (int64_t slot = 0; slot < quarter; slot++) {
+        const char *key = keys + slot * line;
+        __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+        int64_t at = 0;
+        for (; at + LANES <= width; at += LANES) {
+            const __m256 one = _mm256_loadu_ps(query + at);
+            UNROLL for (int part = 0; part < 4; part++) {
+                const char *here = key + part * quarter * line + at * size;
+                sums[part] = _mm256_fmadd_ps(one, eight_of(kind, here), sums[part]);
+            }
+        }
+        UNROLL for (int part = 0; part < 4; part++) {
+            float sum = sum_of(sums[part]);
+            for (int64_t rest = at; rest < width; rest++)
+                sum += query[rest] * one_of(kind, key + part * quarter * line + rest * size);
+            shares[part * quarter + slot] = sum * scale;
+        }
+    }
+    for (int64_t slot = 4 * quarter; slot < count; slot++)
+        shares[slot] = sum_of_products(kind, query, keys + slot * line, width) * scale;
+}
+
+/* Slots whose values are read together: they are met once for every part of a head, and lie near by then. */
+enum { SLOTS_AT_ONCE = 16 };
+
+/* Add to `parts` vectors of a sum the values of some slots, each by its share. */
+INLINE void weighed(
+    const int64_t kind, const int parts, const float *shares, const char *values, int64_t line, int64_t count, float *to
+) {
+    __m256 sums[4];
+    UNROLL for (int part = 0; part < parts; part++) sums[part] = _mm256_loadu_ps(to + part * LANES);
+    for (int64_t slot = 0; slot < count; slot++, values += line) {
+        const __m256 share = _mm256_set1_ps(shares[slot]);
+        UNROLL for (int part = 0; part < parts; part++) {
+            const __m256 value = eight_of(kind, values + part * LANES * size_of(kind));
+            sums[part] = _mm256_fmadd_ps(share, value, sums[part]);
+        }
+    }
+    UNROLL for (int part = 0; part < parts; part++) _mm256_storeu_ps(to + part * LANES, sums[part]);
+}
+
 /* Attend from one turned query [head_width] to the first `count` slots; `shares` has room for as many. */
 INLINE void looked(
     const int64_t kind, const float *query, const char *keys, const char *values, const uint8_t *visible,
     int64_t count, int64_t width, float scale, float *shares, float *to
 ) {
     const int64_t size = size_of(kind), line = width * size;
-    float most = -INFINITY, all = 0.0f;
-    for (int64_t slot = 0; slot < count; slot++) {
-        const int seen = !visible || visible[slot];
-        shares[slot] = seen ? sum_of_products(kind, query, keys + slot * line, width) * scale : -INFINITY;
-        most = shares[slot] > most ? shares[slot] : most;
-    }
-    for (int64_t slot = 0; slot < count; slot++) shares[slot] = power_of_e(shares[slot] - most);
+    for (; visible && count && !*visible; visible++, keys += line, values += line) count--;
+    met(kind, query, keys, count, width, scale, shares);
     if (visible)
-        for (int64_t slot = 0; slot < count; slot++) shares[slot] = visible[slot] ? shares[slot] : 0.0f;
-    for (int64_t slot = 0; slot < count; slot++) all += shares[slot];
-    int64_t at = 0;
-    for (; at + 4 * LANES <= width; at += 4 * LANES) {
-        __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
-        for (int64_t slot = 0; slot < count; slot++) {
-            const __m256 share = _mm256_set1_ps(shares[slot]);
-            const char *value = values + slot * line + at * size;
-            UNROLL for (int part = 0; part < 4; part++)
-                sums[part] = _mm256_fmadd_ps(share, eight_of(kind, value + part * LANES * size), sums[part]);
-        }
-        for (int part = 0; part < 4; part++)
-            _mm256_storeu_ps(to + at + part * LANES, _mm256_div_ps(sums[part], _mm256_set1_ps(all)));
+        for (int64_t slot = 0; slot < count; slot++) shares[slot] = visible[slot] ? shares[slot] : -INFINITY;
+    __m256 mosts = _mm256_set1_ps(-INFINITY);
+    int64_t slot = 0;
+    for (; slot + LANES <= count; slot += LANES) mosts = _mm256_max_ps(_mm256_loadu_ps(shares + slot), mosts);
+    float eight[LANES], most = -INFINITY, all = 0.0f;
+    _mm256_storeu_ps(eight, mosts);
+    for (int lane = 0; lane < LANES; lane++) most = eight[lane] > most ? eight[lane] : most;
+    for (; slot < count; slot++) most = shares[slot] > most ? shares[slot] : most;
+    for (slot = 0; slot < count; slot++) shares[slot] = power_of_e(shares[slot] - most);
+    if (visible)
+        for (slot = 0; slot < count; slot++) shares[slot] = visible[slot] ? shares[slot] : 0.0f;
+    for (int64_t at = 0; at < width; at++) to[at] = 0.0f;
+    for (int64_t first = 0; first < count; first += SLOTS_AT_ONCE) {
+        const int64_t slots = count - first < SLOTS_AT_ONCE ? count - first : SLOTS_AT_ONCE;
+        const char *here = values + first * line;
+        int64_t at = 0;
+        for (; at + 4 * LANES <= width; at += 4 * LANES)
+            weighed(kind, 4, shares + first, here + at * size, line, slots, to + at);
+        for (; at + LANES <= width; at += LANES)
+            weighed(kind, 1, shares + first, here + at * size, line, slots, to + at);
+        for (; at < width; at++)
+            for (slot = 0; slot < slots; slot++)
+                to[at] += shares[first + slot] * one_of(kind, here + slot * line + at * size);
+        for (slot = 0; slot < slots; slot++) all += shares[first + slot];
     }
-    for (; at < width; at++) {
-        float sum = 0.0f;
-        for (int64_t slot = 0; slot < count; slot++)
-            sum += shares[slot] * one_of(kind, values + slot * line + at * size);
-        to[at] = sum / all;
-    }
+    for (int64_t at = 0; at < width; at++) to[at] /= all;
 }
 
 /* Write a row's keys and values of one group, and attend from the group's queries. */

@@ -168,6 +168,26 @@ def test_long_caches_and_wide_heads_in_threads():
     assert torch.equal(*made)
 
 
+@pytest.mark.parametrize("width", [20, 48, 136])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_heads_of_any_width_see_what_is_visible_and_no_more(width, dtype):
+    llama = tiny_llama(hidden_size=2 * width, num_heads=2, num_key_value_heads=1, init_std=0.05).eval()
+    torch.manual_seed(4)
+    visible = torch.rand(3, 70) < 0.6
+    visible[0, :33] = False  # only the last half is there
+    visible[1] = True
+    native, plain, *_ = both(llama.to(dtype), dtype, rows=3, length=70, steps=5, visible=visible)
+    assert (native - plain).abs().max() < (1e-5 if dtype == torch.float32 else 0.05)
+    with torch.no_grad(), offered(llama, dtype):
+        torch.manual_seed(0)
+        prompt = torch.randn(3, 70, 2 * width, dtype=dtype)
+        further = torch.randn(5, 3, 1, 2 * width, dtype=dtype)
+        unseen = torch.where(visible[..., None], prompt, 3.0 * torch.randn_like(prompt))
+        other, cache = decoded(llama, unseen, further, visible)
+        assert cache.step.on_cpu
+    assert torch.equal(other[:, 1:], native[:, 1:])
+
+
 @pytest.mark.parametrize("names", [("down_proj",), ("q_proj", "k_proj", "v_proj"), ("gate_proj",)])
 def test_layers_that_offer_nothing_are_read_as_they_are(calls, names):
     llama = tiny_llama().eval()
