@@ -197,14 +197,18 @@ def start_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=_end_with, args=(parent.pid,), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent, os.getppid()), daemon=True).start()
 
 
-def _end_with(parent: int | None) -> None:
-    """End this process soon after its parent, however that died.
+def _end_with(owner: Any, parent: int) -> None:
+    """End this process soon after the one that it works for, however that died.
 
     torch's own end of a worker first waits until a pipe is read that nobody reads any more.
+
+    Args:
+        owner: the process that it works for; of a forked one that is seen late while sisters hold its pipe.
+        parent: the process that started it: the same one, or a server of forks, which ends with it.
     """
-    while os.getppid() == parent:
+    while os.getppid() == parent and owner.is_alive():
         time.sleep(_LOOKS)
     os._exit(1)

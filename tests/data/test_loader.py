@@ -294,14 +294,14 @@ def test_a_worker_that_ends_in_the_middle_of_a_message_is_an_error(ends: str) ->
 
 
 LEFT_ALONE = """
-import multiprocessing, time, torch
+import multiprocessing, sys, time, torch
 from torch.utils.data import DataLoader
 from janus_plugins.data.parcel import pack
 from janus_plugins.data.worker import start_worker
 
 content = [torch.zeros(100_000, dtype=torch.uint8)] * 100  # more than a pipe takes, sent through it all the same
 loader = DataLoader(content, batch_size=None, num_workers=2, collate_fn=pack, worker_init_fn=start_worker,
-                    multiprocessing_context="fork")
+                    multiprocessing_context=sys.argv[1])
 steps = iter(loader)
 next(steps)
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
@@ -309,8 +309,9 @@ time.sleep(100)
 """
 
 
-def test_workers_end_with_a_process_that_is_killed() -> None:
-    parent = subprocess.Popen([sys.executable, "-c", LEFT_ALONE], stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_workers_end_with_a_process_that_is_killed(method: str) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", LEFT_ALONE, method], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     with parent.stdout:  # which the workers hold, too: its end is not waited for
         workers = [int(word) for word in parent.stdout.readline().split()]
