@@ -19,6 +19,7 @@ import typer
 
 from janus_plugins.core.environment import switched_on
 from janus_plugins.core.errors import JanusPluginsError, RunFileError
+from janus_plugins.stdout import set_aside
 
 app = typer.Typer(
     name="janus-plugins",
@@ -111,7 +112,8 @@ def list_plugins(as_json: AsJson = False) -> None:
     from janus_plugins.core.plugins import plugins
     from janus_plugins.tables import plugins_as_data, print_plugins
 
-    reports = plugins()
+    with set_aside():
+        reports = plugins()
     if as_json:
         _json(plugins_as_data(reports))
     else:
@@ -149,7 +151,8 @@ def explain(
     from janus_plugins.tables import print_explanation
 
     machines = Machines(gpus, memory, tflops, mfu, item_text, text)
-    explanation = explain_plan(_plan(run, overrides), machines)
+    with set_aside():
+        explanation = explain_plan(_plan(run, overrides), machines)
     if as_json:
         _json(explanation.as_dict())
     else:
@@ -162,7 +165,8 @@ def schema(out: Annotated[Path | None, typer.Option(help="write it there instead
     from janus_plugins.core.json_schema import run_schema
     from janus_plugins.core.outputs import replaced, writing
 
-    text = json.dumps(run_schema(), indent=1, ensure_ascii=False) + "\n"
+    with set_aside():
+        text = json.dumps(run_schema(), indent=1, ensure_ascii=False) + "\n"
     if out is None:
         typer.echo(text, nl=False)
     else:
@@ -261,6 +265,7 @@ def generate(
     if not texts:
         raise RunFileError("nothing to make: give --prompt TEXT, or --prompts FILE")
     given = _items(image or [], item or [])
+    say = context.with_resource(set_aside())
     world, place = open_ranks(_device(device))
     loaded = world.together(lambda: _load(model, place))
     make_folder(out)
@@ -275,7 +280,7 @@ def generate(
     }  # fmt: skip
 
     def keep(one: Any) -> None:
-        typer.echo(str(save_generated(loaded, [one], out, numbers)[0]))
+        say(str(save_generated(loaded, [one], out, numbers)[0]))
 
     if not interleaved:
         with world.apart():
@@ -289,7 +294,7 @@ def generate(
 
     def keep_answer(answer: Any) -> None:
         for line in files.add(answer):
-            typer.echo(line)
+            say(line)
 
     with world.apart():
         if share:
@@ -298,7 +303,7 @@ def generate(
                 text_temperature=text_temperature, only=share, on_made=keep_answer, **common,
             )  # fmt: skip
         for path in files.close():
-            typer.echo(str(path))
+            say(str(path))
 
 
 @app.command()
@@ -327,10 +332,11 @@ def ask(
             "--top-p: at temperature 0 the likeliest token is always taken; give --temperature above 0, or "
             "leave it out"
         )
-    _load(model, device).ask(
-        question, items=items, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
-        linears=linears, on_text=lambda piece: typer.echo(piece.text, nl=False),
-    )  # fmt: skip
+    with set_aside() as say:
+        _load(model, device).ask(
+            question, items=items, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+            seed=seed, linears=linears, on_text=lambda piece: say(piece.text, nl=False),
+        )  # fmt: skip
     typer.echo()
 
 
@@ -347,10 +353,11 @@ def evaluate(
     from janus_plugins.evaluation.runner import evaluate_model
     from janus_plugins.tables import print_evaluation
 
-    world, place = open_ranks(_device(device))
-    result = among_ranks(
-        world, lambda: _load(model, place), lambda shared: evaluate_model(shared, tuple(task or ()), out)
-    )
+    with set_aside():
+        world, place = open_ranks(_device(device))
+        result = among_ranks(
+            world, lambda: _load(model, place), lambda shared: evaluate_model(shared, tuple(task or ()), out)
+        )
     if result is None:  # the main rank tells
         return
     if as_json:
@@ -394,12 +401,13 @@ def check(
     from janus_plugins.core.catalogue import catalogue
     from janus_plugins.testing.command import check_entries, chosen
 
-    entries = chosen(catalogue(), component, kind)
     reports = []
-    for report in check_entries(entries, options or (), ranks):
-        reports.append(report)
-        if not as_json:
-            typer.echo(report.text(failures_only=len(entries) > 1))
+    with set_aside() as say:
+        entries = chosen(catalogue(), component, kind)
+        for report in check_entries(entries, options or (), ranks):
+            reports.append(report)
+            if not as_json:
+                say(report.text(failures_only=len(entries) > 1))
     if as_json:
         _json([report.as_dict() for report in reports])
     if not all(report.ok for report in reports):
