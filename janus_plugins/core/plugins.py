@@ -34,6 +34,7 @@ from janus_plugins.core.environment import switched_on
 from janus_plugins.core.errors import PluginError
 from janus_plugins.core.hookspecs import PROJECT
 from janus_plugins.core.owner import Owner
+from janus_plugins.core.requirements import unmet_requirements
 from janus_plugins.core.side_effects import Bystanders
 from janus_plugins.core.specs import CONTRACT_VERSION, ComponentSpec
 from janus_plugins.core.suggest import nearest
@@ -222,7 +223,7 @@ class PluginHost:
         report = _report(
             found,
             "failed" if raised else "ok",
-            error=_one_line(raised) if raised else "",
+            error=_cause(raised, found.owner.distribution) if raised else "",
             exception=raised,
             components=tuple(_component_report(spec, raised is not None) for spec in specs),
             load_seconds=seconds,
@@ -437,6 +438,10 @@ def _wrong_contract(found: InstalledEntry, spec: ComponentSpec) -> str:
 
 def _report(found: InstalledEntry, status: Literal["ok", "failed", "blocked"], **rest: Any) -> PluginReport:
     return PluginReport(found.owner.distribution, found.entry.name, found.owner.version, status, **rest)
+
+
+def _cause(error: BaseException, owner: str) -> str:
+    return "; ".join(filter(None, (_one_line(error), unmet_requirements(owner))))
 
 
 def _one_line(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from janus_plugins import __version__
 from janus_plugins.core.errors import PluginError
 from janus_plugins.core.plan import Owner
 from janus_plugins.core.plugins import InstalledEntry, PluginHost, PluginList, PluginReport, host, plugins
@@ -272,6 +273,29 @@ def test_two_entries_of_one_distribution_may_not_share_a_component(load: Any) ->
     reports = PluginHost(entry_points=two).reports
     assert [report.status for report in reports] == ["ok", "failed"]
     assert reports[1].error == "head/one is already offered by acme:a; rename one"
+
+
+@pytest.mark.parametrize(
+    ("asks", "told"),
+    [
+        ("janus-plugins>=99", f"late asks for janus-plugins>=99 ({__version__} is installed); next: install"),
+        ("no-such-library==3", "late asks for no-such-library==3 (not installed)"),
+        ("janus-plugins>=0.1\nRequires-Dist: no-such-library; extra == 'test'", ""),
+        ("?", ""),
+    ],
+)
+def test_a_plugin_that_fails_says_which_of_its_requirements_are_not_met(
+    asks: str, told: str, load: Any, tmp_path: Path
+) -> None:
+    info = tmp_path / "late-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: late\nVersion: 1.0\nRequires-Dist: {asks}\n"
+    )
+    error = load(late="from janus_plugins import WhatIsToCome")["late"].error
+    assert error.startswith("ImportError: cannot import name 'WhatIsToCome'")
+    assert told in error
+    assert ("asks for" in error) == bool(told)
 
 
 def test_what_a_plugin_prints_stays_off_stdout(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
