@@ -106,6 +106,38 @@ def test_installed_listed_checked_and_used(site: Path, tmp_path: Path) -> None:
     assert all(b"prompt: a rising low c major scale" in path.read_bytes() for path in files)
 
 
+PUBLISHED = """
+import sys, torch
+from safetensors import safe_open
+from transformers import Dinov2Config, Dinov2Model
+from janus_dinov2.model import Dino
+from janus_dinov2.spec import DinoConfig
+from janus_plugins.core.errors import CheckpointError
+
+folder = sys.argv[1]
+config = Dinov2Config(
+    hidden_size=64, num_hidden_layers=2, num_attention_heads=1, image_size=518, patch_size=14
+)
+published = Dinov2Model(config).eval()
+published.save_pretrained(folder)
+with safe_open(folder + "/model.safetensors", "pt") as file:
+    assert "encoder.layer.0.attention.attention.query.weight" in file.keys()
+made = [DinoConfig(image_size=28, width=64, depth=depth) for depth in (2, 1)]
+encoder, shallow = (Dino(config, config.facts()).eval() for config in made)
+encoder.load_weights(folder)
+pixels = torch.randn(2, 3, 28, 28)
+assert torch.equal(encoder({"pixels": pixels}), published(pixels).last_hidden_state[:, 1:])
+try:
+    shallow.load_weights(folder)
+except CheckpointError as error:
+    print(error)
+"""
+
+
+def test_an_encoder_reads_weights_by_the_names_that_published_files_have(site: Path, tmp_path: Path) -> None:
+    assert "18 unexpected" in run("-c", PUBLISHED, str(tmp_path), site=site)
+
+
 STEPS = """
 import io, json, sys
 from pathlib import Path
