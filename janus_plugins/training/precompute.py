@@ -44,6 +44,7 @@ Load = Callable[[Path], UnifiedModel]
 
 T = TypeVar("T")
 
+_ABLE = "frozen in some stage, a fixed number of tokens, not shared"
 PART_BYTES = 2**26
 PART_SAMPLES = 512
 
@@ -160,14 +161,15 @@ def _wanted(plan: RunPlan, name: str, paths: Mapping[Address, T]) -> dict[Addres
 
 def _chosen_paths(plan: RunPlan, paths: Sequence[str]) -> list[Address]:
     able = frozen_paths(plan, plan.run.stages)
+    if not able:
+        raise RunFileError(f"no path of this run can be precomputed ({_ABLE}); nothing was written")
     if not paths:
         return able
     spelt = {f"{path}.{modality}": (path, modality) for path, modality in able}
     for name in paths:
         if name not in spelt:
             raise RunFileError(
-                f"path {name!r} cannot be precomputed; these can: {', '.join(spelt) or 'none'} (frozen in "
-                "some stage, a fixed number of tokens, not shared)"
+                f"path {name!r} cannot be precomputed; these can: {', '.join(spelt)} ({_ABLE})"
             )
     return [spelt[name] for name in paths]
 

@@ -276,6 +276,17 @@ def test_what_cannot_be_precomputed_is_named(
         precompute(plan, tmp_path, world, **options)
 
 
+@pytest.mark.parametrize("paths", [[], ["generation.image"]])
+def test_a_run_without_a_path_that_can_be_precomputed_says_what_makes_one(
+    plan: RunPlan, world: World, tmp_path: Path, paths: list[str]
+) -> None:
+    codes = dataclasses.replace(plan, run=plan.run.model_copy(update={"stages": plan.run.stages[:1]}))
+    assert codes.run.stages[0].reconstruct == "image"
+    message = r"no path of this run can be precomputed \(frozen in some stage, a fixed number of tokens"
+    with pytest.raises(RunFileError, match=message):
+        precompute(codes, tmp_path, world, paths=paths)
+
+
 def test_another_encoder_does_not_write_into_the_same_folder(
     plan: RunPlan, folder: Path, world: World
 ) -> None:
