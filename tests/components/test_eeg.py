@@ -282,6 +282,12 @@ def test_what_cannot_be_used_is_a_bad_sample(value, message):
         processor()(value)
 
 
+@pytest.mark.parametrize("options", [{}, {"band": (0.5, 15.0)}, {"notch": 10.0}, {"rate": 20}])
+def test_a_recording_without_samples_is_a_bad_sample_whatever_is_done_to_it(options):
+    with pytest.raises(BadSample, match="without samples; one window is 40"):
+        processor(**options)({"array": np.zeros((3, 0)), "sampling_rate": 40})
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -36,6 +36,8 @@ class EegProcessor:
             zero=config.missing == "zero",
         )
         signal, rate = read_signal(value, wanted)
+        if not signal.shape[1]:
+            raise BadSample(f"a recording without samples; one window is {config.window} at {config.rate} Hz")
         if not np.isfinite(signal).all():
             raise BadSample("a recording with samples that are no finite numbers")
         signal = self._resampled(self._filtered(signal, rate), rate)
