@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from janus_eeg.signals import BANDS, REGIONS, background, blinks, rhythm
 from janus_eeg.source import Brainwaves
 from janus_eeg.spec import CHANNELS, BrainwavesConfig, janus_components
@@ -11,6 +12,12 @@ RATE = 256
 def test_contracts():
     for spec in janus_components():
         check_component(spec)
+
+
+@pytest.mark.parametrize("seconds", [(4, 2), (0, 2)])
+def test_lengths_that_no_recording_can_have_are_refused(seconds):
+    with pytest.raises(ValueError, match="seconds"):
+        BrainwavesConfig(seconds=seconds)
 
 
 def power(signal, low, high):
