@@ -1,10 +1,16 @@
+from typing import Annotated
+
+from pydantic import Field
+
 import janus_plugins as jp
+
+Count = Annotated[int, Field(ge=1)]
 
 
 class ConfusionConfig(jp.ComponentConfig):
-    limit: int | None = None
-    batch: int = 64
-    max_new_tokens: int = 16
+    limit: Count | None = None
+    batch: Count = 64
+    max_new_tokens: Count = 16
 
     def facts(self):
         return jp.EvaluationFacts(tasks=frozenset({"text", "understanding"}))

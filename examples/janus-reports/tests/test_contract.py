@@ -1,5 +1,6 @@
 from types import SimpleNamespace
 
+import pytest
 from janus_reports.confusion import Confusion
 from janus_reports.spec import CONFUSION, LOSS_FILE, ConfusionConfig
 
@@ -10,6 +11,12 @@ from janus_plugins.testing import check_component
 def test_contracts():
     check_component(CONFUSION)
     check_component(LOSS_FILE)
+
+
+@pytest.mark.parametrize("option", ["limit", "batch", "max_new_tokens"])
+def test_less_than_one_is_refused_before_training(option):
+    with pytest.raises(ValueError, match=option):
+        ConfusionConfig(**{option: 0})
 
 
 def test_a_rare_answer_counts_as_much_as_a_common_one():
