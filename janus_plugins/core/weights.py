@@ -5,6 +5,7 @@ Safetensors, or pickles that hold tensors alone (`weights_only`). torch is impor
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from janus_plugins.core.suggest import unexpanded
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _FILES = (
@@ -100,6 +102,64 @@ def load_exactly(
     if problems:
         raise CheckpointError(f"{source!r} does not fit {type(module).__name__}: {'; '.join(problems)}")
     module.load_state_dict(given, strict=False)
+
+
+def load_pretrained(module: PreTrainedModel, source: str, *, drop: Collection[str] = ()) -> None:
+    """Copy published weights into a model of transformers, whose names may not be those of its files.
+
+    Args:
+        module: what to fill; its config says its sizes.
+        source: a folder or a hub id.
+        drop: names that published files hold and this module has no use for.
+
+    Raises:
+        CheckpointError: there is nothing, names are missing or left over, or shapes differ.
+    """
+    dtype = next(module.parameters()).dtype
+    made = read_pretrained(type(module), source, copy.deepcopy(module.config), drop=drop, dtype=dtype)
+    module.load_state_dict(made.state_dict())
+
+
+def read_pretrained(kind: Any, source: str, config: Any, *, drop: Collection[str] = (), **how: Any) -> Any:
+    """Return a model of transformers with its published weights, every key accounted for.
+
+    Args:
+        kind: its class, or an auto class.
+        source: a folder or a hub id.
+        config: its sizes.
+        drop: names that published files hold and this model has no use for.
+        how: further arguments of `from_pretrained`.
+
+    Raises:
+        CheckpointError: there is nothing, names are missing or left over, or shapes differ.
+    """
+    local = Path(source).expanduser()
+    if local.is_file():
+        raise CheckpointError(f"{source} is a file; name the folder that holds it")
+    try:
+        model, report = kind.from_pretrained(
+            str(local) if local.is_dir() else source,
+            config=config,
+            weights_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            **how,
+        )
+    except Exception as error:
+        told = f"no weights of {kind.__name__} can be read from {source!r}: {error}"
+        raise CheckpointError(f"{told}{unexpanded(source)}") from error
+    problems = [
+        *_listed("missing", map(str, report["missing_keys"])),
+        *_listed("unexpected", {str(key) for key in report["unexpected_keys"]} - set(drop)),
+        *_listed(
+            "of another shape",
+            (f"{name} {tuple(one)} instead of {tuple(own)}" for name, one, own in report["mismatched_keys"]),
+        ),
+        *map(str, report.get("error_msgs") or ()),
+    ]
+    if problems:
+        raise CheckpointError(f"{source!r} does not fit {type(model).__name__}: {'; '.join(problems)}")
+    return model
 
 
 def _listed(label: str, names: Iterable[str]) -> list[str]:

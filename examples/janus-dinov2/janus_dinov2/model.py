@@ -1,7 +1,7 @@
 from torch import nn
 from transformers import Dinov2Config, Dinov2Model
 
-from janus_plugins.core.weights import load_exactly
+from janus_plugins.core.weights import load_pretrained
 
 
 class Dino(nn.Module):
@@ -15,4 +15,4 @@ class Dino(nn.Module):
         return self.vit(items["pixels"].to(self.vit.dtype)).last_hidden_state[:, 1:]
 
     def load_weights(self, source):
-        load_exactly(self.vit, Dinov2Model.from_pretrained(source, use_mask_token=False).state_dict(), source)
+        load_pretrained(self.vit, source, drop=["embeddings.mask_token"])
