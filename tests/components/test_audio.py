@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from scipy.io import wavfile
 from transformers import ASTFeatureExtractor, ASTForAudioClassification, WhisperFeatureExtractor, WhisperModel
@@ -19,6 +20,7 @@ from janus_plugins.sequence.assemble import collate_items
 from tests.components.keeps import made
 
 TINY = AudioConfig.tiny()
+PUBLISHED_AST = "audio_spectrogram_transformer"
 AST_TINY = {**TINY, "name": "ast-base", "mel_bins": 36, "seconds": 0.6}
 
 
@@ -90,7 +92,9 @@ def test_ast_weights_of_a_classifier_load_and_features_run_in_time(tmp_path):
     published = ASTForAudioClassification(encoder.trunk.config).eval()
     for parameter in published.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    save_file(published.state_dict(), tmp_path / "model.safetensors")
+    published.save_pretrained(tmp_path)  # under the names of published files
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert f"{PUBLISHED_AST}.encoder.layer.0.attention.attention.query.weight" in file.keys()  # noqa: SIM118
     encoder.load_weights(str(tmp_path))
     config = AudioConfig(**AST_TINY)
     arrays = AudioProcessor(config)(sound(0.6))

@@ -18,6 +18,16 @@ _PREFIXES = {
     "ast": ("audio_spectrogram_transformer.",),
 }
 """Before the encoder's names in files of the whole model."""
+_AST_NAMES = {
+    "encoder.layer.": "layers.",
+    "attention.attention.query.": "attention.q_proj.",
+    "attention.attention.key.": "attention.k_proj.",
+    "attention.attention.value.": "attention.v_proj.",
+    "attention.output.dense.": "attention.o_proj.",
+    "intermediate.dense.": "mlp.fc1.",
+    "output.dense.": "mlp.fc2.",
+}
+"""What a newer transformers calls modules of published files; a name stands before one that it ends in."""
 _POSITIONS = {"whisper": "embed_positions.weight", "ast": "embeddings.position_embeddings"}
 
 
@@ -80,6 +90,8 @@ class AudioEncoder(nn.Module):
             if found:
                 tensors = found
                 break
+        if family == "ast" and hasattr(self.trunk, "layers"):
+            tensors = {_renamed(name): each for name, each in tensors.items()}
         name = _POSITIONS[family]
         if name in tensors:
             tensors[name] = self._positions(tensors[name])
@@ -95,6 +107,12 @@ class AudioEncoder(nn.Module):
             return published
         bands = published[:, 2:].reshape(1, rows, -1, width)[:, :, :columns]
         return torch.cat([published[:, :2], bands.flatten(1, 2)], dim=1)
+
+
+def _renamed(name: str) -> str:
+    for old, new in _AST_NAMES.items():
+        name = name.replace(old, new)
+    return name
 
 
 def _whisper(config: AudioConfig) -> Any:
