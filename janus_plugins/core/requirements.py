@@ -28,14 +28,15 @@ def _unmet(distribution: str) -> Iterator[tuple[Requirement, str]]:
         wanted = Requirement(line)
         if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
             continue
-        installed = _installed(wanted.name)
+        installed = installed_version(wanted.name)
         if installed is None:
             yield wanted, "not installed"
         elif not wanted.specifier.contains(installed, prereleases=True):
             yield wanted, f"{installed} is installed"
 
 
-def _installed(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
+    """Return the version of a distribution that is installed, or None."""
     if canonicalize_name(name) == "janus-plugins":  # a checkout on the path has no metadata
         return __version__
     try:

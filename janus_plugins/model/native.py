@@ -28,6 +28,7 @@ from janus_plugins.core.options import unlike
 from janus_plugins.core.outputs import left_by_the_dead, partial_of
 from janus_plugins.core.owner import Owner
 from janus_plugins.core.plan import Part, RunPlan, plain_options
+from janus_plugins.core.requirements import installed_version
 from janus_plugins.core.runfile import dump_run, load_run, locator
 from janus_plugins.core.schema import ModelBlock
 from janus_plugins.core.wiring import resolve
@@ -146,7 +147,8 @@ def new_folder(folder: str | Path) -> Path:
 def provenance(model: UnifiedModel) -> dict[str, Any]:
     """Return who made each part, by address: distribution, version, component, and all its options.
 
-    A run file says the options that differ from the defaults of the day; those may change.
+    A run file says the options that differ from the defaults of the day; those may change. The versions of
+    the libraries below are there, too.
     """
     parts = {
         part.address: {
@@ -157,7 +159,16 @@ def provenance(model: UnifiedModel) -> dict[str, Any]:
         }
         for part in model.plan.model.parts()
     }
-    return {"janus-plugins": janus_plugins.__version__, "torch": torch.__version__, "parts": parts}
+    return {
+        "janus-plugins": janus_plugins.__version__,
+        "torch": torch.__version__,
+        "parts": parts,
+        "libraries": {name: here for name in _LIBRARIES if (here := installed_version(name))},
+    }
+
+
+_LIBRARIES = ("transformers", "timm", "open-clip-torch", "diffusers")
+"""Whose modules parts are made of; another version may call them otherwise."""
 
 
 def save_tensors(state: Mapping[str, Tensor], folder: Path) -> None:
@@ -285,12 +296,18 @@ def _unlike(part: Part, made_by: Mapping[str, Any]) -> Iterator[str]:
 
 @contextmanager
 def versions_told(folder: Path, plan: RunPlan) -> Iterator[None]:
-    """Add to what a checkpoint's weights raise which plugins were of another version when it was made."""
+    """Add to what a checkpoint's weights raise which plugins and libraries were others when it was made."""
     try:
         yield
     except CheckpointError as error:
-        changed = set()
-        for address, made in _made_by(folder)["parts"].items():
+        changed, made_by = set(), _made_by(folder)
+        for name, then in made_by.get("libraries", {}).items():
+            if (here := installed_version(name)) != then:
+                changed.add(
+                    f"it was made with {name}=={then}, whose modules may have other names than those of "
+                    f"{here or 'none'}; next: pip install {name}=={then}"
+                )
+        for address, made in made_by["parts"].items():
             part = next((one for one in plan.model.parts() if one.address == address), None)
             if part and part.owner != Owner(made["distribution"], made["version"]):
                 owner, wanted = part.owner, f"{made['distribution']}=={made['version']}"

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from pydantic import BaseModel, Field, computed_field, create_model, field_validator
 from torch import nn
 from transformers import LlamaConfig
@@ -615,6 +616,17 @@ def test_weights_of_another_version_tell_the_version_that_fits(model, folder, re
     said = r"understanding.image.encoder was made with janus-plugins==0\.0\.1, here it is of janus-plugins=="
     with pytest.raises(CheckpointError, match="(?s)shape.*" + said):
         read(folder)
+
+
+def test_weights_of_another_library_tell_its_version(model, folder):
+    """transformers names modules anew from time to time, and a model folder has the names of its day."""
+    made_by = json.loads((folder / "provenance.json").read_text())
+    assert made_by["libraries"]["transformers"] == transformers.__version__
+    made_by["libraries"]["transformers"] = "5.0.1"
+    edited(folder, "embed_dim: 16", "embed_dim: 32", made_by)
+    said = rf"transformers==5\.0\.1.* of {transformers.__version__}; next: pip install transformers==5\.0\.1"
+    with pytest.raises(CheckpointError, match="(?s)shape.*" + said):
+        jp.load(folder)
 
 
 def test_an_option_and_a_plugin_that_are_gone_are_told(model, folder, caplog):
