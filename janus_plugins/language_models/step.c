@@ -33,14 +33,15 @@ typedef struct {
     int64_t visible_row, visible_slot, rows, slots, start, threads;
 } Place;
 
-INLINE float sum_of_products(int64_t kind, const float *one, const char *other, int64_t count) {
-    const int64_t size = size_of(kind);
+INLINE float sum_of_squares(const float *from, int64_t count) {
     __m256 sums = _mm256_setzero_ps();
     int64_t at = 0;
-    for (; at + LANES <= count; at += LANES)
-        sums = _mm256_fmadd_ps(_mm256_loadu_ps(one + at), eight_of(kind, other + at * size), sums);
+    for (; at + LANES <= count; at += LANES) {
+        const __m256 eight = _mm256_loadu_ps(from + at);
+        sums = _mm256_fmadd_ps(eight, eight, sums);
+    }
     float sum = sum_of(sums);
-    for (; at < count; at++) sum += one[at] * one_of(kind, other + at * size);
+    for (; at < count; at++) sum += from[at] * from[at];
     return sum;
 }
 
@@ -74,7 +75,7 @@ INLINE float power_of_e(float x) {
 static void normed(const Body *body, const float *weight, const float *from, int64_t rows, float *to) {
     const int64_t width = body->width;
     for (int64_t row = 0; row < rows; row++, from += width, to += width) {
-        const float size = 1.0f / sqrtf(sum_of_products(FP32, from, (const char *)from, width) / width + body->eps);
+        const float size = 1.0f / sqrtf(sum_of_squares(from, width) / width + body->eps);
         for (int64_t at = 0; at < width; at++) to[at] = from[at] * size * weight[at];
     }
 }
@@ -87,32 +88,30 @@ static void turned(const float *from, const float *cos, const float *sin, int64_
     }
 }
 
-/* Write how a query [width] meets the keys of `count` slots. Memory gives most when places far from one another are read
-in turn: four quarters of the slots. Each product is summed up as by `sum_of_products`. */
+/* Write how a query [width] meets the keys of `count` slots in each of `parts` places, `apart` slots from one another.
+Memory gives most when places far apart are read in turn. */
 INLINE void met(
-    const int64_t kind, const float *query, const char *keys, int64_t count, int64_t width, float scale, float *shares
+    const int64_t kind, const int parts, const float *query, const char *keys, int64_t apart, int64_t count,
+    int64_t width, float scale, float *shares
 ) {
-    const int64_t size = size_of(kind), line = width * size, quarter = count / 4;
-    for (int64_t slot = 0; slot < quarter; slot++) {
+    const int64_t size = size_of(kind), line = width * size;
+    for (int64_t slot = 0; slot < count; slot++) {
         const char *key = keys + slot * line;
-        __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+        __m256 sums[4];
+        UNROLL for (int part = 0; part < parts; part++) sums[part] = _mm256_setzero_ps();
         int64_t at = 0;
         for (; at + LANES <= width; at += LANES) {
             const __m256 one = _mm256_loadu_ps(query + at);
-            UNROLL for (int part = 0; part < 4; part++) {
-                const char *here = key + part * quarter * line + at * size;
-                sums[part] = _mm256_fmadd_ps(one, eight_of(kind, here), sums[part]);
-            }
+            UNROLL for (int part = 0; part < parts; part++)
+                sums[part] = _mm256_fmadd_ps(one, eight_of(kind, key + part * apart * line + at * size), sums[part]);
         }
-        UNROLL for (int part = 0; part < 4; part++) {
+        UNROLL for (int part = 0; part < parts; part++) {
             float sum = sum_of(sums[part]);
             for (int64_t rest = at; rest < width; rest++)
-                sum += query[rest] * one_of(kind, key + part * quarter * line + rest * size);
-            shares[part * quarter + slot] = sum * scale;
+                sum += query[rest] * one_of(kind, key + part * apart * line + rest * size);
+            shares[part * apart + slot] = sum * scale;
         }
     }
-    for (int64_t slot = 4 * quarter; slot < count; slot++)
-        shares[slot] = sum_of_products(kind, query, keys + slot * line, width) * scale;
 }
 
 /* Slots whose values are read together: they are met once for every part of a head, and lie near by then. */
@@ -141,7 +140,9 @@ INLINE void looked(
 ) {
     const int64_t size = size_of(kind), line = width * size;
     for (; visible && count && !*visible; visible++, keys += line, values += line) count--;
-    met(kind, query, keys, count, width, scale, shares);
+    const int64_t quarter = count / 4, rest = 4 * quarter;
+    met(kind, 4, query, keys, quarter, quarter, width, scale, shares);
+    met(kind, 1, query, keys + rest * line, 0, count - rest, width, scale, shares + rest);
     if (visible)
         for (int64_t slot = 0; slot < count; slot++) shares[slot] = visible[slot] ? shares[slot] : -INFINITY;
     __m256 mosts = _mm256_set1_ps(-INFINITY);
