@@ -87,20 +87,17 @@ def load_exactly(
     """
     given = {name: tensor for name, tensor in tensors.items() if name not in drop}
     own = module.state_dict()
-    problems = [
-        *_listed("missing", own.keys() - given.keys() - set(optional)),
-        *_listed("unexpected", given.keys() - own.keys()),
-        *_listed(
-            "of another shape",
-            (
-                f"{name} {tuple(given[name].shape)} instead of {tuple(own[name].shape)}"
-                for name in own.keys() & given.keys()
-                if given[name].shape != own[name].shape
-            ),
-        ),
-    ]
-    if problems:
-        raise CheckpointError(f"{source!r} does not fit {type(module).__name__}: {'; '.join(problems)}")
+    _refuse(
+        source,
+        module,
+        own.keys() - given.keys() - set(optional),
+        given.keys() - own.keys(),
+        [
+            (name, given[name].shape, own[name].shape)
+            for name in own.keys() & given.keys()
+            if given[name].shape != own[name].shape
+        ],
+    )
     module.load_state_dict(given, strict=False)
 
 
@@ -148,18 +145,33 @@ def read_pretrained(kind: Any, source: str, config: Any, *, drop: Collection[str
     except Exception as error:
         told = f"no weights of {kind.__name__} can be read from {source!r}: {error}"
         raise CheckpointError(f"{told}{unexpanded(source)}") from error
+    missing, unexpected, reshaped = (
+        report[f"{what}_keys"] for what in ("missing", "unexpected", "mismatched")
+    )
+    _refuse(source, model, missing, set(unexpected) - set(drop), reshaped, report.get("error_msgs") or ())
+    return model
+
+
+def _refuse(
+    source: str,
+    module: nn.Module,
+    missing: Iterable[str],
+    unexpected: Iterable[str],
+    reshaped: Iterable[tuple[str, Iterable[int], Iterable[int]]],
+    further: Iterable[Any] = (),
+) -> None:
+    """Raise where names are missing or left over, or tensors have other shapes than the module's."""
     problems = [
-        *_listed("missing", map(str, report["missing_keys"])),
-        *_listed("unexpected", {str(key) for key in report["unexpected_keys"]} - set(drop)),
+        *_listed("missing", missing),
+        *_listed("unexpected", unexpected),
         *_listed(
             "of another shape",
-            (f"{name} {tuple(one)} instead of {tuple(own)}" for name, one, own in report["mismatched_keys"]),
+            (f"{name} {tuple(given)} instead of {tuple(own)}" for name, given, own in reshaped),
         ),
-        *map(str, report.get("error_msgs") or ()),
+        *map(str, further),
     ]
     if problems:
-        raise CheckpointError(f"{source!r} does not fit {type(model).__name__}: {'; '.join(problems)}")
-    return model
+        raise CheckpointError(f"{source!r} does not fit {type(module).__name__}: {'; '.join(problems)}")
 
 
 def _listed(label: str, names: Iterable[str]) -> list[str]:
