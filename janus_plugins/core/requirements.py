@@ -1,15 +1,21 @@
-"""What an installed distribution asks for and does not find: why a plugin may fail to load."""
+"""What an installed distribution asks for and does not find: why a plugin may fail to load.
+
+What reads requirements is imported where a plugin has failed: listing plugins that load waits for none of it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
+from typing import TYPE_CHECKING
 
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from janus_plugins import __version__
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 
 def unmet_requirements(distribution: str) -> str:
@@ -24,6 +30,8 @@ def unmet_requirements(distribution: str) -> str:
 
 
 def _unmet(distribution: str) -> Iterator[tuple[Requirement, str]]:
+    from packaging.requirements import Requirement
+
     for line in requires(distribution) or ():
         wanted = Requirement(line)
         if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
